@@ -1,0 +1,74 @@
+// What every kernel stands on: storage types, loads and stores, atomics, and the loop over work items.
+//
+// A prelude comes before this file and fixes the specialisation: SCALAR, COORD (storage types of data and
+// coordinates), ACC (arithmetic type), INDEX, and the constants TILE, LANES, VEC. On the host, host_shim.h comes
+// before it too and defines what a CUDA compiler knows by itself.
+
+#ifndef CUDAKIT_HOST
+struct half_t {
+    unsigned short bits;
+};
+struct bfloat16_t {
+    unsigned short bits;
+};
+typedef INDEX index_t;
+typedef unsigned INDEX uindex_t;
+
+#define DEVICE __device__ __forceinline__
+// A kernel is a template until ENTRY names it, so that a translation unit holds code for one kernel alone.
+#define KERNEL(name, Params) template <int> __device__ __forceinline__ void name##_items(const Params& p)
+#define ENTRY(name, Params)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256) name(const __grid_constant__ Params p) { name##_items<0>(p); }
+#define FOR_EACH(i, count)                                                                                            \
+    for (index_t i = ((index_t)blockIdx.x * (index_t)blockDim.x + (index_t)threadIdx.x) / LANES; i < (count);         \
+         i += (index_t)gridDim.x * (index_t)blockDim.x / LANES)
+#define LANE ((int)threadIdx.x % LANES)
+#define SIMD
+#define SIMD_SUM(...)
+#define SCALAR_LOOP
+#define UNROLL _Pragma("unroll")
+
+DEVICE float as_float(unsigned bits) { return __uint_as_float(bits); }
+DEVICE unsigned as_bits(float value) { return __float_as_uint(value); }
+DEVICE float widen(half_t value) {
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+    return wide;
+}
+DEVICE void narrow(float value, half_t& out) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(value)); }
+DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
+DEVICE float round_even(float x) { return rintf(x); }
+DEVICE double round_even(double x) { return rint(x); }
+DEVICE float round_down(float x) { return floorf(x); }
+DEVICE double round_down(double x) { return floor(x); }
+template <typename T> DEVICE void add_to(T* target, T value) { atomicAdd(target, value); }
+
+// Sum over the lanes that share one work item; every lane gets it.
+template <typename T> DEVICE T lane_sum(T value) {
+    UNROLL for (int step = LANES / 2; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+    return value;
+}
+#endif
+
+typedef SCALAR scalar_t;
+typedef COORD coord_t;
+typedef ACC acc_t;
+
+DEVICE float widen(float value) { return value; }
+DEVICE double widen(double value) { return value; }
+DEVICE float widen(bfloat16_t value) { return as_float((unsigned)value.bits << 16); }
+
+DEVICE void narrow(float value, float& out) { out = value; }
+DEVICE void narrow(float value, double& out) { out = (double)value; }
+DEVICE void narrow(double value, float& out) { out = (float)value; }
+DEVICE void narrow(double value, double& out) { out = value; }
+DEVICE void narrow(float value, bfloat16_t& out) {
+    // Round to nearest even on the upper half; a NaN keeps a set mantissa bit.
+    const unsigned bits = as_bits(value);
+    const unsigned rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+    out.bits = (unsigned short)((value == value ? rounded : bits | 0x00400000u) >> 16);
+}
+
+template <typename T> DEVICE T smaller(T a, T b) { return b < a ? b : a; }  // a where b is a NaN
+template <typename T> DEVICE T larger(T a, T b) { return b > a ? b : a; }  // a where b is a NaN

@@ -1,0 +1,89 @@
+// A small pool of threads that outlives the calls: one kernel's items, dealt out in pieces.
+//
+// The caller works along. Pieces are multiples of `grain` items, because items of one grain may add to the same
+// target. A second caller meanwhile, or a process that was forked, simply works alone or starts its own workers.
+#include <pthread.h>
+
+typedef void (*kernel_t)(const void* params, long long begin, long long end);
+
+static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;  // held by the caller whose job is running
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // guards what follows
+static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t done = PTHREAD_COND_INITIALIZER;
+static long long workers = 0;   // threads that exist
+static long long wanted = 0;    // workers that should still join the job
+static long long running = 0;   // workers that joined and have not finished
+
+static kernel_t job_kernel;
+static const void* job_params;
+static long long job_items, job_piece, job_next;
+
+static void work() {
+    for (;;) {
+        const long long begin = __atomic_fetch_add(&job_next, job_piece, __ATOMIC_RELAXED);
+        if (begin >= job_items) return;
+        const long long end = begin + job_piece;
+        job_kernel(job_params, begin, end < job_items ? end : job_items);
+    }
+}
+
+static void* worker(void*) {
+    pthread_mutex_lock(&lock);
+    for (;;) {
+        while (wanted == 0) pthread_cond_wait(&wake, &lock);
+        --wanted;
+        ++running;
+        pthread_mutex_unlock(&lock);
+        work();
+        pthread_mutex_lock(&lock);
+        if (--running == 0) pthread_cond_signal(&done);
+    }
+    return 0;
+}
+
+static void after_fork() {  // the child has no workers, and nobody who would unlock
+    static const pthread_mutex_t fresh_mutex = PTHREAD_MUTEX_INITIALIZER;
+    static const pthread_cond_t fresh_condition = PTHREAD_COND_INITIALIZER;
+    busy = lock = fresh_mutex;
+    wake = done = fresh_condition;
+    workers = wanted = running = 0;
+}
+
+static void start_workers(long long count) {
+    static bool registered = false;
+    if (!registered) registered = pthread_atfork(0, 0, after_fork) == 0;
+    while (workers < count) {
+        pthread_t thread;
+        if (pthread_create(&thread, 0, worker, 0) != 0) return;  // the caller does the rest
+        pthread_detach(thread);
+        ++workers;
+    }
+}
+
+extern "C" __attribute__((visibility("default"))) void parallel_run(kernel_t kernel, const void* params,
+                                                                    long long items, long long grain,
+                                                                    long long threads) {
+    const long long grains = (items + grain - 1) / grain;
+    if (threads > grains) threads = grains;
+    if (threads <= 1 || pthread_mutex_trylock(&busy) != 0) {
+        kernel(params, 0, items);
+        return;
+    }
+    pthread_mutex_lock(&lock);
+    start_workers(threads - 1);
+    job_kernel = kernel;
+    job_params = params;
+    job_items = items;
+    job_next = 0;
+    // Several pieces a thread, so that a slow core does not hold up the others.
+    job_piece = (grains + 8 * threads - 1) / (8 * threads) * grain;
+    wanted = threads - 1 < workers ? threads - 1 : workers;
+    pthread_cond_broadcast(&wake);
+    pthread_mutex_unlock(&lock);
+    work();
+    pthread_mutex_lock(&lock);
+    wanted = 0;  // whoever has not come by now need not
+    while (running > 0) pthread_cond_wait(&done, &lock);
+    pthread_mutex_unlock(&lock);
+    pthread_mutex_unlock(&busy);
+}

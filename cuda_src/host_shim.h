@@ -1,0 +1,77 @@
+// Stands in for a CUDA compiler: the same kernel text, compiled by the host's C++ compiler.
+//
+// A kernel becomes `name(params, begin, end)`, which does the work items begin <= i < end in order. Who calls it from
+// several threads gives each thread its own range (host_pool.cpp). No header is included, so that a compile takes a
+// fraction of a second and needs no standard library.
+#define CUDAKIT_HOST 1
+
+struct half_t {
+    unsigned short bits;
+};
+struct bfloat16_t {
+    unsigned short bits;
+};
+typedef INDEX index_t;
+typedef unsigned INDEX uindex_t;
+
+#define DEVICE static inline __attribute__((always_inline))
+#define KERNEL(name, Params) template <int> static void name##_items(const Params& p, index_t begin, index_t end)
+#define ENTRY(name, Params)                                                                                           \
+    extern "C" __attribute__((visibility("default"))) void name(const Params* p, long long begin, long long end) {    \
+        name##_items<0>(*p, (index_t)begin, (index_t)end);                                                            \
+    }
+#define FOR_EACH(i, count) for (index_t i = begin; i < end; ++i)
+#define LANE 0
+#define SIMD _Pragma("omp simd")
+#define PRAGMA(text) _Pragma(#text)
+#define SIMD_SUM(...) PRAGMA(omp simd reduction(+ : __VA_ARGS__))
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 64")
+#endif
+#define SCALAR_LOOP __asm__ volatile("")  // in a loop body: many short loads beat a gather instruction, keep them so
+
+DEVICE float as_float(unsigned bits) {
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+}
+DEVICE unsigned as_bits(float value) {
+    unsigned bits;
+    __builtin_memcpy(&bits, &value, 4);
+    return bits;
+}
+
+// binary16 by its bits, which compilers turn into SIMD code where they would call a function for _Float16.
+DEVICE float widen(half_t value) {
+    const unsigned magnitude = value.bits & 0x7fffu;
+    const float scaled = as_float(magnitude << 13) * 0x1p112f;  // rebias the exponent; exact for subnormals too
+    const unsigned bits = as_bits(scaled) | (magnitude >= 0x7c00u ? 0x7f800000u : 0u);
+    return as_float(bits | (unsigned)(value.bits & 0x8000u) << 16);
+}
+DEVICE void narrow(float value, half_t& out) {
+    const unsigned magnitude = as_bits(value) & 0x7fffffffu;
+    const unsigned odd = (magnitude >> 13) & 1u;
+    const unsigned normal = (magnitude + 0xc8000fffu + odd) >> 13;                    // round half to even
+    const unsigned subnormal = as_bits(as_float(magnitude) + 0.5f) - 0x3f000000u;     // the addition rounds
+    const unsigned overflow = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;            // NaN, or infinity
+    const unsigned rounded = magnitude < 0x38800000u ? subnormal : normal;
+    const unsigned bits = magnitude >= 0x47800000u ? overflow : rounded;
+    out.bits = (unsigned short)(bits | (as_bits(value) >> 16 & 0x8000u));
+}
+
+// Contracted only where this is called, so that two compilers and two machines give the same bits.
+#if defined(__FMA__) || defined(__aarch64__)
+DEVICE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+DEVICE double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#else
+DEVICE float fused(float a, float b, float c) { return a * b + c; }
+DEVICE double fused(double a, double b, double c) { return a * b + c; }
+#endif
+DEVICE float round_even(float x) { return __builtin_rintf(x); }
+DEVICE double round_even(double x) { return __builtin_rint(x); }
+DEVICE float round_down(float x) { return __builtin_floorf(x); }
+DEVICE double round_down(double x) { return __builtin_floor(x); }
+template <typename T> DEVICE void add_to(T* target, T value) { *target += value; }
+template <typename T> DEVICE T lane_sum(T value) { return value; }

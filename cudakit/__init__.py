@@ -1,0 +1,17 @@
+"""Deformable convolution and spatial-transformer sampling for every array framework, with no build step."""
+
+from cudakit.errors import BackendUnavailable, CompileError
+from cudakit.launch import get_num_threads, set_num_threads
+from cudakit.sampling import affine_grid, affine_grid_backward, grid_sample, grid_sample_backward
+
+__all__ = [
+    "BackendUnavailable",
+    "CompileError",
+    "affine_grid",
+    "affine_grid_backward",
+    "get_num_threads",
+    "grid_sample",
+    "grid_sample_backward",
+    "set_num_threads",
+]
+__version__ = "0.1.0"

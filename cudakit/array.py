@@ -1,0 +1,254 @@
+"""Any array as a `View` of its memory, and empty arrays of the caller's kind.
+
+NumPy arrays are read directly, everything else through DLPack (`apache-tvm-ffi`). A `Framework` says how a kind of array
+is allocated, made contiguous and put on a stream; PyTorch and JAX have adapters of their own above this.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import tvm_ffi
+
+from cudakit.errors import InvalidArgument
+
+Device = tuple[str, int]  # ("cpu", 0) or ("cuda", ordinal)
+CPU: Device = ("cpu", 0)
+DLPACK_CPU, DLPACK_CUDA, DLPACK_CUDA_HOST, DLPACK_CUDA_MANAGED = 1, 2, 3, 13
+
+
+class Spec(NamedTuple):
+    """Everything about an array but where it lies: shape and strides in elements, dtype as its name.
+
+    `aligned` says whether a GPU may read it 16 bytes at a time.
+    """
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    aligned: bool = True
+
+
+class View(NamedTuple):
+    """Where an array lies and what it looks like."""
+
+    pointer: int
+    spec: Spec
+    device: Device
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides, in elements, of a C-contiguous array."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def is_contiguous(spec: Spec) -> bool:
+    """Whether the elements follow one another in C order; strides of sizes 0 and 1 do not count."""
+    if 0 in spec.shape:
+        return True
+    pairs = zip(spec.strides, contiguous_strides(spec.shape), spec.shape, strict=True)
+    return all(stride == expected for stride, expected, size in pairs if size != 1)
+
+
+@dataclass(frozen=True)
+class Framework:
+    """A kind of array.
+
+    `view` reads an array, `pointer` only its address; `empty` and `zeros` take (shape, dtype name, device);
+    `contiguous` returns a copy in C order; `stream` returns the handle of the stream to launch on for a device ordinal.
+    """
+
+    name: str
+    view: Callable[[Any], View]
+    pointer: Callable[[Any], int]
+    empty: Callable[[tuple[int, ...], str, Device], Any]
+    zeros: Callable[[tuple[int, ...], str, Device], Any]
+    contiguous: Callable[[Any], Any]
+    stream: Callable[[int], int]
+
+
+_NUMPY_NAMES = {np.dtype(name): name for name in ("float16", "float32", "float64")}
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Return NumPy's dtype of that name; bfloat16 is ml_dtypes', which the caller must have to hold such an array."""
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def numpy_view(x: Any) -> View:
+    """View a NumPy array: read-only ones, any strides, and ml_dtypes' bfloat16 included."""
+    dtype = x.dtype
+    name = _NUMPY_NAMES.get(dtype) or str(dtype)
+    item = dtype.itemsize
+    if not dtype.isnative or any(stride % item for stride in x.strides):
+        raise InvalidArgument("{}", "be aligned and in native byte order", f"dtype {dtype.str}, strides {x.strides}")
+    strides = tuple([stride // item for stride in x.strides])
+    return View(numpy_pointer(x), Spec(x.shape, strides, name), CPU)
+
+
+def numpy_pointer(x: Any) -> int:
+    """Return the address of a NumPy array; DLPack is the fastest way, but refuses read-only and ml_dtypes arrays."""
+    try:
+        pointer: int = tvm_ffi.from_dlpack(x).data_ptr()
+    except (BufferError, RuntimeError, TypeError):
+        pointer = x.__array_interface__["data"][0]
+    return pointer
+
+
+def dlpack_pointer(x: Any) -> int:
+    """Return the address of a DLPack producer's memory."""
+    return dlpack_view(x).pointer
+
+
+def dlpack_view(x: Any) -> View:
+    """View any DLPack producer."""
+    try:
+        tensor = tvm_ffi.from_dlpack(x)
+    except BufferError:  # read-only: only the newer protocol can say so
+        tensor = tvm_ffi.from_dlpack(x.__dlpack__(max_version=(1, 0)))
+    kind, index = tensor.device.dlpack_device_type(), tensor.device.index
+    device = ("cuda", index) if kind in (DLPACK_CUDA, DLPACK_CUDA_MANAGED) else CPU
+    if kind not in (DLPACK_CPU, DLPACK_CUDA, DLPACK_CUDA_HOST, DLPACK_CUDA_MANAGED):
+        raise InvalidArgument("{}", "be on a CPU or a CUDA device", str(tensor.device), TypeError)
+    pointer = tensor.data_ptr()
+    aligned = device == CPU or pointer % 16 == 0
+    return View(pointer, Spec(tuple(tensor.shape), tuple(tensor.strides), str(tensor.dtype), aligned), device)
+
+
+def _no_stream(_: int) -> int:
+    return 0
+
+
+@cache
+def _numpy_framework() -> Framework:
+    return Framework(
+        "numpy",
+        view=numpy_view,
+        pointer=numpy_pointer,
+        empty=lambda shape, dtype, _: np.empty(shape, numpy_dtype(dtype)),
+        zeros=lambda shape, dtype, _: np.zeros(shape, numpy_dtype(dtype)),
+        contiguous=np.ascontiguousarray,
+        stream=_no_stream,
+    )
+
+
+@cache
+def _cupy_framework() -> Framework:
+    from cudakit import cuda
+
+    return Framework(
+        "cupy",
+        view=dlpack_view,
+        pointer=dlpack_pointer,
+        empty=cuda.empty,
+        zeros=cuda.zeros,
+        contiguous=cuda.contiguous,
+        stream=cuda.stream,
+    )
+
+
+def _wrapping_framework(name: str, wrap: Callable[[Any, str], Any]) -> Framework:
+    """Make the framework of arrays that cannot be allocated and written in place by their own library.
+
+    The buffer is NumPy's or CuPy's; `wrap(buffer, dtype)` hands it over through DLPack. NumPy exports no bfloat16, so
+    there the buffer is uint16 and `wrap` reinterprets it.
+    """
+
+    def allocate(shape: tuple[int, ...], dtype: str, device: Device, make: str) -> Any:
+        storage = "uint16" if dtype == "bfloat16" else dtype
+        if device == CPU:
+            return wrap(getattr(np, make)(shape, storage), dtype)
+        from cudakit import cuda
+
+        return wrap(getattr(cuda, make)(shape, storage, device), dtype)
+
+    def contiguous(x: Any) -> Any:
+        raise InvalidArgument("{}", "be contiguous", type(x).__name__)
+
+    return Framework(
+        name,
+        view=dlpack_view,
+        pointer=dlpack_pointer,
+        empty=lambda shape, dtype, device: allocate(shape, dtype, device, "empty"),
+        zeros=lambda shape, dtype, device: allocate(shape, dtype, device, "zeros"),
+        contiguous=contiguous,
+        stream=_no_stream,
+    )
+
+
+@cache
+def _tensorflow_framework() -> Framework:
+    tf = sys.modules["tensorflow"]
+
+    def wrap(buffer: Any, dtype: str) -> Any:
+        tensor = tf.experimental.dlpack.from_dlpack(buffer.__dlpack__())
+        return tf.bitcast(tensor, tf.bfloat16) if dtype == "bfloat16" else tensor
+
+    return _wrapping_framework("tensorflow", wrap)
+
+
+@cache
+def _paddle_framework() -> Framework:
+    paddle = sys.modules["paddle"]
+
+    def wrap(buffer: Any, dtype: str) -> Any:
+        tensor = paddle.utils.dlpack.from_dlpack(buffer.__dlpack__())
+        return tensor.view("bfloat16") if dtype == "bfloat16" else tensor
+
+    return _wrapping_framework("paddle", wrap)
+
+
+@cache
+def _producer_framework(library: str) -> Framework:
+    """Return the framework of any other producer: its own `from_dlpack`, else NumPy's or CuPy's arrays come back."""
+    from_dlpack = getattr(sys.modules.get(library), "from_dlpack", None)
+
+    def wrap(buffer: Any, dtype: str) -> Any:
+        if dtype == "bfloat16":
+            buffer = buffer.view(numpy_dtype(dtype))
+        return from_dlpack(buffer) if from_dlpack is not None else buffer
+
+    return _wrapping_framework(library, wrap)
+
+
+# How to recognise the arrays of a library without importing it: (module, class) -> its framework.
+_LIBRARIES: tuple[tuple[str, str, Callable[[], Framework]], ...] = (
+    ("numpy", "ndarray", _numpy_framework),
+    ("cupy", "ndarray", _cupy_framework),
+    ("tensorflow", "Tensor", _tensorflow_framework),
+    ("paddle", "Tensor", _paddle_framework),
+)
+_ADAPTED = (("torch", "Tensor"), ("jax", "Array"))
+_frameworks: dict[type, Framework | str] = {}
+
+
+def framework_of(x: object) -> Framework | str:
+    """Return the framework of an array, or the name of the adapter that serves it (``"torch"``, ``"jax"``)."""
+    kind = type(x)
+    found = _frameworks.get(kind)
+    if found is None:
+        found = _frameworks[kind] = _recognise(kind)
+    return found
+
+
+def _recognise(kind: type) -> Framework | str:
+    for module, name in _ADAPTED:
+        if module in sys.modules and issubclass(kind, getattr(sys.modules[module], name)):
+            return module
+    for module, name, make in _LIBRARIES:
+        if module in sys.modules and issubclass(kind, getattr(sys.modules[module], name, ())):
+            return make()
+    if hasattr(kind, "__dlpack__"):
+        return _producer_framework(kind.__module__.partition(".")[0])
+    raise InvalidArgument("{}", "be an array that speaks DLPack", kind.__name__, TypeError)

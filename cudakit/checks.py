@@ -1,0 +1,95 @@
+"""Shape, dtype and value checks: the one place that writes such messages."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from cudakit.array import Spec
+from cudakit.errors import InvalidArgument
+
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+HALF = ("float16", "bfloat16")
+
+
+def choice(argument: str, value: object, allowed: Collection[str]) -> None:
+    """Check that an option is one of the allowed strings."""
+    if not isinstance(value, str) or value not in allowed:
+        raise InvalidArgument(argument, f"be one of {', '.join(map(repr, allowed))}", repr(value))
+
+
+def boolean(argument: str, value: object) -> None:
+    """Check that a switch is True or False."""
+    if not isinstance(value, bool):
+        raise InvalidArgument(argument, "be True or False", repr(value), TypeError)
+
+
+def names(argument: str, value: object, allowed: Collection[str]) -> tuple[str, ...]:
+    """Check that a collection of names holds only allowed ones, and return it as a tuple."""
+    rule = f"hold only names from {tuple(allowed)}"
+    if isinstance(value, str) or not isinstance(value, Collection):
+        raise InvalidArgument(argument, rule, repr(value), TypeError)
+    if not all(name in allowed for name in value):
+        raise InvalidArgument(argument, rule, repr(value))
+    return tuple(name for name in allowed if name in value)
+
+
+def integers(argument: str, value: Any, rule: str, *, length: Collection[int], minimum: int) -> tuple[int, ...]:
+    """Check a sequence of integers, and return it as a tuple of ints."""
+    try:
+        numbers = tuple(number.__index__() for number in value)
+    except (TypeError, AttributeError):
+        raise InvalidArgument(argument, rule, repr(value), TypeError) from None
+    if len(numbers) not in length or any(number < minimum for number in numbers):
+        raise InvalidArgument(argument, rule, repr(value))
+    return numbers
+
+
+def floating(argument: str, spec: Spec) -> None:
+    """Check that an array is of one of the four floating dtypes."""
+    if spec.dtype not in FLOATING:
+        raise InvalidArgument(argument, f"have a dtype among {', '.join(FLOATING)}", spec.dtype, TypeError)
+
+
+def same_dtype(argument: str, spec: Spec, reference: str, dtype: str) -> None:
+    """Check that an array shares the dtype of the argument called `reference`."""
+    if spec.dtype != dtype:
+        raise InvalidArgument(argument, f"have the dtype of {reference}, {dtype}", spec.dtype, TypeError)
+
+
+def coordinate_dtype(argument: str, spec: Spec, reference: str, dtype: str) -> None:
+    """Check the dtype of coordinates: that of the data, or float32 beside half-precision data."""
+    if spec.dtype != dtype and not (spec.dtype == "float32" and dtype in HALF):
+        rule = f"have the dtype of {reference}, {dtype}" + (", or float32" if dtype in HALF else "")
+        raise InvalidArgument(argument, rule, spec.dtype, TypeError)
+
+
+def shape(argument: str, spec: Spec, expected: Sequence[int | str]) -> None:
+    """Check an array's shape.
+
+    Parameters
+    ----------
+    argument : str
+        Name of the argument.
+    spec : Spec
+        What came.
+    expected : sequence of int or str
+        A size for each dimension: a number that must be met, a name for a free size (``"H_out"``), or a name with its
+        number (``"N=2"``).
+    """
+    if len(expected) == len(spec.shape) and all(map(_fits, expected, spec.shape)):
+        return
+    wanted = ", ".join(map(str, expected))
+    raise InvalidArgument(argument, f"have shape ({wanted})", spec.shape)
+
+
+def _fits(expected: int | str, size: int) -> bool:
+    if isinstance(expected, str):
+        _, equals, number = expected.rpartition("=")
+        return not equals or int(number) == size
+    return expected == size
+
+
+def dimensions(argument: str, spec: Spec, allowed: Collection[int], layout: str) -> None:
+    """Check an array's number of dimensions; `layout` describes its shape to the reader."""
+    if len(spec.shape) not in allowed:
+        count = " or ".join(map(str, allowed))
+        raise InvalidArgument(argument, f"have {count} dimensions {layout}", f"shape {spec.shape}")

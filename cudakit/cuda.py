@@ -1,0 +1,96 @@
+"""CUDA through CuPy: compile, launch, allocate. The only module that imports it."""
+
+from typing import Any
+
+import numpy as np
+
+from cudakit.array import Device, numpy_dtype
+from cudakit.errors import BackendUnavailable, CompileError
+
+try:
+    import cupy
+except ImportError as error:
+    raise BackendUnavailable(
+        "CUDA arrays need CuPy; install it with: pip install 'cudakit[cuda12]' (or 'cudakit[cuda13]')"
+    ) from error
+
+THREADS = 256
+# No contraction but where the text says so, as on the host: the same bits on both.
+OPTIONS = ("--std=c++17", "--fmad=false")
+BLOCKS_PER_PROCESSOR = 32
+
+
+class _Stream:
+    """Somebody's stream, as CuPy's launch and CUDA's stream protocol read one."""
+
+    def __init__(self, handle: int) -> None:
+        self.ptr = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        """Return (version of the protocol, handle)."""
+        return (0, self.ptr)
+
+
+class CudaKernel:
+    """A compiled kernel, ready to run on one device."""
+
+    def __init__(self, text: str, name: str, lanes: int, ordinal: int) -> None:
+        self._lanes, self._ordinal = lanes, ordinal
+        with cupy.cuda.Device(ordinal) as device:
+            try:
+                self._function = cupy.RawModule(code=text, options=OPTIONS).get_function(name)
+            except cupy.cuda.compiler.CompileException as error:
+                raise CompileError(f"NVRTC refused {name}", text, str(error)) from error
+            self._blocks = device.attributes["MultiProcessorCount"] * BLOCKS_PER_PROCESSOR
+
+    def __call__(self, params: bytes, items: int, _grain: int, _work: int, stream: int) -> None:
+        """Run items 0 ... `items` - 1 on the given stream."""
+        blocks = min(-(-items * self._lanes // THREADS), self._blocks)
+        by_value = np.frombuffer(params, np.dtype((np.void, len(params))))
+        with cupy.cuda.Device(self._ordinal):
+            self._function((blocks,), (THREADS,), (by_value,), stream=_Stream(stream))
+
+
+def empty(shape: tuple[int, ...], dtype: str, device: Device) -> Any:
+    """Return an uninitialised CuPy array."""
+    with cupy.cuda.Device(device[1]):
+        return cupy.empty(shape, numpy_dtype(dtype))
+
+
+def zeros(shape: tuple[int, ...], dtype: str, device: Device) -> Any:
+    """Return a CuPy array of zeros."""
+    with cupy.cuda.Device(device[1]):
+        return cupy.zeros(shape, numpy_dtype(dtype))
+
+
+def contiguous(x: Any) -> Any:
+    """Return a CuPy array in C order."""
+    with x.device:
+        return cupy.ascontiguousarray(x)
+
+
+def stream(ordinal: int) -> int:
+    """Return the handle of CuPy's current stream on a device."""
+    with cupy.cuda.Device(ordinal):
+        handle: int = cupy.cuda.get_current_stream().ptr
+        return handle
+
+
+class Workspace:
+    """Temporary device memory, from CuPy's pool, ordered on `stream`."""
+
+    def __init__(self, size: int, zero: bool, device: Device, stream: int) -> None:
+        with cupy.cuda.Device(device[1]), cupy.cuda.Stream.from_external(_Stream(stream)):
+            self._memory = cupy.cuda.alloc(size)
+            if zero:
+                self._memory.memset_async(0, size)
+        self.pointer: int = self._memory.ptr
+
+
+def device_count() -> int:
+    """Return the number of CUDA devices."""
+    try:
+        count: int = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return 0
+    return count

@@ -1,0 +1,34 @@
+"""The exceptions that are cudakit's own, and the one that carries a failed check to the public function."""
+
+
+class CompileError(RuntimeError):
+    """A compiler refused a kernel.
+
+    Attributes
+    ----------
+    source : str
+        The whole text that was compiled, with ``#line`` marks.
+    log : str
+        What the compiler printed.
+    """
+
+    def __init__(self, message: str, source: str, log: str) -> None:
+        super().__init__(f"{message}\n{log}")
+        self.source = source
+        self.log = log
+
+
+class BackendUnavailable(RuntimeError):  # noqa: N818  (the name is part of the public contract)
+    """CuPy or a C++ compiler is missing; the message names the command that installs it."""
+
+
+class InvalidArgument(Exception):  # noqa: N818  (never leaves the package)
+    """An argument breaks a rule. The public function it was passed to adds its own name and raises `kind`."""
+
+    def __init__(self, argument: str, rule: str, got: object, kind: type[Exception] = ValueError) -> None:
+        super().__init__(argument, rule, got)
+        self.argument, self.rule, self.got, self.kind = argument, rule, got, kind
+
+    def named(self, function: str) -> Exception:
+        """Return the exception to raise from the public function called `function`."""
+        return self.kind(f"{function}: {self.argument} must {self.rule}, got {self.got}")

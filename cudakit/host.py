@@ -1,0 +1,153 @@
+"""The host's C++ compiler: kernels into shared libraries, a disk cache of them, and calls on all cores.
+
+The only module that runs a compiler. A cache entry is the library followed by the SHA-256 of its bytes; whatever does
+not match is a miss and is compiled anew. Entries appear by `os.replace`, so that processes need no lock: at worst two
+of them compile the same thing.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from cudakit.errors import BackendUnavailable, CompileError
+from cudakit.source import flatten
+
+FLAGS = (
+    *("-x", "c++", "-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden"),
+    # No contraction but where the text says so; no errno, traps, exceptions or run-time types to keep loops from SIMD.
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-rtti", "-fopenmp-simd"),
+    "-w",
+)
+X86_FLAGS = ("-mprefer-vector-width=512",)
+DIGEST_SIZE = hashlib.sha256().digest_size
+INSTALL_HINT = "no C++ compiler found; install g++ or clang++, or: pip install 'cudakit[cpu]'"
+
+
+def compilers() -> Iterator[tuple[str, ...]]:
+    """Yield the commands that could compile, best first: ``$CXX``, c++, g++, clang++, then the ziglang wheel."""
+    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
+        command = tuple(shlex.split(name))
+        path = shutil.which(command[0]) if command else None
+        if path is not None:
+            yield (path, *command[1:])
+    if find_spec("ziglang") is not None:
+        # Its C++ library would be built from source on first use; the kernels need none.
+        yield (sys.executable, "-m", "ziglang", "c++", "-nostdlib++")
+
+
+@cache
+def compiler() -> tuple[str, ...]:
+    """Return the command of the C++ compiler, or raise `BackendUnavailable`."""
+    for command in compilers():
+        return command
+    raise BackendUnavailable(INSTALL_HINT)
+
+
+@cache
+def fingerprint() -> bytes:
+    """Return what a library depends on besides its text: flags, compiler and processor."""
+    command = compiler()
+    parts = [*command, *flags(), platform.machine(), sys.platform]
+    spec = find_spec("ziglang") if "ziglang" in command else None
+    binary = Path(spec.origin if spec is not None and spec.origin else command[0]).resolve()
+    stat = binary.stat()
+    parts += [str(binary), str(stat.st_size), str(stat.st_mtime_ns), _processor()]
+    return "\0".join(parts).encode()
+
+
+def _processor() -> str:
+    """Return what ``-march=native`` may depend on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", maxsplit=1)[0].splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part")))
+
+
+def flags() -> tuple[str, ...]:
+    """Return the compiler's options on this machine."""
+    return FLAGS + (X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else ())
+
+
+@cache
+def cache_dir() -> Path:
+    """Return the folder of compiled kernels: ``$CUDAKIT_CACHE_DIR``, the user's cache folder, or a temporary one."""
+    chosen = os.environ.get("CUDAKIT_CACHE_DIR")
+    if chosen:
+        candidate = Path(chosen)
+    else:
+        import platformdirs  # here, because it costs milliseconds that an import of cudakit need not pay
+
+        candidate = Path(platformdirs.user_cache_dir("cudakit", appauthor=False))
+    try:
+        candidate.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=candidate):
+            return candidate
+    except OSError:  # a read-only home, for example
+        return Path(tempfile.mkdtemp(prefix="cudakit-"))
+
+
+def build(text: str) -> Path:
+    """Return a shared library made from `text`, from the disk cache where it is there."""
+    entry = cache_dir() / f"{hashlib.sha256(fingerprint() + text.encode()).hexdigest()[:40]}.so"
+    if _intact(entry):
+        return entry
+    handle, name = tempfile.mkstemp(suffix=".so", dir=entry.parent)
+    os.close(handle)
+    made = Path(name)
+    try:
+        _compile(text, made)
+        payload = made.read_bytes()
+        made.write_bytes(payload + hashlib.sha256(payload).digest())
+        made.replace(entry)
+    finally:
+        made.unlink(missing_ok=True)
+    return entry
+
+
+def _intact(entry: Path) -> bool:
+    try:
+        content = entry.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-DIGEST_SIZE]).digest() == content[-DIGEST_SIZE:]
+
+
+def _compile(text: str, target: Path) -> None:
+    command = [*compiler(), *flags(), "-o", str(target), "-"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CompileError(f"{shlex.join(command)} failed", text, done.stderr)
+
+
+@cache
+def _pool() -> Any:
+    """Return `parallel_run` of `host_pool.cpp`: run a kernel's items on several threads."""
+    run = ctypes.CDLL(str(build(flatten("host_pool.cpp")))).parallel_run
+    run.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_longlong)
+    run.restype = None
+    return run
+
+
+class HostKernel:
+    """A compiled kernel, ready to run on the cores of this machine."""
+
+    def __init__(self, text: str, name: str) -> None:
+        self._library = ctypes.CDLL(str(build(text)))
+        self._entry = ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value
+        self._run = _pool()
+
+    def launch(self, params: bytes, items: int, grain: int, threads: int) -> None:
+        """Run items 0 ... `items` - 1; what shares a target stays together in a piece of `grain` items."""
+        self._run(self._entry, params, items, grain, threads)

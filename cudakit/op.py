@@ -1,0 +1,219 @@
+"""The record of one operator, and the way of the data through it.
+
+An `Op` says what an operator is called, which arrays it takes, and how to `prepare` a `Plan` from their specs. A plan
+is made once for each combination of shapes, strides, dtypes, options and target; running it packs pointers and launches.
+The adapters of frameworks read these records and know no family.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from importlib import import_module
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from cudakit.array import CPU, Device, Framework, Spec, View, framework_of
+from cudakit.errors import InvalidArgument
+from cudakit.launch import Launch, get_num_threads
+
+PLANS = 4096  # kept at a time
+
+
+class Target(NamedTuple):
+    """What a plan is made for: a device and how many CPU threads may work."""
+
+    device: Device
+    threads: int
+
+
+class Output(NamedTuple):
+    """An array to allocate for a result; `zero`: it must come filled with zeros."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    zero: bool = False
+
+
+class Slot(NamedTuple):
+    """Something with an address: an index into (null, inputs..., outputs..., workspaces...)."""
+
+    index: int
+
+
+NULL = Slot(0)
+
+
+class Step(NamedTuple):
+    """A launch and the slots that its leading pointers come from."""
+
+    launch: Launch
+    slots: tuple[Slot, ...]
+
+
+@dataclass
+class Plan:
+    """What to allocate and launch.
+
+    `results` holds an `Output` for each result of the operator, None for one that is not asked for. `copies` are the
+    positions of inputs that must be made contiguous first; such a plan has nothing else and is made again after.
+    """
+
+    inputs: int
+    results: tuple[Output | None, ...] = ()
+    copies: tuple[int, ...] = ()
+    workspaces: list[tuple[int, bool]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+
+    def input(self, position: int) -> Slot:
+        """Return the slot of an input."""
+        return Slot(1 + position)
+
+    def result(self, position: int) -> Slot:
+        """Return the slot of a result, or the null slot of one that is not asked for."""
+        return NULL if self.results[position] is None else Slot(1 + self.inputs + position)
+
+    def workspace(self, size: int, *, zero: bool = False) -> Slot:
+        """Reserve `size` bytes of temporary memory and return their slot."""
+        self.workspaces.append((size, zero))
+        return Slot(self.inputs + len(self.results) + len(self.workspaces))
+
+    def launch(self, launch: Launch, *slots: Slot) -> None:
+        """Append a launch whose leading pointers come from `slots`."""
+        self.steps.append(Step(launch, slots))
+
+    def run(self, pointers: Sequence[int], device: Device, stream: int) -> None:
+        """Launch every step; `pointers` are those of the inputs and of the results (0 where there is none)."""
+        temporary = [_allocate(size, zero, device, stream) for size, zero in self.workspaces]
+        table = (0, *pointers, *(memory.pointer for memory in temporary))
+        for launch, slots in self.steps:
+            launch(_pack(len(slots))(*[table[slot.index] for slot in slots]), stream)
+
+
+class _HostWorkspace:
+    """Temporary memory of the process."""
+
+    def __init__(self, size: int, zero: bool) -> None:
+        self._memory = (np.zeros if zero else np.empty)(size, np.uint8)
+        self.pointer: int = self._memory.ctypes.data
+
+
+def _allocate(size: int, zero: bool, device: Device, stream: int) -> Any:
+    if device == CPU:
+        return _HostWorkspace(size, zero)
+    from cudakit.cuda import Workspace
+
+    return Workspace(size, zero, device, stream)
+
+
+@cache
+def _pack(count: int) -> Callable[..., bytes]:
+    return struct.Struct(f"{count}Q").pack
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """One operator.
+
+    Attributes
+    ----------
+    name : str
+        Name of the public function; its messages begin with it.
+    arrays : tuple of str
+        Names of the array arguments, in order.
+    results : tuple of str
+        Names of the results. For a gradient they are the names of the arguments they belong to.
+    prepare : callable
+        (specs, options, target) -> `Plan`; it checks everything before anything is allocated.
+    backward : Op, optional
+        The operator of the gradients. Its arrays are the gradient of the result and the `saved` arrays, its options
+        are those of this one with a field ``needs``, and its results are a gradient for each of this one's arrays.
+    saved : tuple of int
+        Positions of the arrays that the gradients are computed from.
+    """
+
+    name: str
+    arrays: tuple[str, ...]
+    results: tuple[str, ...]
+    prepare: Callable[[tuple[Spec, ...], Any, Target], Plan]
+    backward: "Op | None" = None
+    saved: tuple[int, ...] = ()
+
+    def __call__(self, arrays: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
+        """Run on anybody's arrays and return theirs, one for each result."""
+        framework = self.common_framework(arrays)
+        if isinstance(framework, str):
+            results: tuple[Any, ...] = import_module(f"cudakit.{framework}").call(self, arrays, options)
+            return results
+        return self.run(framework, arrays, options)
+
+    def common_framework(self, arrays: tuple[Any, ...]) -> Framework | str:
+        """Return what all the arrays have in common, or raise `TypeError`."""
+        first: Framework | str | None = None
+        for name, array in zip(self.arrays, arrays, strict=True):
+            try:
+                framework = framework_of(array)
+            except InvalidArgument as error:
+                self.refuse(error, name)
+            if first is None:
+                first = framework
+            elif framework is not first:
+                rule = f"be an array of the same framework as {self.arrays[0]}, {_library(arrays[0])}"
+                self.refuse(InvalidArgument(name, rule, _library(array), TypeError))
+        assert first is not None
+        return first
+
+    def run(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
+        """Run on arrays of one framework, without regard to autograd."""
+        views = [self._view(framework, name, array) for name, array in zip(self.arrays, arrays, strict=True)]
+        device = views[0].device
+        for name, view in zip(self.arrays, views, strict=True):
+            if view.device != device:
+                rule = f"be on the device of {self.arrays[0]}, {device[0]}:{device[1]}"
+                self.refuse(InvalidArgument(name, rule, f"{view.device[0]}:{view.device[1]}", TypeError))
+        plan = self.plan(tuple([view.spec for view in views]), options, device)
+        if plan.copies:
+            return self.run(framework, _replace(arrays, plan.copies, framework.contiguous), options)
+        results = [
+            result and (framework.zeros if result.zero else framework.empty)(result.shape, result.dtype, device)
+            for result in plan.results
+        ]
+        pointers = [view.pointer for view in views]
+        pointers += [0 if result is None else framework.pointer(result) for result in results]
+        plan.run(pointers, device, 0 if device == CPU else framework.stream(device[1]))
+        return tuple(results)
+
+    def plan(self, specs: tuple[Spec, ...], options: Any, device: Device) -> Plan:
+        """Return the plan for arrays like these, checked."""
+        try:
+            return _plan(self, specs, options, Target(device, get_num_threads()))
+        except InvalidArgument as error:
+            self.refuse(error)
+
+    def refuse(self, error: InvalidArgument, argument: str = "") -> NoReturn:
+        """Raise a failed check in this operator's name."""
+        if argument:
+            error.argument = argument
+        raise error.named(self.name) from None
+
+    def _view(self, framework: Framework, name: str, array: Any) -> View:
+        try:
+            return framework.view(array)
+        except InvalidArgument as error:
+            self.refuse(error, name)
+        except (BufferError, ValueError, RuntimeError) as error:
+            self.refuse(InvalidArgument(name, "be readable through DLPack", str(error), TypeError))
+
+
+@lru_cache(PLANS)
+def _plan(op: Op, specs: tuple[Spec, ...], options: Any, target: Target) -> Plan:
+    return op.prepare(specs, options, target)
+
+
+def _replace(arrays: tuple[Any, ...], positions: tuple[int, ...], change: Callable[[Any], Any]) -> tuple[Any, ...]:
+    return tuple(change(array) if i in positions else array for i, array in enumerate(arrays))
+
+
+def _library(array: object) -> str:
+    return f"{type(array).__module__.partition('.')[0]}.{type(array).__qualname__}"

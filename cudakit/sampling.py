@@ -1,0 +1,317 @@
+"""Spatial transformers (arXiv 1506.02025): the grid generator and the sampler, with their gradients."""
+
+from typing import Any, NamedTuple
+
+from cudakit import checks
+from cudakit.affine_plan import plan_affine_grid, plan_affine_grid_backward
+from cudakit.array import Spec, is_contiguous
+from cudakit.errors import InvalidArgument
+from cudakit.op import Op, Output, Plan, Target
+from cudakit.sampling_plan import (
+    MODES,
+    PADDING_MODES,
+    Image,
+    Sampling,
+    image,
+    packed,
+    plan_backward,
+    plan_forward,
+)
+
+DATA_FORMATS = ("channels_first", "channels_last")
+
+
+class GridSampleGradients(NamedTuple):
+    """Gradients of `grid_sample`; None for one that was not asked for."""
+
+    input: Any
+    grid: Any
+
+
+class AffineGridOptions(NamedTuple):
+    """What `affine_grid` takes besides arrays."""
+
+    size: tuple[int, ...]
+    align_corners: bool
+    needs: tuple[str, ...] = ("theta",)
+
+
+class GridSampleOptions(NamedTuple):
+    """What `grid_sample` takes besides arrays."""
+
+    mode: str
+    padding_mode: str
+    align_corners: bool
+    data_format: str
+    needs: tuple[str, ...] = ("input", "grid")
+
+
+def affine_grid(theta: Any, size: Any, align_corners: bool = False) -> Any:
+    """Make a grid of sampling positions from an affine transform.
+
+    ``grid[n, o] = theta[n] @ (x_o, y_o[, z_o], 1)`` (arXiv 1506.02025, equation 1), where the output pixel o has the
+    coordinates x_o, y_o, z_o in [-1, 1].
+
+    Parameters
+    ----------
+    theta : array, shape (N, n, n + 1)
+        The transforms, for n = 2 or 3 dimensions; float16, bfloat16, float32 or float64.
+    size : tuple of int
+        (N, C, H, W) or (N, C, D, H, W): the shape of the images that the grid will sample.
+    align_corners : bool
+        Whether -1 and 1 are the centres of the outer pixels (True) or their outer edges (False).
+
+    Returns
+    -------
+    array, shape (N, H, W, 2) or (N, D, H, W, 3)
+        The grid, x first, of the kind, dtype and device of `theta`.
+
+    Raises
+    ------
+    ValueError
+        If a shape or size does not fit.
+    TypeError
+        If `theta` is no floating array.
+
+    Examples
+    --------
+    >>> import numpy as np, cudakit
+    >>> half_turn = np.array([[[-1.0, 0, 0], [0, -1, 0]]], np.float32)
+    >>> cudakit.affine_grid(half_turn, (1, 1, 2, 2))[0, 0]
+    array([[ 0.5,  0.5],
+           [-0.5,  0.5]], dtype=float32)
+    """
+    return AFFINE_GRID((theta,), _affine_options(AFFINE_GRID, size, align_corners))[0]
+
+
+def affine_grid_backward(grad_grid: Any, size: Any, align_corners: bool = False) -> Any:
+    """Return the gradient of `affine_grid` by `theta`.
+
+    Parameters
+    ----------
+    grad_grid : array, shape (N, H, W, 2) or (N, D, H, W, 3)
+        The gradient by the grid.
+    size, align_corners
+        As for `affine_grid`.
+
+    Returns
+    -------
+    array, shape (N, n, n + 1)
+        ``sum over o of grad_grid[n, o] (x_o, y_o[, z_o], 1)``, added up in the same order on every run.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `affine_grid`.
+
+    Examples
+    --------
+    >>> import numpy as np, cudakit
+    >>> cudakit.affine_grid_backward(np.ones((1, 2, 2, 2), np.float32), (1, 1, 2, 2))
+    array([[[0., 0., 4.],
+            [0., 0., 4.]]], dtype=float32)
+    """
+    options = _affine_options(AFFINE_GRID_BACKWARD, size, align_corners)
+    return AFFINE_GRID_BACKWARD((grad_grid,), options)[0]
+
+
+def grid_sample(
+    input: Any,
+    grid: Any,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+    *,
+    data_format: str = "channels_first",
+) -> Any:
+    """Sample an image at the positions of a grid.
+
+    The sampler of a spatial transformer (arXiv 1506.02025, equation 3), with the meaning of
+    ``torch.nn.functional.grid_sample``, for 1, 2 or 3 dimensions.
+
+    Parameters
+    ----------
+    input : array, shape (N, C, S...)
+        The images, with 1, 2 or 3 spatial dimensions S; float16, bfloat16, float32 or float64, any strides.
+    grid : array, shape (N, O..., n)
+        Where each output pixel looks: x[, y[, z]], with -1 and 1 at the borders of `input`. Of the dtype of `input`, or
+        float32 beside half precision. NaN samples as outside: the value is 0 in every `padding_mode`.
+    mode : {"bilinear", "nearest", "bicubic"}
+        Interpolation, for every number of dimensions: "bilinear" is linear along each, "bicubic" Keys' cubic
+        convolution with A = -0.75, and "nearest" rounds halves to even.
+    padding_mode : {"zeros", "border", "reflection"}
+        What lies outside of `input`.
+    align_corners : bool
+        Whether -1 and 1 are the centres of the outer pixels (True) or their outer edges (False).
+    data_format : {"channels_first", "channels_last"}
+        With "channels_last", `input` is (N, S..., C) and the result (N, O..., C).
+
+    Returns
+    -------
+    array, shape (N, C, O...)
+        The samples, of the kind, dtype and device of `input`.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit or an option is unknown.
+    TypeError
+        If dtypes, devices or kinds of array do not fit together.
+
+    Examples
+    --------
+    >>> import numpy as np, cudakit
+    >>> image = np.array([[[[0.0, 1.0], [2.0, 3.0]]]], np.float32)
+    >>> centre = np.zeros((1, 1, 1, 2), np.float32)
+    >>> cudakit.grid_sample(image, centre)
+    array([[[[1.5]]]], dtype=float32)
+    """
+    options = GridSampleOptions(mode, padding_mode, align_corners, data_format)
+    return GRID_SAMPLE((input, grid), _checked(GRID_SAMPLE, options))[0]
+
+
+def grid_sample_backward(
+    grad_output: Any,
+    input: Any,
+    grid: Any,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool = False,
+    *,
+    needs: Any = ("input", "grid"),
+    data_format: str = "channels_first",
+) -> GridSampleGradients:
+    """Return the gradients of `grid_sample`.
+
+    Parameters
+    ----------
+    grad_output : array, shape (N, C, O...)
+        The gradient by the samples, of the dtype of `input`.
+    input, grid, mode, padding_mode, align_corners, data_format
+        As for `grid_sample`.
+    needs : collection of {"input", "grid"}
+        Which gradients to compute; the others cost nothing.
+
+    Returns
+    -------
+    GridSampleGradients
+        A named tuple (input, grid). At a knot of the interpolation the slope is the right-hand one; a clipped
+        coordinate has none. Sums for half precision are kept in float32. On a CPU the additions come in the same order
+        on every run with the same number of threads; on a GPU they are atomic, in no fixed order.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `grid_sample`.
+
+    Examples
+    --------
+    >>> import numpy as np, cudakit
+    >>> image = np.array([[[[0.0, 1.0], [2.0, 3.0]]]], np.float32)
+    >>> centre = np.zeros((1, 1, 1, 2), np.float32)
+    >>> cudakit.grid_sample_backward(np.ones((1, 1, 1, 1), np.float32), image, centre).grid
+    array([[[[1., 2.]]]], dtype=float32)
+    """
+    options = GridSampleOptions(mode, padding_mode, align_corners, data_format)
+    options = _checked(GRID_SAMPLE_BACKWARD, options, needs)
+    return GridSampleGradients(*GRID_SAMPLE_BACKWARD((grad_output, input, grid), options))
+
+
+def _affine_options(op: Op, size: Any, align_corners: bool) -> AffineGridOptions:
+    try:
+        rule = "be (N, C, H, W) or (N, C, D, H, W) with positive sizes"
+        sizes = checks.integers("size", size, rule, length=(4, 5), minimum=0)
+        if 0 in sizes[2:]:
+            raise InvalidArgument("size", rule, sizes)
+        checks.boolean("align_corners", align_corners)
+    except InvalidArgument as error:
+        op.refuse(error)
+    return AffineGridOptions(sizes, align_corners)
+
+
+def _checked(op: Op, options: GridSampleOptions, needs: Any = ("input", "grid")) -> GridSampleOptions:
+    try:
+        checks.choice("mode", options.mode, MODES)
+        checks.choice("padding_mode", options.padding_mode, PADDING_MODES)
+        checks.boolean("align_corners", options.align_corners)
+        checks.choice("data_format", options.data_format, DATA_FORMATS)
+        return options._replace(needs=checks.names("needs", needs, ("input", "grid")))
+    except InvalidArgument as error:
+        op.refuse(error)
+
+
+def _prepare_affine_grid(specs: tuple[Spec, ...], options: AffineGridOptions, target: Target) -> Plan:
+    (theta,), size, n = specs, options.size, len(options.size) - 2
+    checks.floating("theta", theta)
+    checks.shape("theta", theta, (f"N={size[0]}", n, n + 1))
+    if not is_contiguous(theta):
+        return Plan(1, copies=(0,))
+    return plan_affine_grid(theta.dtype, size, options.align_corners, target)
+
+
+def _prepare_affine_grid_backward(specs: tuple[Spec, ...], options: AffineGridOptions, target: Target) -> Plan:
+    (grad,), size = specs, options.size
+    checks.floating("grad_grid", grad)
+    checks.shape("grad_grid", grad, (f"N={size[0]}", *size[2:], len(size) - 2))
+    if not is_contiguous(grad):
+        return Plan(1, copies=(0,))
+    return plan_affine_grid_backward(grad, size, options.align_corners, target)
+
+
+def _sampling(input: Spec, grid: Spec, options: GridSampleOptions) -> tuple[Sampling, tuple[int, ...]]:
+    """Check the arrays of a call; return it and the output's shape (N, C, O...)."""
+    last = options.data_format == "channels_last"
+    checks.floating("input", input)
+    checks.dimensions("input", input, (3, 4, 5), "(N, S..., C)" if last else "(N, C, S...)")
+    checks.coordinate_dtype("grid", grid, "input", input.dtype)
+    x = image(input, last)
+    n = len(x.space)
+    if 0 in x.space:
+        raise InvalidArgument("input", "have no empty spatial dimension", f"shape {input.shape}")
+    names = ("D_out", "H_out", "W_out")[3 - n :]
+    checks.shape("grid", grid, (f"N={x.shape[0]}", *names, n))
+    pixels = 1
+    for size in grid.shape[1:-1]:
+        pixels *= size
+    call = Sampling(x, pixels, grid.dtype, options.mode, options.padding_mode, options.align_corners)
+    return call, (*x.shape[:2], *grid.shape[1:-1])
+
+
+def _in_format(shape: tuple[int, ...], data_format: str) -> tuple[int, ...]:
+    return (shape[0], *shape[2:], shape[1]) if data_format == "channels_last" else shape
+
+
+def _prepare_grid_sample(specs: tuple[Spec, ...], options: GridSampleOptions, target: Target) -> Plan:
+    input, grid = specs
+    call, shape = _sampling(input, grid, options)
+    if not is_contiguous(grid):
+        return Plan(2, copies=(1,))
+    output = packed(shape, input.dtype, channels_last=options.data_format == "channels_last")
+    return plan_forward(call, output, Output(_in_format(shape, options.data_format), input.dtype), target)
+
+
+def _prepare_grid_sample_backward(specs: tuple[Spec, ...], options: GridSampleOptions, target: Target) -> Plan:
+    grad_output, input, grid = specs
+    call, shape = _sampling(input, grid, options)
+    checks.same_dtype("grad_output", grad_output, "input", input.dtype)
+    expected = _in_format(shape, options.data_format)
+    checks.shape("grad_output", grad_output, expected)
+    last = options.data_format == "channels_last"
+    output: Image = image(grad_output, last)
+    copies = (*(() if output.flat else (0,)), *(() if is_contiguous(grid) else (2,)))
+    if copies:
+        return Plan(3, copies=copies)
+    wanted_input = Output(input.shape, input.dtype) if "input" in options.needs else None
+    wanted_grid = Output(grid.shape, grid.dtype) if "grid" in options.needs else None
+    final = packed(call.input.shape, input.dtype, channels_last=last)
+    return plan_backward(call, output, (wanted_input, wanted_grid), final, target)
+
+
+AFFINE_GRID_BACKWARD = Op("affine_grid_backward", ("grad_grid",), ("theta",), _prepare_affine_grid_backward)
+AFFINE_GRID = Op("affine_grid", ("theta",), ("grid",), _prepare_affine_grid, AFFINE_GRID_BACKWARD)
+GRID_SAMPLE_BACKWARD = Op(
+    "grid_sample_backward", ("grad_output", "input", "grid"), ("input", "grid"), _prepare_grid_sample_backward
+)
+GRID_SAMPLE = Op(
+    "grid_sample", ("input", "grid"), ("output",), _prepare_grid_sample, GRID_SAMPLE_BACKWARD, saved=(0, 1)
+)

@@ -1,0 +1,282 @@
+"""How the spatial transformer's operators are launched: which form of a kernel, on which layout, in which pieces.
+
+Kernels read an image in one of two forms. *Planar*: pixels of a channel follow one another (or anyhow). *Channels*: the
+channels of a pixel are neighbours; each coordinate's taps are worked out once and the channels go in vectors. An image
+of many channels that comes channels-first is copied to channels-last in between, which costs less than it saves.
+"""
+
+from math import prod
+from typing import NamedTuple
+
+from cudakit.array import CPU, Spec, contiguous_strides
+from cudakit.launch import Launch, load
+from cudakit.op import NULL, Output, Plan, Slot, Target
+from cudakit.source import Kernel, type_constants
+from cudakit.structs import pack_tail
+
+MODES = ("nearest", "bilinear", "bicubic")
+PADDING_MODES = ("zeros", "border", "reflection")
+MODE_CONSTANTS = dict(zip(MODES, ("NEAREST", "LINEAR", "CUBIC"), strict=True))
+TAPS = dict(zip(MODES, (1, 2, 4), strict=True))
+
+HOST_TILE = 32  # samples planned together on a CPU: a few SIMD vectors
+HOST_VECTOR = 64  # channels in one pass on a CPU
+MANY_CHANNELS = 16  # from here on a channels-first image is copied to channels-last
+FEW_CHANNELS = 4  # below this the planar form is taken even where channels are neighbours
+CUDA_VECTOR_BYTES = 16
+
+SAMPLE_FIELDS = (
+    *((name, 1) for name in ("input", "grid", "output", "grad_output", "grad_input", "grad_grid")),
+    *((name, 1) for name in ("items", "batch", "channels", "channel_block", "pixels", "align_corners")),
+    *(("size", 3), ("input_stride", 5), ("output_stride", 3), ("grad_stride", 5)),
+)
+SAMPLE_KERNELS = {
+    name: Kernel("grid_sample.cu", name, "GridSampleParams", SAMPLE_FIELDS, pointers=6)
+    for name in (
+        "grid_sample_planar",
+        "grid_sample_planar_backward",
+        "grid_sample_channels",
+        "grid_sample_channels_backward",
+    )
+}
+COPY_FIELDS = (
+    *((name, 1) for name in ("from", "to", "items")),
+    *(("size", 3), ("from_stride", 3), ("to_stride", 3)),
+)
+COPY = Kernel("copy.cu", "copy", "CopyParams", COPY_FIELDS, pointers=2)
+
+
+class Image(NamedTuple):
+    """An array of shape (N, C, S...) in memory; `strides` has N, C, S... in that order whatever the layout."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    aligned: bool = True
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        """The spatial sizes."""
+        return self.shape[2:]
+
+    @property
+    def flat(self) -> bool:
+        """Whether one stride steps through all pixels of a channel."""
+        step = self.strides[-1]
+        expected = [stride * step for stride in contiguous_strides(self.space)]
+        sizes = zip(self.strides[2:], expected, self.space, strict=True)
+        return all(stride == wanted for stride, wanted, size in sizes if size != 1)
+
+
+def image(spec: Spec, channels_last: bool) -> Image:
+    """Read a spec in either data format."""
+    order = (0, len(spec.shape) - 1, *range(1, len(spec.shape) - 1)) if channels_last else range(len(spec.shape))
+    shape, strides = (tuple(values[i] for i in order) for values in (spec.shape, spec.strides))
+    return Image(shape, strides, spec.dtype, spec.aligned)
+
+
+def packed(shape: tuple[int, ...], dtype: str, *, channels_last: bool) -> Image:
+    """Return an image without gaps; `shape` is (N, C, S...)."""
+    count, channels, *space = shape
+    if not channels_last:
+        return Image(shape, contiguous_strides(shape), dtype)
+    strides = contiguous_strides((count, *space, channels))
+    return Image(shape, (strides[0], 1, *strides[1:-1]), dtype)
+
+
+def itemsize(dtype: str) -> int:
+    """Return the size of an element in bytes."""
+    return {"float64": 8, "float32": 4}.get(dtype, 2)
+
+
+def accumulator(dtype: str) -> str:
+    """Return the dtype that sums are kept in."""
+    return {"float64": "float64"}.get(dtype, "float32")
+
+
+def is_wide(*arrays: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
+    """Whether offsets into arrays of these (shape, strides) leave the range of 32-bit arithmetic."""
+    spans = (
+        sum((size - 1) * abs(stride) for size, stride in zip(shape, strides, strict=True) if size > 0)
+        for shape, strides in arrays
+    )
+    return max(spans) >= 2**31 - 2**20
+
+
+def add_copy(plan: Plan, target: Target, source: tuple[Slot, Image], goal: tuple[Slot, Image]) -> None:
+    """Append a copy from one layout and dtype to another; both images must be `flat`."""
+    (source_slot, old), (goal_slot, new) = source, goal
+    size = (old.shape[0], old.shape[1], prod(old.space))
+    tile = 16 if target.device == CPU else 1
+    items = size[0] * -(-size[1] // tile) * -(-size[2] // tile)
+    wide = is_wide((old.shape, old.strides), (new.shape, new.strides))
+    constants = type_constants(old.dtype, new.dtype, wide) | {"TILE": tile, "LANES": 1, "VEC": 1}
+    tail = pack_tail(COPY, items, size, (*old.strides[:2], old.strides[-1]), (*new.strides[:2], new.strides[-1]))
+    kernel = load(COPY, tuple(constants.items()), target.device)
+    plan.launch(Launch(kernel, tail, items, 1, prod(size)), source_slot, goal_slot)
+
+
+class Form(NamedTuple):
+    """A kernel's form and its compile-time sizes."""
+
+    channels: bool
+    tile: int
+    lanes: int
+    vector: int
+
+
+def choose_form(x: Image, target: Target, neighbours: bool) -> Form:
+    """Choose how to read an image; `neighbours`: its channels lie next to each other, or will."""
+    count = x.shape[1]
+    if target.device == CPU:
+        return Form(neighbours and count >= FEW_CHANNELS, HOST_TILE, 1, HOST_VECTOR)
+    vector = CUDA_VECTOR_BYTES // itemsize(x.dtype)
+    steps = (x.strides[0], *x.strides[2:])
+    if not (neighbours and x.aligned and count >= vector) or any(n % vector for n in (count, *steps)):
+        return Form(False, 1, 1, 1)
+    lanes = 1
+    while lanes < 32 and lanes * 2 * vector <= count:
+        lanes *= 2
+    return Form(True, 1, max(lanes, 2), vector) if lanes > 1 else Form(False, 1, 1, 1)
+
+
+class Sampling(NamedTuple):
+    """One call of `grid_sample` or its gradients, checked."""
+
+    input: Image
+    pixels: int  # of the output
+    grid_dtype: str
+    mode: str
+    padding_mode: str
+    align_corners: bool
+
+    @property
+    def taps(self) -> int:
+        """Input pixels that one sample reads."""
+        return TAPS[self.mode] ** len(self.input.space)
+
+
+class Pointers(NamedTuple):
+    """The slots of a sampling kernel, in the order of its parameters."""
+
+    input: Slot = NULL
+    grid: Slot = NULL
+    output: Slot = NULL
+    grad_output: Slot = NULL
+    grad_input: Slot = NULL
+    grad_grid: Slot = NULL
+
+
+def add_sampling(
+    plan: Plan,
+    target: Target,
+    call: Sampling,
+    form: Form,
+    pointers: Pointers,
+    output: Image,
+    grad: Image | None = None,
+    blocks: int = 1,
+) -> None:
+    """Append a sampling kernel.
+
+    `output` is the layout of the output or of its gradient, `grad` that of the gradient of the input. The latter makes
+    the pixels of an image belong together, so that no two CPU threads add to one target; the channels are then split
+    into `blocks`.
+    """
+    x = call.input
+    n = len(x.space)
+    block = -(-x.shape[1] // blocks)
+    if form.channels:
+        block = -(-block // form.vector) * form.vector if target.device != CPU else block
+    blocks = -(-x.shape[1] // block) if block else 1
+    tiles = -(-call.pixels // form.tile)
+    items = blocks * x.shape[0] * tiles
+    layouts = [(x.shape, x.strides), (output.shape, output.strides), ((items * form.lanes,), (1,))]
+    layouts += [((x.shape[0] * call.pixels * n,), (1,))] + ([(grad.shape, grad.strides)] if grad else [])
+    constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts))
+    window = target.device == CPU and x.strides[-1] == 1 and x.space[-1] >= TAPS[call.mode] and not form.channels
+    constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
+    constants |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector, "WINDOW": int(window)}
+    name = f"grid_sample_{'channels' if form.channels else 'planar'}"
+    kernel = SAMPLE_KERNELS[name + ("" if pointers.output != NULL else "_backward")]
+    tail = pack_tail(
+        kernel,
+        *(items, x.shape[0], x.shape[1], block, call.pixels, int(call.align_corners), x.space, x.strides),
+        *((*output.strides[:2], output.strides[-1]), grad.strides if grad else ()),
+    )
+    work = x.shape[0] * x.shape[1] * call.pixels * call.taps
+    grain = tiles if grad else 1
+    loaded = load(kernel, tuple(constants.items()), target.device)
+    plan.launch(Launch(loaded, tail, items, max(grain, 1), work), *pointers)
+
+
+def plan_forward(call: Sampling, output: Image, result: Output, target: Target) -> Plan:
+    """Plan `grid_sample`."""
+    plan = Plan(2, (result,))
+    if 0 in output.shape:
+        return plan
+    x, source = call.input, plan.input(0)
+    neighbours = x.strides[1] == 1
+    transposes = target.device == CPU and not neighbours and x.shape[1] >= MANY_CHANNELS
+    if transposes and x.flat and call.pixels * call.taps >= prod(x.space):
+        last = packed(x.shape, x.dtype, channels_last=True)
+        space = plan.workspace(prod(x.shape) * itemsize(x.dtype))
+        add_copy(plan, target, (source, x), (space, last))
+        call, source, neighbours = call._replace(input=last), space, True
+    form = choose_form(call.input, target, neighbours)
+    add_sampling(plan, target, call, form, Pointers(source, plan.input(1), plan.result(0)), output)
+    return plan
+
+
+def plan_backward(call: Sampling, output: Image, needs: tuple[Output | None, Output | None], final: Image,
+                  target: Target) -> Plan:
+    """Plan the gradients of `grid_sample`; `final` is the layout of the input's gradient."""
+    wanted_input, wanted_grid = needs
+    x = call.input
+    if not x.flat:
+        return Plan(3, copies=(1,))
+    form = _backward_form(x, target)
+    layout = packed(x.shape, x.dtype, channels_last=form.channels)
+    grad = layout._replace(dtype=accumulator(x.dtype))
+    empty = 0 in output.shape or 0 in x.shape
+    direct = empty or grad == final
+    plan = Plan(
+        3, (wanted_input and wanted_input._replace(zero=direct), wanted_grid and wanted_grid._replace(zero=empty))
+    )
+    if empty:
+        return plan
+    source, grad_slot = plan.input(1), plan.result(0)
+    if not wanted_grid:
+        call = call._replace(input=layout)  # which is not read, but says where the gradient's pixels lie
+    elif x.strides[2:] != layout.strides[2:] or (form.channels and x.strides[1] != 1):
+        source = plan.workspace(prod(x.shape) * itemsize(x.dtype))
+        add_copy(plan, target, (plan.input(1), x), (source, layout))
+        call = call._replace(input=layout)
+    if wanted_input and not direct:
+        grad_slot = plan.workspace(prod(x.shape) * itemsize(grad.dtype), zero=True)
+    pointers = Pointers(source, plan.input(2), NULL, plan.input(0), grad_slot, plan.result(1))
+    _add_gradients(plan, target, call, form, pointers, output, grad)
+    if wanted_input and not direct:
+        add_copy(plan, target, (grad_slot, grad), (plan.result(0), final))
+    return plan
+
+
+def _backward_form(x: Image, target: Target) -> Form:
+    neighbours = x.strides[1] == 1
+    if target.device == CPU and x.shape[1] >= MANY_CHANNELS:
+        neighbours = True  # after a copy
+    return choose_form(packed(x.shape, x.dtype, channels_last=neighbours), target, neighbours)
+
+
+def _add_gradients(plan: Plan, target: Target, call: Sampling, form: Form, both: Pointers, output: Image,
+                   grad: Image) -> None:
+    """Append one kernel for both gradients, or two where one image a thread would leave threads idle."""
+    batch, threads = call.input.shape[0], target.threads
+    if both.grad_input == NULL:
+        add_sampling(plan, target, call, form, both, output)
+    elif target.device != CPU or batch % threads == 0 or batch >= 4 * threads:
+        add_sampling(plan, target, call, form, both, output, grad)
+    else:
+        if both.grad_grid != NULL:
+            add_sampling(plan, target, call, form, both._replace(grad_input=NULL), output)
+        add_sampling(plan, target, call, form, both._replace(grad_grid=NULL), output, grad, blocks=2 * threads)

@@ -1,0 +1,30 @@
+"""A kernel's struct of parameters, packed: every field is 8 bytes, pointers first."""
+
+import struct
+from functools import cache
+
+from cudakit.source import Kernel
+
+
+@cache
+def _tail_layout(kernel: Kernel) -> tuple[struct.Struct, tuple[int, ...]]:
+    counts = tuple(count for _, count in kernel.fields[kernel.pointers :])
+    return struct.Struct(f"{sum(counts)}q"), counts
+
+
+def pack_tail(kernel: Kernel, *values: int | tuple[int, ...]) -> bytes:
+    """Pack the fields after the pointers.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        Whose struct.
+    *values : int or tuple of int
+        One for each field; a shorter tuple is filled up with zeros.
+    """
+    layout, counts = _tail_layout(kernel)
+    numbers: list[int] = []
+    for value, count in zip(values, counts, strict=True):
+        given = value if isinstance(value, tuple) else (value,)
+        numbers += (*given, *(0,) * (count - len(given)))
+    return layout.pack(*numbers)

@@ -1,0 +1,164 @@
+"""Devices, frameworks and random problems that all tests share."""
+
+import importlib
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from numpy.typing import NDArray
+
+from .tolerances import NUMPY_DTYPES, grid_away_from_knots, rounded
+
+Floats = NDArray[np.float64]
+
+FRAMEWORKS = frozenset(os.environ.get("CUDAKIT_TEST_FRAMEWORKS", "numpy").replace(" ", "").split(","))
+
+MODES = ("nearest", "bilinear", "bicubic")
+PADDING_MODES = ("zeros", "border", "reflection")
+COMBINATIONS = list(itertools.product(MODES, PADDING_MODES, (False, True)))
+# (n, mode, padding_mode, align_corners): each choice often enough, few enough to compile for every dtype
+SOME_COMBINATIONS = [
+    (1, "bilinear", "reflection", False),
+    (1, "bicubic", "zeros", True),
+    (2, "bilinear", "zeros", False),
+    (2, "nearest", "reflection", True),
+    (2, "bicubic", "border", False),
+    (3, "nearest", "zeros", False),
+    (3, "bilinear", "border", True),
+    (3, "bicubic", "reflection", False),
+]
+SIZES = {1: (7,), 2: (5, 7), 3: (3, 5, 4)}  # an input of n dimensions
+OUT = {1: (11,), 2: (5, 6), 3: (3, 4, 5)}  # a grid of n dimensions
+
+# The fixtures that property tests use hold no state, so one of them may serve all examples of a test.
+settings.register_profile(
+    "cudakit",
+    max_examples=50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("cudakit")
+
+
+def require(framework: str) -> Any:
+    """Import `framework`; skip where CUDAKIT_TEST_FRAMEWORKS does not list it, fail where it is listed but missing."""
+    if framework not in FRAMEWORKS:
+        pytest.skip(f"{framework} is not listed in CUDAKIT_TEST_FRAMEWORKS")
+    try:
+        return importlib.import_module(framework)
+    except ImportError as error:
+        pytest.fail(f"{framework} is listed in CUDAKIT_TEST_FRAMEWORKS but cannot be imported: {error}")
+
+
+def _devices() -> list[str]:
+    try:
+        import cupy
+
+        seen = cupy.cuda.runtime.getDeviceCount() > 0
+    except Exception:  # no CuPy, no driver, or no device: each has its own exception type
+        seen = False
+    return ["cpu", "cuda"] if seen or "cupy" in FRAMEWORKS else ["cpu"]
+
+
+class Arrays:
+    """Makes arrays on one device (NumPy's on the CPU, CuPy's on a GPU) and brings results back as float64."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.xp = np if device == "cpu" else importlib.import_module("cupy")
+
+    def make(self, values: Any, dtype: str = "float32") -> Any:
+        """Return a new contiguous array of `dtype` holding `values`."""
+        if self.device == "cuda" and dtype == "bfloat16":  # not every CuPy has a bfloat16
+            torch = require("torch")
+            return torch.tensor(np.asarray(values, np.float64), dtype=torch.bfloat16, device="cuda")
+        return self.xp.asarray(np.array(values).astype(NUMPY_DTYPES[dtype]))
+
+    def back(self, array: Any) -> Floats:
+        """Return the values of `array` as a float64 NumPy array."""
+        if hasattr(array, "cpu"):
+            array = array.double().cpu().numpy()
+        elif hasattr(array, "get"):
+            array = array.get()
+        return np.asarray(array).astype(np.float64)
+
+
+class Problem(NamedTuple):
+    """Random arguments of `grid_sample` and its gradient, in float64 but exact in the dtype they were drawn for."""
+
+    input: Floats
+    grid: Floats
+    grad_output: Floats
+
+
+def draw(
+    rng: np.random.Generator,
+    sizes: Sequence[int],
+    out: Sequence[int],
+    *,
+    batch: int = 2,
+    channels: int = 3,
+    dtype: str = "float32",
+    grid_dtype: str | None = None,
+    align_corners: bool = False,
+) -> Problem:
+    """Draw a problem; the grid reaches well outside the image and keeps away from the knots."""
+    grid_shape = (batch, *out, len(sizes))
+    return Problem(
+        rounded(rng.normal(size=(batch, channels, *sizes)), dtype),
+        grid_away_from_knots(rng, grid_shape, sizes, align_corners, grid_dtype or dtype),
+        rounded(rng.normal(size=(batch, channels, *out)), dtype),
+    )
+
+
+def _sliced(xp: Any, array: Any) -> Any:
+    base = xp.zeros([2 * size + 3 for size in array.shape], array.dtype)
+    view = base[tuple(slice(3, 3 + 2 * size, 2) for size in array.shape)]
+    view[...] = array
+    return view
+
+
+def _read_only(xp: Any, array: Any) -> Any:
+    if xp is not np:
+        pytest.skip("only NumPy has read-only arrays")
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+# The same shape in other memory; all but the broadcast ones hold the same values too.
+LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
+    "transposed": lambda xp, array: xp.ascontiguousarray(array.T).T,
+    "reversed": lambda xp, array: array[:, ::-1, ::-1].copy()[:, ::-1, ::-1],
+    "sliced": _sliced,
+    "channels last": lambda xp, array: xp.moveaxis(xp.moveaxis(array, 1, -1).copy(order="C"), -1, 1),
+    "broadcast over the batch": lambda xp, array: xp.broadcast_to(array[:1], array.shape),
+    "broadcast over all but the last axis": lambda xp, array: xp.broadcast_to(array[:1, :1, :1], array.shape),
+    "broadcast scalar": lambda xp, array: xp.broadcast_to(array.ravel()[:1].reshape([1] * array.ndim), array.shape),
+    "read-only": _read_only,
+}
+
+
+@pytest.fixture(params=_devices())
+def arrays(request: pytest.FixtureRequest) -> Arrays:
+    """Array maker of every device present; "cuda" too where CuPy is listed as required."""
+    if request.param == "cuda" and "cupy" in FRAMEWORKS:
+        require("cupy")
+    return Arrays(request.param)
+
+
+@pytest.fixture
+def device(arrays: Arrays) -> str:
+    """Name of the device under test."""
+    return arrays.device
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Seeded generator, fresh for every test."""
+    return np.random.default_rng(20260)

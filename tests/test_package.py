@@ -1,0 +1,108 @@
+"""What is shipped: wheel and source distribution, the installed sources, and what `import cudakit` brings along."""
+
+import importlib.metadata
+import importlib.resources
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import cudakit
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = {f"cuda_src/{path.name}" for path in (ROOT / "cuda_src").iterdir() if path.suffix in {".cu", ".cuh", ".h"}}
+
+IMPORT_ONLY = """
+import sys
+before = set(sys.modules)
+import cudakit
+frameworks = {"torch", "jax", "cupy", "tensorflow", "paddle"}
+print(*sorted(frameworks & (set(sys.modules) - before)))
+"""
+
+SAMPLE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+import cudakit
+assert cudakit.__file__.startswith(sys.argv[1]), cudakit.__file__
+x = np.arange(12, dtype=np.float32).reshape(1, 1, 3, 4)
+theta = np.eye(2, 3, dtype=np.float32)[None]
+grid = cudakit.affine_grid(theta, x.shape, align_corners=True)
+np.testing.assert_allclose(cudakit.grid_sample(x, grid, align_corners=True), x, atol=1e-5)
+"""
+
+
+def run(*command: object, cwd: Path) -> str:
+    """Return what `command` prints; a failure shows what it wrote."""
+    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a source distribution made from a copy of the project, and a wheel made from that distribution."""
+    folder = tmp_path_factory.mktemp("package")
+    project = folder / "project"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("cudakit", "cuda_src"):
+        shutil.copytree(ROOT / name, project / name, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, project)
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", project, cwd=folder)
+    return folder / "dist"
+
+
+def test_sdist_holds_the_sources(built: Path) -> None:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert names >= SOURCES | {"cudakit/py.typed", "LICENSE", "README.md"}
+
+
+def test_wheel_holds_the_sources(built: Path) -> None:
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
+        names = set(archive.namelist())
+    assert names >= {f"cudakit/{name}" for name in SOURCES} | {"cudakit/py.typed"}
+    folders = {name.split("/", 1)[0] for name in names if ".dist-info/" not in name}
+    assert folders == {"cudakit"}
+
+
+def test_installed_wheel_works_from_another_folder(built: Path, tmp_path: Path) -> None:
+    target, elsewhere = tmp_path / "target", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    wheel = next(built.glob("*.whl"))
+    options = ("--no-deps", "--no-index", "--disable-pip-version-check", "--target", target)
+    run(sys.executable, "-m", "pip", "install", *options, wheel, cwd=elsewhere)
+    run(sys.executable, "-I", "-c", SAMPLE, target, cwd=elsewhere)
+
+
+def test_sources_are_found_as_resources() -> None:
+    found = {f"cuda_src/{item.name}" for item in importlib.resources.files("cudakit.cuda_src").iterdir()}
+    assert SOURCES
+    assert found >= SOURCES
+
+
+def test_import_brings_no_framework_and_no_warning(tmp_path: Path) -> None:
+    printed = run(sys.executable, "-I", "-W", "error", "-c", IMPORT_ONLY, cwd=tmp_path)
+    assert printed.split() == []
+
+
+def test_version_is_the_distributions() -> None:
+    version = importlib.metadata.version("cudakit")
+    assert getattr(cudakit, "__version__", version) == version
+
+
+def test_command_is_registered() -> None:
+    (command,) = importlib.metadata.entry_points(group="console_scripts", name="cudakit")
+    assert callable(command.load())
+
+
+def test_public_names_are_documented() -> None:
+    assert len(set(cudakit.__all__)) == len(cudakit.__all__)
+    undocumented = [name for name in cudakit.__all__ if not (getattr(cudakit, name).__doc__ or "").strip()]
+    assert undocumented == []
