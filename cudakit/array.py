@@ -238,16 +238,17 @@ def framework_of(x: object) -> Framework | str:
     kind = type(x)
     found = _frameworks.get(kind)
     if found is None:
-        found = _frameworks[kind] = _recognise(kind)
+        found = _frameworks[kind] = _recognise(x)
     return found
 
 
-def _recognise(kind: type) -> Framework | str:
+def _recognise(x: object) -> Framework | str:
+    kind = type(x)
     for module, name in _ADAPTED:
-        if module in sys.modules and issubclass(kind, getattr(sys.modules[module], name)):
+        if module in sys.modules and isinstance(x, getattr(sys.modules[module], name, ())):
             return module
     for module, name, make in _LIBRARIES:
-        if module in sys.modules and issubclass(kind, getattr(sys.modules[module], name, ())):
+        if module in sys.modules and isinstance(x, getattr(sys.modules[module], name, ())):
             return make()
     if hasattr(kind, "__dlpack__"):
         return _producer_framework(kind.__module__.partition(".")[0])

@@ -87,6 +87,12 @@ class Workspace:
         self.pointer: int = self._memory.ptr
 
 
+def zero_memory(pointer: int, size: int, device: Device, stream: int) -> None:
+    """Fill device memory with zeros, on `stream`."""
+    with cupy.cuda.Device(device[1]):
+        cupy.cuda.runtime.memsetAsync(pointer, 0, size, stream)
+
+
 def device_count() -> int:
     """Return the number of CUDA devices."""
     try:

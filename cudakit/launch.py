@@ -1,16 +1,13 @@
 """(kernel, specialisation, device) -> something to call, compiled once per process and device."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from cudakit.array import CPU, Device
 from cudakit.host import HostKernel
 from cudakit.source import Kernel, render
-
-if TYPE_CHECKING:
-    from cudakit.cuda import CudaKernel
 
 # Work per thread below which waking another one costs more than it saves, in inner-loop steps.
 SERIAL_WORK = 1 << 15
@@ -61,7 +58,7 @@ def set_num_threads(threads: int) -> None:
 class Launch(NamedTuple):
     """One kernel launch with everything but its pointers: `tail` is the struct of parameters after them."""
 
-    kernel: Any
+    kernel: "Loaded"
     tail: bytes
     items: int
     grain: int
@@ -73,28 +70,32 @@ class Launch(NamedTuple):
             self.kernel(pointers + self.tail, self.items, self.grain, self.work, stream)
 
 
-class _OnHost:
-    def __init__(self, kernel: HostKernel) -> None:
-        self._launch = kernel.launch
+class Loaded:
+    """A kernel for one specialisation and device, compiled when it is first called."""
 
-    def __call__(self, params: bytes, items: int, grain: int, work: int, _: int) -> None:
-        self._launch(params, items, grain, min(_threads, 1 + work // SERIAL_WORK))
+    def __init__(self, kernel: Kernel, constants: tuple[tuple[str, str | int], ...], device: Device) -> None:
+        self._kernel, self._constants, self._device = kernel, dict(constants), device
+        self._call: Callable[[bytes, int, int, int, int], None] = self._compile
+
+    def __call__(self, params: bytes, items: int, grain: int, work: int, stream: int) -> None:
+        """Run `items` work items; `work` says how much they do together, `grain` how many must stay on one thread."""
+        self._call(params, items, grain, work, stream)
+
+    def _compile(self, *arguments: Any) -> None:
+        kernel, device = self._kernel, self._device
+        text = render(kernel, self._constants, host=device == CPU)
+        if device == CPU:
+            launch = HostKernel(text, kernel.name).launch
+
+            def call(params: bytes, items: int, grain: int, work: int, _: int) -> None:
+                launch(params, items, grain, min(_threads, 1 + work // SERIAL_WORK))
+
+            self._call = call
+        else:
+            from cudakit.cuda import CudaKernel
+
+            self._call = CudaKernel(text, kernel.name, int(self._constants["LANES"]), device[1])
+        self._call(*arguments)
 
 
-@cache
-def load(kernel: Kernel, constants: tuple[tuple[str, str | int], ...], device: Device) -> Any:
-    """Return the kernel, compiled for these constants and this device.
-
-    The result is called with (parameters, items, grain, work, stream).
-    """
-    return _load(kernel, dict(constants), device)
-
-
-def _load(kernel: Kernel, constants: Mapping[str, str | int], device: Device) -> Any:
-    text = render(kernel, constants, host=device == CPU)
-    if device == CPU:
-        return _OnHost(HostKernel(text, kernel.name))
-    from cudakit.cuda import CudaKernel
-
-    loaded: CudaKernel = CudaKernel(text, kernel.name, int(constants["LANES"]), device[1])
-    return loaded
+load = cache(Loaded)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.resources
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import cudakit
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = {f"cuda_src/{path.name}" for path in (ROOT / "cuda_src").iterdir() if path.suffix in {".cu", ".cuh", ".h"}}
+SOURCES = {f"cuda_src/{path.name}" for path in (ROOT / "cuda_src").iterdir() if path.is_file()}
 
 IMPORT_ONLY = """
 import sys
@@ -38,8 +39,9 @@ np.testing.assert_allclose(cudakit.grid_sample(x, grid, align_corners=True), x, 
 
 
 def run(*command: object, cwd: Path) -> str:
-    """Return what `command` prints; a failure shows what it wrote."""
-    done = subprocess.run([str(part) for part in command], cwd=cwd, capture_output=True, text=True)
+    """Return what `command` prints, run with an empty kernel cache in `cwd`; a failure shows what it wrote."""
+    environment = os.environ | {"CUDAKIT_CACHE_DIR": str(cwd / "cache")}
+    done = subprocess.run([str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
