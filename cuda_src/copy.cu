@@ -11,19 +11,35 @@ struct CopyParams {
     long long to_stride[3];
 };
 
+// tile[i][j] = from[i * si + j * sj] and back.
+template <typename T> DEVICE void read_tile(const T* from, index_t si, index_t sj, int rows, int columns, acc_t* tile) {
+    for (int i = 0; i < rows; ++i) load_line<TILE>(from + i * si, sj, columns, tile + i * TILE);
+}
+template <typename T> DEVICE void write_tile(T* to, index_t si, index_t sj, int rows, int columns, const acc_t* tile) {
+    for (int i = 0; i < rows; ++i) store_line<TILE>(tile + i * TILE, to + i * si, sj, columns);
+}
+
 KERNEL(copy, CopyParams) {
     const index_t tiles_i = ((index_t)p.size[1] + TILE - 1) / TILE, tiles_j = ((index_t)p.size[2] + TILE - 1) / TILE;
     FOR_EACH(item, p.items) {
         const index_t rest = item / tiles_j, first_j = (item - rest * tiles_j) * TILE;
         const index_t a = rest / tiles_i, first_i = (rest - a * tiles_i) * TILE;
-        const int count_i = (int)smaller(index_t(TILE), (index_t)p.size[1] - first_i);
-        const int count_j = (int)smaller(index_t(TILE), (index_t)p.size[2] - first_j);
+        const int rows = (int)smaller(index_t(TILE), (index_t)p.size[1] - first_i);
+        const int columns = (int)smaller(index_t(TILE), (index_t)p.size[2] - first_j);
         const index_t fi = (index_t)p.from_stride[1], fj = (index_t)p.from_stride[2];
         const index_t ti = (index_t)p.to_stride[1], tj = (index_t)p.to_stride[2];
         const scalar_t* from = p.from + a * (index_t)p.from_stride[0] + first_i * fi + first_j * fj;
         coord_t* to = p.to + a * (index_t)p.to_stride[0] + first_i * ti + first_j * tj;
-        for (int i = 0; i < count_i; ++i) {
-            for (int j = 0; j < count_j; ++j) narrow(widen(from[i * fi + j * fj]), to[i * ti + j * tj]);
+        acc_t tile[TILE * TILE], other[TILE * TILE];
+        if (fi == 1 && fj != 1) {  // read and write along memory, whichever dimension that is
+            read_tile(from, fj, fi, columns, rows, tile);
+            write_tile(to, ti, tj, rows, columns, transpose<TILE, TILE>(tile, other));
+        } else if (ti == 1 && tj != 1) {
+            read_tile(from, fi, fj, rows, columns, tile);
+            write_tile(to, tj, ti, columns, rows, transpose<TILE, TILE>(tile, other));
+        } else {
+            read_tile(from, fi, fj, rows, columns, tile);
+            write_tile(to, ti, tj, rows, columns, tile);
         }
     }
 }

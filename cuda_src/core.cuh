@@ -27,6 +27,7 @@ typedef unsigned INDEX uindex_t;
 #define SIMD_SUM(...)
 #define SCALAR_LOOP
 #define UNROLL _Pragma("unroll")
+#define UNROLL_ROWS _Pragma("unroll")
 
 DEVICE float as_float(unsigned bits) { return __uint_as_float(bits); }
 DEVICE unsigned as_bits(float value) { return __float_as_uint(value); }
@@ -72,3 +73,35 @@ DEVICE void narrow(float value, bfloat16_t& out) {
 
 template <typename T> DEVICE T smaller(T a, T b) { return b < a ? b : a; }  // a where b is a NaN
 template <typename T> DEVICE T larger(T a, T b) { return b > a ? b : a; }  // a where b is a NaN
+
+// Up to `size` elements, `stride` apart, to and from the arithmetic type. A full line of neighbours is SIMD code.
+template <int size, typename T> DEVICE void load_line(const T* from, index_t stride, int count, acc_t* to) {
+    if (stride == 1 && count == size) {
+        SIMD for (int j = 0; j < size; ++j) to[j] = widen(from[j]);
+    } else {
+        for (int j = 0; j < count; ++j) to[j] = widen(from[j * stride]);
+    }
+}
+template <int size, typename T> DEVICE void store_line(const acc_t* from, T* to, index_t stride, int count) {
+    if (stride == 1 && count == size) {
+        SIMD for (int j = 0; j < size; ++j) narrow(from[j], to[j]);
+    } else {
+        for (int j = 0; j < count; ++j) narrow(from[j], to[j * stride]);
+    }
+}
+
+// Transpose a [rows][columns] array of powers of two: log2(rows) perfect shuffles, each of which turns the bits of the
+// index by one. Loops that a host compiler makes SIMD code of. The result is in `a` or in `b`; both are overwritten.
+template <int rows, int columns, typename T> DEVICE T* transpose(T* a, T* b) {
+    constexpr int half = rows * columns / 2;
+    for (int step = 1; step < rows; step *= 2) {
+        SIMD for (int k = 0; k < half; ++k) {
+            b[2 * k] = a[k];
+            b[2 * k + 1] = a[k + half];
+        }
+        T* swap = a;
+        a = b;
+        b = swap;
+    }
+    return a;
+}

@@ -66,7 +66,7 @@ DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item&
             locate(s.axis[d], j, fused(g + 1, scale, -shift), size, step, align_corners);
         }
         if (WINDOW && d == NDIM - 1) {
-            SIMD for (int j = 0; j < TILE; ++j) make_window(s.axis[d], j, size);
+            SIMD for (int j = 0; j < TILE; ++j) make_window(s.axis[d], j, size, step);
         }
     }
     make_rows(s);
@@ -75,24 +75,22 @@ DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item&
 // ---------------------------------------------------------------------------------------------------------------------
 // Planar: one channel after the other.
 
-template <bool CHECKED>
-DEVICE void sample_plane(const Samples& s, const scalar_t* plane, scalar_t* output, index_t pixel_stride, int count) {
-    acc_t sum[TILE] = {};
-    UNROLL for (int r = 0; r < ROWS; ++r) {
-        scalar_t window[TILE][TAPS];
-        load_row<CHECKED>(s, plane, r, window);
+// The channels that a group starts at; beyond the last one it repeats it, and nobody stores what comes of that.
+template <typename T> DEVICE void group_planes(T* image, index_t channel, index_t end, index_t stride, T** plane) {
+    UNROLL for (int c = 0; c < GROUP; ++c) plane[c] = image + smaller(channel + c, end - 1) * stride;
+}
+
+// The tile in `channels` of the group's channels.
+DEVICE void store_group(const acc_t sum[][TILE], scalar_t* to, index_t channel_stride, index_t pixel_stride, int count,
+                        int channels) {
+    if (TILE > 1 && channel_stride == 1 && pixel_stride == GROUP && count == TILE) {
         SIMD for (int j = 0; j < TILE; ++j) {
-            acc_t value = 0;
-            UNROLL for (int t = 0; t < TAPS; ++t) {
-                value = fused(s.axis[NDIM - 1].weight[t][j], tap_value<CHECKED>(s, window, r, t, j), value);
-            }
-            sum[j] = fused(s.row_weight[r][j], value, sum[j]);
+            UNROLL for (int c = 0; c < GROUP; ++c) narrow(sum[c][j], to[j * GROUP + c]);
         }
+        return;
     }
-    if (pixel_stride == 1 && count == TILE) {
-        SIMD for (int j = 0; j < TILE; ++j) narrow(sum[j], output[j]);
-    } else {
-        for (int j = 0; j < count; ++j) narrow(sum[j], output[j * pixel_stride]);
+    UNROLL for (int c = 0; c < GROUP; ++c) {
+        if (c < channels) store_line<TILE>(sum[c], to + c * channel_stride, pixel_stride, count);
     }
 }
 
@@ -102,49 +100,19 @@ KERNEL(grid_sample_planar, GridSampleParams) {
         Samples s;
         plan(p, p.input_stride + 2, it, s);
         const scalar_t* image = p.input + it.n * (index_t)p.input_stride[0];
-        scalar_t* output = p.output + it.n * (index_t)p.output_stride[0] + it.first * (index_t)p.output_stride[2];
-        for (index_t c = it.channel; c < it.channel_end; ++c) {
-            const scalar_t* plane = image + c * (index_t)p.input_stride[1];
-            scalar_t* out = output + c * (index_t)p.output_stride[1];
+        const index_t channel_stride = (index_t)p.output_stride[1], pixel_stride = (index_t)p.output_stride[2];
+        scalar_t* output = p.output + it.n * (index_t)p.output_stride[0] + it.first * pixel_stride;
+        for (index_t first = it.channel; first < it.channel_end; first += GROUP) {
+            const scalar_t* plane[GROUP];
+            group_planes(image, first, it.channel_end, (index_t)p.input_stride[1], plane);
+            acc_t sum[GROUP][TILE];
             if (TILE > 1 && s.whole) {
-                sample_plane<false>(s, plane, out, (index_t)p.output_stride[2], it.count);
+                sample_planes<false>(s, plane, sum);
             } else {
-                sample_plane<true>(s, plane, out, (index_t)p.output_stride[2], it.count);
+                sample_planes<true>(s, plane, sum);
             }
-        }
-    }
-}
-
-// grad[d][j] += grad_output * d(sample) / d(coordinate d), in one channel.
-template <bool CHECKED>
-DEVICE void grid_gradient_plane(const Samples& s, const scalar_t* plane, const acc_t* out_grad, acc_t grad[][TILE]) {
-    const Axis& x = s.axis[NDIM - 1];
-    UNROLL for (int r = 0; r < ROWS; ++r) {
-        scalar_t window[TILE][TAPS];
-        load_row<CHECKED>(s, plane, r, window);
-        SIMD for (int j = 0; j < TILE; ++j) {
-            acc_t value = 0, slope = 0;
-            UNROLL for (int t = 0; t < TAPS; ++t) {
-                const acc_t tap = tap_value<CHECKED>(s, window, r, t, j);
-                value = fused(x.weight[t][j], tap, value);
-                slope = fused(x.slope[t][j], tap, slope);
-            }
-            UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j] += out_grad[j] * s.row_slope[d][r][j] * value;
-            grad[NDIM - 1][j] += out_grad[j] * s.row_weight[r][j] * slope;
-        }
-    }
-}
-
-// The adjoint of sample_plane.
-template <bool CHECKED> DEVICE void scatter_plane(const Samples& s, const acc_t* out_grad, acc_t* plane, int count) {
-    const Axis& x = s.axis[NDIM - 1];
-    for (int j = 0; j < count; ++j) {
-        UNROLL for (int r = 0; r < ROWS; ++r) {
-            const acc_t share = out_grad[j] * s.row_weight[r][j];
-            UNROLL for (int t = 0; t < TAPS; ++t) {
-                if (CHECKED && !(s.row_inside[r][j] & x.inside[t][j])) continue;
-                add_to(plane + s.row_at[r][j] + x.at[t][j], share * x.weight[t][j]);
-            }
+            store_group(sum, output + first * channel_stride, channel_stride, pixel_stride, it.count,
+                        (int)smaller(index_t(GROUP), it.channel_end - first));
         }
     }
 }
@@ -157,33 +125,48 @@ DEVICE void store_grid_gradient(const GridSampleParams& p, const Item& it, const
     }
 }
 
+// The group's gradients by the output, zero where there is no pixel or no channel.
+DEVICE void load_group(const GridSampleParams& p, const Item& it, index_t first, acc_t out_grad[][TILE]) {
+    const index_t pixel_stride = (index_t)p.output_stride[2];
+    const scalar_t* from = p.grad_output + it.n * (index_t)p.output_stride[0] + it.first * pixel_stride;
+    UNROLL for (int c = 0; c < GROUP; ++c) {
+        const scalar_t* line = from + smaller(first + c, it.channel_end - 1) * (index_t)p.output_stride[1];
+        const int count = first + c < it.channel_end ? it.count : 0;
+        if (count < TILE) {
+            for (int j = 0; j < TILE; ++j) out_grad[c][j] = 0;
+        }
+        load_line<TILE>(line, pixel_stride, count, out_grad[c]);
+    }
+}
+
 KERNEL(grid_sample_planar_backward, GridSampleParams) {
     FOR_EACH(i, p.items) {
         const Item it = item_of(p, i);
         Samples s;
         plan(p, p.input_stride + 2, it, s);
-        const index_t pixel_stride = (index_t)p.output_stride[2];
-        const scalar_t* grad_output = p.grad_output + it.n * (index_t)p.output_stride[0] + it.first * pixel_stride;
         acc_t grad[NDIM][TILE] = {};
-        for (index_t c = it.channel; c < it.channel_end; ++c) {
-            const scalar_t* from = grad_output + c * (index_t)p.output_stride[1];
-            acc_t out_grad[TILE] = {};
-            for (int j = 0; j < it.count; ++j) out_grad[j] = widen(from[j * pixel_stride]);
+        for (index_t first = it.channel; first < it.channel_end; first += GROUP) {
+            acc_t out_grad[GROUP][TILE];
+            load_group(p, it, first, out_grad);
             if (p.grad_grid) {
-                const scalar_t* plane =
-                    p.input + it.n * (index_t)p.input_stride[0] + c * (index_t)p.input_stride[1];
+                const scalar_t* image = p.input + it.n * (index_t)p.input_stride[0];
+                const scalar_t* plane[GROUP];
+                group_planes(image, first, it.channel_end, (index_t)p.input_stride[1], plane);
                 if (TILE > 1 && s.whole) {
-                    grid_gradient_plane<false>(s, plane, out_grad, grad);
+                    plane_gradients<false>(s, plane, out_grad, grad);
                 } else {
-                    grid_gradient_plane<true>(s, plane, out_grad, grad);
+                    plane_gradients<true>(s, plane, out_grad, grad);
                 }
             }
             if (p.grad_input) {
-                acc_t* plane = p.grad_input + it.n * (index_t)p.grad_stride[0] + c * (index_t)p.grad_stride[1];
+                acc_t* image = p.grad_input + it.n * (index_t)p.grad_stride[0];
+                acc_t* plane[GROUP];
+                group_planes(image, first, it.channel_end, (index_t)p.grad_stride[1], plane);
+                const int count = (int)smaller(index_t(GROUP), it.channel_end - first);
                 if (TILE > 1 && s.whole) {
-                    scatter_plane<false>(s, out_grad, plane, it.count);
+                    scatter_planes<false>(s, out_grad, plane, count);
                 } else {
-                    scatter_plane<true>(s, out_grad, plane, it.count);
+                    scatter_planes<true>(s, out_grad, plane, count);
                 }
             }
         }
@@ -204,10 +187,27 @@ KERNEL(grid_sample_channels, GridSampleParams) {
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
             const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
             acc_t sum[TILE][VEC];
-            for (int j = 0; j < it.count; ++j) sample_channels(s, j, image + c, width, sum[j]);
+            if (width == VEC) {  // a constant, for straight SIMD code
+                for (int j = 0; j < it.count; ++j) sample_channels(s, j, image + c, VEC, sum[j]);
+            } else {
+                for (int j = 0; j < it.count; ++j) sample_channels(s, j, image + c, width, sum[j]);
+            }
             store_tile(output + c * (index_t)p.output_stride[1], (index_t)p.output_stride[1],
                        (index_t)p.output_stride[2], it.count, width, sum);
         }
+    }
+}
+
+// Both gradients of a tile in the channels c ... c + width - 1.
+DEVICE void channel_gradients(const GridSampleParams& p, const Samples& s, const Item& it, index_t c, int width,
+                              const acc_t* out_grad, acc_t grad[][TILE]) {
+    if (p.grad_grid) {
+        const scalar_t* image = p.input + it.n * (index_t)p.input_stride[0] + c;
+        for (int j = 0; j < it.count; ++j) coordinate_gradient(s, j, image, width, out_grad + j * VEC, grad);
+    }
+    if (p.grad_input) {
+        acc_t* image = p.grad_input + it.n * (index_t)p.grad_stride[0] + c;
+        for (int j = 0; j < it.count; ++j) scatter_channels(s, j, image, width, out_grad + j * VEC);
     }
 }
 
@@ -218,17 +218,17 @@ KERNEL(grid_sample_channels_backward, GridSampleParams) {
         plan(p, p.input_stride + 2, it, s);
         const scalar_t* grad_output =
             p.grad_output + it.n * (index_t)p.output_stride[0] + it.first * (index_t)p.output_stride[2];
-        const scalar_t* image = p.grad_grid ? p.input + it.n * (index_t)p.input_stride[0] : 0;
-        acc_t* grad_image = p.grad_input ? p.grad_input + it.n * (index_t)p.grad_stride[0] : 0;
         acc_t grad[NDIM][TILE] = {};
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
             const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
-            acc_t out_grad[TILE][VEC];
-            load_tile(grad_output + c * (index_t)p.output_stride[1], (index_t)p.output_stride[1],
-                      (index_t)p.output_stride[2], it.count, width, out_grad);
-            for (int j = 0; j < it.count; ++j) {
-                if (image) coordinate_gradient(s, j, image + c, width, out_grad[j], grad);
-                if (grad_image) scatter_channels(s, j, grad_image + c, width, out_grad[j]);
+            acc_t tile[TILE][VEC], other[TILE * VEC];
+            const acc_t* out_grad = load_tile(grad_output + c * (index_t)p.output_stride[1],
+                                              (index_t)p.output_stride[1], (index_t)p.output_stride[2], it.count,
+                                              width, tile, other);
+            if (width == VEC) {
+                channel_gradients(p, s, it, c, VEC, out_grad, grad);
+            } else {
+                channel_gradients(p, s, it, c, width, out_grad, grad);
             }
         }
         if (!p.grad_grid) continue;

@@ -3,8 +3,7 @@
 // Taps that share all but the innermost index form a row: ROWS = TAPS^(NDIM - 1). The rows' offsets, weights and
 // slopes are worked out once for the tile; each channel then only loads and multiplies.
 
-constexpr int power(int base, int exponent) { return exponent == 0 ? 1 : base * power(base, exponent - 1); }
-constexpr int ROWS = power(TAPS, NDIM - 1);
+constexpr int ROWS = NDIM == 1 ? 1 : NDIM == 2 ? TAPS : TAPS * TAPS;
 
 struct Samples {
     Axis axis[NDIM];                                // slowest dimension first; the last is the one along a row
@@ -15,13 +14,13 @@ struct Samples {
     bool whole;  // every tap of every sample of the tile is inside: nothing to check
 };
 
-// Turn the innermost taps of a tile into TAPS neighbours in memory, at[0] ... at[0] + TAPS - 1, so that a row is one
-// short contiguous load. Taps that a padding folded onto one element add up; elements that no tap hits are outside.
-// Needs stride 1 and size >= TAPS: the taps of a sample never span more than TAPS elements.
-DEVICE void make_window(Axis& axis, int j, index_t size) {
+// Turn the innermost taps of a tile into TAPS neighbours, at[0] + e * stride, so that a row is one short contiguous load.
+// Taps that a padding folded onto one element add up; elements that no tap hits are outside. Needs size >= TAPS: the
+// taps of a sample never span more than TAPS elements.
+DEVICE void make_window(Axis& axis, int j, index_t size, index_t stride) {
     index_t base = axis.at[0][j];
     UNROLL for (int t = 1; t < TAPS; ++t) base = smaller(base, axis.at[t][j]);
-    base = smaller(base, size - TAPS);
+    base = smaller(base, (size - TAPS) * stride);
     acc_t weight[TAPS], slope[TAPS];
     int inside[TAPS];
     UNROLL for (int e = 0; e < TAPS; ++e) {
@@ -29,14 +28,14 @@ DEVICE void make_window(Axis& axis, int j, index_t size) {
         inside[e] = 0;
         UNROLL for (int t = 0; t < TAPS; ++t) {
             const acc_t tap_weight = axis.weight[t][j], tap_slope = axis.slope[t][j];
-            const int here = axis.at[t][j] == base + e, hit = axis.inside[t][j] & here;
+            const int here = axis.at[t][j] == base + e * stride, hit = axis.inside[t][j] & here;
             weight[e] += hit ? tap_weight : acc_t(0);
             slope[e] += hit ? tap_slope : acc_t(0);
             inside[e] |= hit;
         }
     }
     UNROLL for (int e = 0; e < TAPS; ++e) {
-        axis.at[e][j] = base + e;
+        axis.at[e][j] = base + e * stride;
         axis.weight[e][j] = weight[e];
         axis.slope[e][j] = slope[e];
         axis.inside[e][j] = inside[e];
@@ -73,21 +72,37 @@ DEVICE void make_rows(Samples& s) {
     s.whole = whole;
 }
 
-// One row of every sample of the tile, in one channel: window[j][t] = plane[row_at + at_t], zero where outside.
-template <bool CHECKED> DEVICE void load_row(const Samples& s, const scalar_t* plane, int r, scalar_t window[][TAPS]) {
+// ---------------------------------------------------------------------------------------------------------------------
+// Planar: GROUP channels at a time, one row of taps after the other.
+//
+// WINDOW says what makes a row one contiguous load: nothing (0), neighbouring pixels of a channel (1), or pixels whose
+// GROUP channels are all there is, interleaved (2).
+
+struct Row {  // of one channel, or of all with WINDOW == 2
+    scalar_t tap[WINDOW == 2 ? TAPS * GROUP : TAPS];
+};
+constexpr int ROW_SPACE = WINDOW != 2 ? TAPS : TAPS * GROUP <= 2 ? 2 : TAPS * GROUP <= 4 ? 4 : TAPS * GROUP <= 8 ? 8 : 16;
+
+// One row of every sample of the tile.
+struct Window {
+    scalar_t value[WINDOW == 2 ? 1 : GROUP][TILE][ROW_SPACE];
+};
+
+DEVICE const scalar_t& tap_of(const Window& w, int c, int t, int j) {
+    return WINDOW == 2 ? w.value[0][j][t * GROUP + c] : w.value[c][j][t];
+}
+
+template <bool CHECKED> DEVICE void load_row(const Samples& s, const scalar_t* const* plane, int r, Window& window) {
     const Axis& x = s.axis[NDIM - 1];
     for (int j = 0; j < TILE; ++j) {
-        if (WINDOW) {
-            struct Row {
-                scalar_t tap[TAPS];
-            };
-            *(Row*)window[j] = *(const Row*)(plane + s.row_at[r][j] + x.at[0][j]);
-        } else {
-            UNROLL for (int t = 0; t < TAPS; ++t) {
-                if (!CHECKED || (s.row_inside[r][j] && x.inside[t][j])) {
-                    window[j][t] = plane[s.row_at[r][j] + x.at[t][j]];
-                } else {
-                    window[j][t] = scalar_t();
+        const index_t at = s.row_at[r][j];
+        UNROLL for (int c = 0; c < (WINDOW == 2 ? 1 : GROUP); ++c) {
+            if (WINDOW) {
+                *(Row*)window.value[c][j] = *(const Row*)(plane[c] + at + x.at[0][j]);
+            } else {
+                UNROLL for (int t = 0; t < TAPS; ++t) {
+                    const bool inside = !CHECKED || (s.row_inside[r][j] & x.inside[t][j]);
+                    window.value[c][j][t] = inside ? plane[c][at + x.at[t][j]] : scalar_t();
                 }
             }
         }
@@ -95,12 +110,83 @@ template <bool CHECKED> DEVICE void load_row(const Samples& s, const scalar_t* p
     }
 }
 
-template <bool CHECKED>
-DEVICE acc_t tap_value(const Samples& s, const scalar_t window[][TAPS], int r, int t, int j) {
-    const acc_t value = widen(window[j][t]);
+template <bool CHECKED> DEVICE acc_t tap_value(const Samples& s, const Window& window, int r, int c, int t, int j) {
+    const acc_t value = widen(tap_of(window, c, t, j));
     return !CHECKED || (s.row_inside[r][j] & s.axis[NDIM - 1].inside[t][j]) ? value : acc_t(0);
 }
 
+// sum[c][j] = sample j in the channel plane[c].
+template <bool CHECKED>
+DEVICE void sample_planes(const Samples& s, const scalar_t* const* plane, acc_t sum[][TILE]) {
+    UNROLL for (int c = 0; c < GROUP; ++c) {
+        SIMD for (int j = 0; j < TILE; ++j) sum[c][j] = 0;
+    }
+    UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
+        Window window;
+        load_row<CHECKED>(s, plane, r, window);
+        SIMD for (int j = 0; j < TILE; ++j) {
+            UNROLL for (int c = 0; c < GROUP; ++c) {
+                acc_t value = 0;
+                UNROLL for (int t = 0; t < TAPS; ++t) {
+                    value = fused(s.axis[NDIM - 1].weight[t][j], tap_value<CHECKED>(s, window, r, c, t, j), value);
+                }
+                sum[c][j] = fused(s.row_weight[r][j], value, sum[c][j]);
+            }
+        }
+    }
+}
+
+// grad[d][j] += sum over the group of out_grad * d(sample j) / d(coordinate d).
+template <bool CHECKED>
+DEVICE void plane_gradients(const Samples& s, const scalar_t* const* plane, const acc_t out_grad[][TILE],
+                            acc_t grad[][TILE]) {
+    const Axis& x = s.axis[NDIM - 1];
+    UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
+        Window window;
+        load_row<CHECKED>(s, plane, r, window);
+        SIMD for (int j = 0; j < TILE; ++j) {
+            acc_t value = 0, slope = 0;
+            UNROLL for (int t = 0; t < TAPS; ++t) {
+                acc_t dot = 0;
+                UNROLL for (int c = 0; c < GROUP; ++c) {
+                    dot = fused(out_grad[c][j], tap_value<CHECKED>(s, window, r, c, t, j), dot);
+                }
+                value = fused(x.weight[t][j], dot, value);
+                slope = fused(x.slope[t][j], dot, slope);
+            }
+            UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j] = fused(s.row_slope[d][r][j], value, grad[d][j]);
+            grad[NDIM - 1][j] = fused(s.row_weight[r][j], slope, grad[NDIM - 1][j]);
+        }
+    }
+}
+
+// The adjoint of sample_planes; `count` channels of the group exist.
+template <bool CHECKED>
+DEVICE void scatter_planes(const Samples& s, const acc_t out_grad[][TILE], acc_t* const* plane, int count) {
+    const Axis& x = s.axis[NDIM - 1];
+    UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
+        acc_t share[GROUP][TILE][TAPS];
+        SIMD for (int j = 0; j < TILE; ++j) {
+            UNROLL for (int t = 0; t < TAPS; ++t) {
+                const acc_t weight = s.row_weight[r][j] * x.weight[t][j];
+                UNROLL for (int c = 0; c < GROUP; ++c) share[c][j][t] = out_grad[c][j] * weight;
+            }
+        }
+        for (int j = 0; j < TILE; ++j) {
+            const index_t at = s.row_at[r][j];
+            UNROLL for (int t = 0; t < TAPS; ++t) {
+                if (CHECKED && !(s.row_inside[r][j] & x.inside[t][j])) continue;
+                const index_t target = at + x.at[t][j];
+                UNROLL for (int c = 0; c < GROUP; ++c) {
+                    if (c < count) add_to(plane[c] + target, share[c][j][t]);
+                }
+            }
+            SCALAR_LOOP;
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
 // Channels next to each other. `width` <= VEC of them; on a GPU all VEC, aligned to the size of a pack.
 struct alignas(LANES > 1 ? VEC * sizeof(scalar_t) : sizeof(scalar_t)) Pack {
     scalar_t value[VEC];
@@ -111,7 +197,7 @@ DEVICE void load_channels(const scalar_t* from, int width, acc_t* to) {
         const Pack pack = *(const Pack*)from;
         UNROLL for (int v = 0; v < VEC; ++v) to[v] = widen(pack.value[v]);
     } else {
-        SIMD for (int v = 0; v < width; ++v) to[v] = widen(from[v]);
+        load_line<VEC>(from, 1, width, to);
     }
 }
 
@@ -121,31 +207,35 @@ DEVICE void store_channels(const acc_t* from, int width, scalar_t* to) {
         UNROLL for (int v = 0; v < VEC; ++v) narrow(from[v], pack.value[v]);
         *(Pack*)to = pack;
     } else {
-        SIMD for (int v = 0; v < width; ++v) narrow(from[v], to[v]);
+        store_line<VEC>(from, to, 1, width);
     }
 }
 
 // A tile of pixels x channels in memory, in either order.
 DEVICE void store_tile(scalar_t* to, index_t channel_stride, index_t pixel_stride, int count, int width,
-                       const acc_t tile[][VEC]) {
+                       acc_t tile[][VEC]) {
     if (channel_stride == 1) {
         for (int j = 0; j < count; ++j) store_channels(tile[j], width, to + j * pixel_stride);
     } else {
+        acc_t other[TILE * VEC];
+        const acc_t* turned = transpose<TILE, VEC>(tile[0], other);
         for (int v = 0; v < width; ++v) {
-            for (int j = 0; j < count; ++j) narrow(tile[j][v], to[v * channel_stride + j * pixel_stride]);
+            store_line<TILE>(turned + v * TILE, to + v * channel_stride, pixel_stride, count);
         }
     }
 }
 
-DEVICE void load_tile(const scalar_t* from, index_t channel_stride, index_t pixel_stride, int count, int width,
-                      acc_t tile[][VEC]) {
+// Returns where the tile is: in `tile`, or in `other` after a transpose.
+DEVICE const acc_t* load_tile(const scalar_t* from, index_t channel_stride, index_t pixel_stride, int count, int width,
+                              acc_t tile[][VEC], acc_t* other) {
     if (channel_stride == 1) {
         for (int j = 0; j < count; ++j) load_channels(from + j * pixel_stride, width, tile[j]);
-    } else {
-        for (int v = 0; v < width; ++v) {
-            for (int j = 0; j < count; ++j) tile[j][v] = widen(from[v * channel_stride + j * pixel_stride]);
-        }
+        return tile[0];
     }
+    for (int v = 0; v < width; ++v) {
+        load_line<TILE>(from + v * channel_stride, pixel_stride, count, tile[0] + v * TILE);
+    }
+    return transpose<VEC, TILE>(tile[0], other);
 }
 
 // Rows that one pass over the channels combines: all of them where their taps fit into registers.
@@ -172,7 +262,7 @@ DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int 
         return;
     }
     UNROLL for (int v = 0; v < VEC; ++v) sum[v] = 0;
-    UNROLL for (int k = 0; k < ROWS * TAPS; ++k) {
+    UNROLL_ROWS for (int k = 0; k < ROWS * TAPS; ++k) {
         const int r = k / TAPS, t = k % TAPS;
         if (!(s.row_inside[r][j] & x.inside[t][j])) continue;
         acc_t value[VEC];
@@ -182,29 +272,60 @@ DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int 
     }
 }
 
-// grad[d][j] += sum over channels of out_grad * d(sample j) / d(coordinate d): a dot product for each tap.
+// grad[d][j] += sum over channels of out_grad * d(sample j) / d(coordinate d). Where everything is inside, the slopes of
+// all taps are combined for each channel first, so that there is one sum over channels for each d and not for each tap.
 DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, int width, const acc_t* out_grad,
                                 acc_t grad[][TILE]) {
     const Axis& x = s.axis[NDIM - 1];
-    UNROLL for (int r = 0; r < ROWS; ++r) {
+    if (LANES == 1 && s.whole) {
+        for (int r0 = 0; r0 < ROWS; r0 += PASS) {
+            const scalar_t* tap[PASS * TAPS];
+            UNROLL for (int k = 0; k < PASS * TAPS; ++k) {
+                tap[k] = image + s.row_at[r0 + k / TAPS][j] + x.at[k % TAPS][j];
+            }
+            acc_t sum0 = 0, sum1 = 0, sum2 = 0;
+            SIMD_SUM(sum0, sum1, sum2) for (int v = 0; v < width; ++v) {
+                acc_t slope0 = 0, slope1 = 0, slope2 = 0;
+                UNROLL for (int r = 0; r < PASS; ++r) {
+                    acc_t value = 0, slope = 0;
+                    UNROLL for (int t = 0; t < TAPS; ++t) {
+                        const acc_t pixel = widen(tap[r * TAPS + t][v]);
+                        value = fused(x.weight[t][j], pixel, value);
+                        slope = fused(x.slope[t][j], pixel, slope);
+                    }
+                    if (NDIM > 1) slope0 = fused(s.row_slope[0][r0 + r][j], value, slope0);
+                    if (NDIM > 2) slope1 = fused(s.row_slope[NDIM > 2][r0 + r][j], value, slope1);
+                    slope2 = fused(s.row_weight[r0 + r][j], slope, slope2);
+                }
+                sum0 += out_grad[v] * slope0;
+                sum1 += out_grad[v] * slope1;
+                sum2 += out_grad[v] * slope2;
+            }
+            if (NDIM > 1) grad[0][j] += sum0;
+            if (NDIM > 2) grad[NDIM > 2][j] += sum1;
+            grad[NDIM - 1][j] += sum2;
+        }
+        return;
+    }
+    UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
         acc_t value = 0, slope = 0;
         UNROLL for (int t = 0; t < TAPS; ++t) {
             if (!(s.row_inside[r][j] & x.inside[t][j])) continue;
             acc_t channel[VEC], dot = 0;
             load_channels(image + s.row_at[r][j] + x.at[t][j], width, channel);
-            SIMD_SUM(dot) for (int v = 0; v < width; ++v) dot = fused(out_grad[v], channel[v], dot);
+            SIMD_SUM(dot) for (int v = 0; v < width; ++v) dot += out_grad[v] * channel[v];
             value = fused(x.weight[t][j], dot, value);
             slope = fused(x.slope[t][j], dot, slope);
         }
-        UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j] += s.row_slope[d][r][j] * value;
-        grad[NDIM - 1][j] += s.row_weight[r][j] * slope;
+        UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j] = fused(s.row_slope[d][r][j], value, grad[d][j]);
+        grad[NDIM - 1][j] = fused(s.row_weight[r][j], slope, grad[NDIM - 1][j]);
     }
 }
 
 // The adjoint of sample_channels.
 DEVICE void scatter_channels(const Samples& s, int j, acc_t* image, int width, const acc_t* out_grad) {
     const Axis& x = s.axis[NDIM - 1];
-    UNROLL for (int k = 0; k < ROWS * TAPS; ++k) {
+    UNROLL_ROWS for (int k = 0; k < ROWS * TAPS; ++k) {
         const int r = k / TAPS, t = k % TAPS;
         if (!(s.row_inside[r][j] & x.inside[t][j])) continue;
         acc_t* target = image + s.row_at[r][j] + x.at[t][j];

@@ -6,6 +6,7 @@ import numpy as np
 
 from cudakit.array import Device, numpy_dtype
 from cudakit.errors import BackendUnavailable, CompileError
+from cudakit.source import CUDA_OPTIONS
 
 try:
     import cupy
@@ -15,8 +16,6 @@ except ImportError as error:
     ) from error
 
 THREADS = 256
-# No contraction but where the text says so, as on the host: the same bits on both.
-OPTIONS = ("--std=c++17", "--fmad=false")
 BLOCKS_PER_PROCESSOR = 32
 
 
@@ -38,7 +37,7 @@ class CudaKernel:
         self._lanes, self._ordinal = lanes, ordinal
         with cupy.cuda.Device(ordinal) as device:
             try:
-                self._function = cupy.RawModule(code=text, options=OPTIONS).get_function(name)
+                self._function = cupy.RawModule(code=text, options=CUDA_OPTIONS).get_function(name)
             except cupy.cuda.compiler.CompileException as error:
                 raise CompileError(f"NVRTC refused {name}", text, str(error)) from error
             self._blocks = device.attributes["MultiProcessorCount"] * BLOCKS_PER_PROCESSOR

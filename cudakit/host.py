@@ -5,6 +5,7 @@ not match is a miss and is compiled anew. Entries appear by `os.replace`, so tha
 of them compile the same thing.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -95,7 +96,14 @@ def cache_dir() -> Path:
         with tempfile.TemporaryFile(dir=candidate):
             return candidate
     except OSError:  # a read-only home, for example
-        return Path(tempfile.mkdtemp(prefix="cudakit-"))
+        return _temporary_dir()
+
+
+def _temporary_dir() -> Path:
+    """Make a folder that goes when this process ends; the end of a forked child leaves it alone."""
+    folder, owner = tempfile.mkdtemp(prefix="cudakit-"), os.getpid()
+    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
+    return Path(folder)
 
 
 def build(text: str) -> Path:
@@ -126,7 +134,11 @@ def _intact(entry: Path) -> bool:
 
 def _compile(text: str, target: Path) -> None:
     command = [*compiler(), *flags(), "-o", str(target), "-"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    # Zig keeps what it builds for itself in a cache of its own, by default in the home, which may be read-only.
+    environment = {"ZIG_GLOBAL_CACHE_DIR": str(cache_dir() / "zig"), **os.environ}
+    done = subprocess.run(
+        command, input=text, capture_output=True, encoding="utf-8", errors="replace", env=environment, check=False
+    )
     if done.returncode != 0:
         raise CompileError(f"{shlex.join(command)} failed", text, done.stderr)
 

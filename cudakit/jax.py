@@ -3,7 +3,6 @@
 XLA allocates the results and a buffer callback fills them in place, on XLA's stream: nothing is copied.
 """
 
-import ctypes
 from collections.abc import Callable
 from functools import cache
 from math import prod
@@ -12,8 +11,8 @@ from typing import Any
 import jax
 from jax.experimental.buffer_callback import buffer_callback
 
-from cudakit.array import CPU, Spec, View, contiguous_strides, dlpack_view
-from cudakit.op import Op
+from cudakit.array import CPU, Spec, contiguous_strides, dlpack_view
+from cudakit.op import Op, zero_memory
 
 
 def _specs(arrays: tuple[Any, ...]) -> tuple[Spec, ...]:
@@ -36,21 +35,12 @@ def _execute(op: Op, options: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
             view = None if result is None else dlpack_view(next(outputs))
             pointers.append(0 if view is None else view.pointer)
             if view is not None and result is not None and result.zero:
-                _zero(view, stream)
+                size = prod(view.spec.shape) * int(jax.numpy.dtype(view.spec.dtype).itemsize)
+                zero_memory(view.pointer, size, device, stream)
         plan.run(pointers, device, stream)
 
     shapes = [jax.ShapeDtypeStruct(result.shape, jax.numpy.dtype(result.dtype)) for result in wanted]
     return tuple(buffer_callback(fill, shapes, vmap_method="sequential")(*arrays))
-
-
-def _zero(view: View, stream: int) -> None:
-    size = prod(view.spec.shape) * int(jax.numpy.dtype(view.spec.dtype).itemsize)
-    if view.device == CPU:
-        ctypes.memset(view.pointer, 0, size)
-    else:
-        from cudakit.cuda import zero_memory
-
-        zero_memory(view.pointer, size, view.device, stream)
 
 
 @cache

@@ -5,10 +5,11 @@ is made once for each combination of shapes, strides, dtypes, options and target
 The adapters of frameworks read these records and know no family.
 """
 
+import ctypes
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
@@ -37,9 +38,14 @@ class Output(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Something with an address: an index into (null, inputs..., outputs..., workspaces...)."""
+    """Something with an address: an index into (null, inputs..., outputs..., workspaces...), and bytes beyond it."""
 
     index: int
+    offset: int = 0
+
+    def at(self, offset: int) -> "Slot":
+        """Return the same slot, `offset` bytes further on."""
+        return self if self == NULL else Slot(self.index, self.offset + offset)
 
 
 NULL = Slot(0)
@@ -48,7 +54,7 @@ NULL = Slot(0)
 class Step(NamedTuple):
     """A launch and the slots that its leading pointers come from."""
 
-    launch: Launch
+    launch: Callable[[bytes, int], None]
     slots: tuple[Slot, ...]
 
 
@@ -79,6 +85,10 @@ class Plan:
         self.workspaces.append((size, zero))
         return Slot(self.inputs + len(self.results) + len(self.workspaces))
 
+    def zero(self, slot: Slot, size: int, device: Device) -> None:
+        """Append the filling of `size` bytes with zeros."""
+        self.steps.append(Step(partial(_zero, size, device), (slot,)))
+
     def launch(self, launch: Launch, *slots: Slot) -> None:
         """Append a launch whose leading pointers come from `slots`."""
         self.steps.append(Step(launch, slots))
@@ -88,7 +98,7 @@ class Plan:
         temporary = [_allocate(size, zero, device, stream) for size, zero in self.workspaces]
         table = (0, *pointers, *(memory.pointer for memory in temporary))
         for launch, slots in self.steps:
-            launch(_pack(len(slots))(*[table[slot.index] for slot in slots]), stream)
+            launch(_pack(len(slots))(*[table[index] + offset for index, offset in slots]), stream)
 
 
 class _HostWorkspace:
@@ -97,6 +107,21 @@ class _HostWorkspace:
     def __init__(self, size: int, zero: bool) -> None:
         self._memory = (np.zeros if zero else np.empty)(size, np.uint8)
         self.pointer: int = self._memory.ctypes.data
+
+
+def _zero(size: int, device: Device, pointers: bytes, stream: int) -> None:
+    (pointer,) = struct.unpack("Q", pointers)
+    zero_memory(pointer, size, device, stream)
+
+
+def zero_memory(pointer: int, size: int, device: Device, stream: int) -> None:
+    """Fill memory with zeros, on `stream` where it is a GPU's."""
+    if device == CPU:
+        ctypes.memset(pointer, 0, size)
+    else:
+        from cudakit import cuda
+
+        cuda.zero_memory(pointer, size, device, stream)
 
 
 def _allocate(size: int, zero: bool, device: Device, stream: int) -> Any:

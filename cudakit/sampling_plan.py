@@ -5,6 +5,7 @@ channels of a pixel are neighbours; each coordinate's taps are worked out once a
 of many channels that comes channels-first is copied to channels-last in between, which costs less than it saves.
 """
 
+from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
@@ -22,8 +23,10 @@ TAPS = dict(zip(MODES, (1, 2, 4), strict=True))
 HOST_TILE = 32  # samples planned together on a CPU: a few SIMD vectors
 HOST_VECTOR = 64  # channels in one pass on a CPU
 MANY_CHANNELS = 16  # from here on a channels-first image is copied to channels-last
-FEW_CHANNELS = 4  # below this the planar form is taken even where channels are neighbours
+FEW_CHANNELS = 4  # up to here the planar form is taken even where channels are neighbours
+LARGEST_GROUP = 4  # channels that the planar form reads together
 CUDA_VECTOR_BYTES = 16
+COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time
 
 SAMPLE_FIELDS = (
     *((name, 1) for name in ("input", "grid", "output", "grad_output", "grad_input", "grad_grid")),
@@ -107,7 +110,7 @@ def add_copy(plan: Plan, target: Target, source: tuple[Slot, Image], goal: tuple
     """Append a copy from one layout and dtype to another; both images must be `flat`."""
     (source_slot, old), (goal_slot, new) = source, goal
     size = (old.shape[0], old.shape[1], prod(old.space))
-    tile = 16 if target.device == CPU else 1
+    tile = 32 if target.device == CPU else 1
     items = size[0] * -(-size[1] // tile) * -(-size[2] // tile)
     wide = is_wide((old.shape, old.strides), (new.shape, new.strides))
     constants = type_constants(old.dtype, new.dtype, wide) | {"TILE": tile, "LANES": 1, "VEC": 1}
@@ -117,27 +120,41 @@ def add_copy(plan: Plan, target: Target, source: tuple[Slot, Image], goal: tuple
 
 
 class Form(NamedTuple):
-    """A kernel's form and its compile-time sizes."""
+    """A kernel's form and its compile-time sizes: samples planned together, lanes and channels of a pixel at a time."""
 
     channels: bool
     tile: int
     lanes: int
     vector: int
+    group: int
 
 
 def choose_form(x: Image, target: Target, neighbours: bool) -> Form:
     """Choose how to read an image; `neighbours`: its channels lie next to each other, or will."""
     count = x.shape[1]
+    group = max(1, min(count, LARGEST_GROUP))
     if target.device == CPU:
-        return Form(neighbours and count >= FEW_CHANNELS, HOST_TILE, 1, HOST_VECTOR)
+        vector = 16
+        while vector < min(count, HOST_VECTOR):
+            vector *= 2
+        return Form(neighbours and count > FEW_CHANNELS, HOST_TILE, 1, vector, group)
     vector = CUDA_VECTOR_BYTES // itemsize(x.dtype)
     steps = (x.strides[0], *x.strides[2:])
-    if not (neighbours and x.aligned and count >= vector) or any(n % vector for n in (count, *steps)):
-        return Form(False, 1, 1, 1)
-    lanes = 1
+    if not (neighbours and x.aligned and count >= 2 * vector) or any(n % vector for n in (count, *steps)):
+        return Form(False, 1, 1, 1, group)
+    lanes = 2
     while lanes < 32 and lanes * 2 * vector <= count:
         lanes *= 2
-    return Form(True, 1, max(lanes, 2), vector) if lanes > 1 else Form(False, 1, 1, 1)
+    return Form(True, 1, lanes, vector, group)
+
+
+def row_window(x: Image, form: Form, mode: str, target: Target) -> int:
+    """Return what makes a row of taps one contiguous load (`WINDOW` in `samples.cuh`)."""
+    if target.device != CPU or form.channels or x.space[-1] < TAPS[mode]:
+        return 0
+    if x.strides[-1] == 1:
+        return 1
+    return 2 if x.strides[1] == 1 and x.strides[-1] == x.shape[1] == form.group else 0
 
 
 class Sampling(NamedTuple):
@@ -194,9 +211,9 @@ def add_sampling(
     layouts = [(x.shape, x.strides), (output.shape, output.strides), ((items * form.lanes,), (1,))]
     layouts += [((x.shape[0] * call.pixels * n,), (1,))] + ([(grad.shape, grad.strides)] if grad else [])
     constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts))
-    window = target.device == CPU and x.strides[-1] == 1 and x.space[-1] >= TAPS[call.mode] and not form.channels
     constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
-    constants |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector, "WINDOW": int(window)}
+    constants |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector, "GROUP": form.group}
+    constants["WINDOW"] = row_window(x, form, call.mode, target)
     name = f"grid_sample_{'channels' if form.channels else 'planar'}"
     kernel = SAMPLE_KERNELS[name + ("" if pointers.output != NULL else "_backward")]
     tail = pack_tail(
@@ -210,21 +227,53 @@ def add_sampling(
     plan.launch(Launch(loaded, tail, items, max(grain, 1), work), *pointers)
 
 
+def _part(image: Image, count: int) -> Image:
+    return image._replace(shape=(count, *image.shape[1:]))
+
+
+def _chunks(x: Image, target: Target) -> Iterator[tuple[int, int]]:
+    """Cut the batch into (first, count), so that copies of an image stay in cache, or take little memory on a GPU."""
+    batch, size = x.shape[0], prod(x.shape[1:]) * itemsize(x.dtype)
+    step = max(1, COPY_BYTES // size)
+    step += -step % target.threads
+    for first in range(0, batch, step):
+        yield first, min(step, batch - first)
+
+
+def _shifted(pointers: Pointers, first: int, call: Sampling, output: Image) -> Pointers:
+    """Return the pointers for the images from `first` on; those of the input are the caller's affair."""
+    grid = first * call.pixels * len(call.input.space) * itemsize(call.grid_dtype)
+    out = first * output.strides[0] * itemsize(output.dtype)
+    return pointers._replace(
+        grid=pointers.grid.at(grid),
+        grad_grid=pointers.grad_grid.at(grid),
+        output=pointers.output.at(out),
+        grad_output=pointers.grad_output.at(out),
+    )
+
+
 def plan_forward(call: Sampling, output: Image, result: Output, target: Target) -> Plan:
     """Plan `grid_sample`."""
     plan = Plan(2, (result,))
     if 0 in output.shape:
         return plan
-    x, source = call.input, plan.input(0)
+    x, item = call.input, itemsize(call.input.dtype)
     neighbours = x.strides[1] == 1
-    transposes = target.device == CPU and not neighbours and x.shape[1] >= MANY_CHANNELS
-    if transposes and x.flat and call.pixels * call.taps >= prod(x.space):
-        last = packed(x.shape, x.dtype, channels_last=True)
-        space = plan.workspace(prod(x.shape) * itemsize(x.dtype))
-        add_copy(plan, target, (source, x), (space, last))
-        call, source, neighbours = call._replace(input=last), space, True
-    form = choose_form(call.input, target, neighbours)
-    add_sampling(plan, target, call, form, Pointers(source, plan.input(1), plan.result(0)), output)
+    pointers = Pointers(plan.input(0), plan.input(1), plan.result(0))
+    transposes = target.device == CPU and not neighbours and x.shape[1] >= MANY_CHANNELS and x.flat
+    if not transposes or call.pixels * call.taps < prod(x.space):
+        add_sampling(plan, target, call, choose_form(x, target, neighbours), pointers, output)
+        return plan
+    last = packed(x.shape, x.dtype, channels_last=True)
+    form = choose_form(last, target, True)
+    chunks = list(_chunks(x, target))
+    space = plan.workspace(chunks[0][1] * last.strides[0] * item)
+    for first, count in chunks:
+        source = (plan.input(0).at(first * x.strides[0] * item), _part(x, count))
+        add_copy(plan, target, source, (space, _part(last, count)))
+        piece = call._replace(input=_part(last, count))
+        where = _shifted(pointers, first, call, output)._replace(input=space)
+        add_sampling(plan, target, piece, form, where, _part(output, count))
     return plan
 
 
@@ -245,19 +294,29 @@ def plan_backward(call: Sampling, output: Image, needs: tuple[Output | None, Out
     )
     if empty:
         return plan
-    source, grad_slot = plan.input(1), plan.result(0)
-    if not wanted_grid:
-        call = call._replace(input=layout)  # which is not read, but says where the gradient's pixels lie
-    elif x.strides[2:] != layout.strides[2:] or (form.channels and x.strides[1] != 1):
-        source = plan.workspace(prod(x.shape) * itemsize(x.dtype))
-        add_copy(plan, target, (plan.input(1), x), (source, layout))
+    readable = x.strides[2:] == layout.strides[2:] and (not form.channels or x.strides[1] == 1)
+    copied = bool(wanted_grid) and not readable
+    summed = bool(wanted_input) and not direct
+    chunks = list(_chunks(x, target)) if copied or summed else [(0, x.shape[0])]
+    size = chunks[0][1] * layout.strides[0]
+    space = plan.workspace(size * itemsize(x.dtype)) if copied else NULL
+    total = plan.workspace(size * itemsize(grad.dtype)) if summed else NULL
+    pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), plan.result(0), plan.result(1))
+    if not wanted_grid or copied:  # without its gradient the grid's image is not read, but says where pixels lie
         call = call._replace(input=layout)
-    if wanted_input and not direct:
-        grad_slot = plan.workspace(prod(x.shape) * itemsize(grad.dtype), zero=True)
-    pointers = Pointers(source, plan.input(2), NULL, plan.input(0), grad_slot, plan.result(1))
-    _add_gradients(plan, target, call, form, pointers, output, grad)
-    if wanted_input and not direct:
-        add_copy(plan, target, (grad_slot, grad), (plan.result(0), final))
+    for first, count in chunks:
+        source = plan.input(1).at(first * x.strides[0] * itemsize(x.dtype))
+        goal = plan.result(0).at(first * final.strides[0] * itemsize(x.dtype))
+        if copied:
+            add_copy(plan, target, (source, _part(x, count)), (space, _part(layout, count)))
+        if summed:
+            plan.zero(total, count * layout.strides[0] * itemsize(grad.dtype), target.device)
+        where = _shifted(pointers, first, call, output)
+        where = where._replace(input=space if copied else source, grad_input=total if summed else goal)
+        piece = call._replace(input=_part(call.input, count))
+        _add_gradients(plan, target, piece, form, where, _part(output, count), _part(grad, count))
+        if summed:
+            add_copy(plan, target, (total, _part(grad, count)), (goal, _part(final, count)))
     return plan
 
 

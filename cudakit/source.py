@@ -44,9 +44,10 @@ def _lines(file: str, seen: set[str]) -> list[str]:
         include = INCLUDE.match(line)
         if include is None:
             lines.append(line)
-        elif include[1] not in seen:
+            continue
+        if include[1] not in seen:
             lines += _lines(include[1], seen)
-            lines.append(f'#line {number + 1} "cuda_src/{file}"')
+        lines.append(f'#line {number + 1} "cuda_src/{file}"')
     return lines
 
 
@@ -66,6 +67,9 @@ def render(kernel: Kernel, constants: Mapping[str, str | int], *, host: bool) ->
     shim = [flatten("host_shim.h")] if host else []
     return "\n".join([prelude, *shim, flatten(kernel.file), f"ENTRY({kernel.name}, {kernel.params})", ""])
 
+
+# What NVRTC is told. No contraction but where the text says so, as on the host: the same bits on both.
+CUDA_OPTIONS = ("--std=c++17", "--fmad=false")
 
 # Storage type of an array -> (C type, arithmetic type).
 C_TYPES = {

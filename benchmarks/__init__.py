@@ -1,0 +1,1 @@
+"""Measurements of cudakit beside its peers: ``python -m benchmarks.run``, or small ones with ``pytest benchmarks``."""

@@ -1,0 +1,126 @@
+"""Interleaved rounds of timed calls, and the copy bandwidth that they are held against."""
+
+import gc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median, quantiles
+from time import perf_counter, process_time, sleep
+from typing import Any
+
+import numpy as np
+
+from .cases import OURS, Arrays, Family, Prepared, Row, disagreement, traffic
+from .peers import present
+
+ROUNDS = 15
+FEWEST_TURNS = 5
+SIDE_SECONDS = 1.0  # a side that would take longer has fewer turns
+BURST_SECONDS = 0.02
+LONGEST_BURST = 10
+WARM_SECONDS = 0.1  # calls that take longer need no untimed call before them
+COPY_BYTES = 256 * 10**6
+COPY_REPEATS = 7
+
+Result = dict[str, Any]
+
+
+def settle(limit: float = 0.1) -> None:
+    """Wait until the threads of the last side, which may spin for a while after its call, are asleep."""
+    end = perf_counter() + limit
+    while perf_counter() < end:
+        before = process_time()
+        sleep(0.001)
+        if process_time() - before < 0.0003:
+            return
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Return the seconds of one call, its results' end included."""
+    start = perf_counter()
+    call()
+    return perf_counter() - start
+
+
+def _burst(call: Callable[[], Any], expected: float) -> list[float]:
+    settle()
+    if expected < WARM_SECONDS:
+        call()
+    count = min(max(int(BURST_SECONDS / expected), 1), LONGEST_BURST)
+    return [timed(call) for _ in range(count)]
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+    """Time several calls in turns: one side's burst, the next side's, and so on, round after round.
+
+    Parameters
+    ----------
+    calls : dict of callable
+        The sides, warmed up.
+    rounds : int
+        Turns of each side; slow ones have fewer, spread over the rounds.
+
+    Returns
+    -------
+    dict of list of float
+        Seconds of every timed call.
+    """
+    expected = {side: min(timed(call), timed(call)) for side, call in calls.items()}
+    turns = {side: min(max(int(SIDE_SECONDS / expected[side]), FEWEST_TURNS), rounds) for side in calls}
+    samples: dict[str, list[float]] = {side: [] for side in calls}
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(rounds):
+            for side, call in calls.items():
+                if (number + 1) * turns[side] // rounds > number * turns[side] // rounds:
+                    samples[side] += _burst(call, expected[side])
+    finally:
+        gc.enable()
+    return samples
+
+
+def summary(seconds: list[float]) -> Result:
+    """Return the median and the quartiles in milliseconds, and how many calls they come from."""
+    low, _, high = quantiles(seconds, n=4)
+    return {"median_ms": 1e3 * median(seconds), "quartiles_ms": [1e3 * low, 1e3 * high], "calls": len(seconds)}
+
+
+def prepare(family: Family, row: Row, arrays: Arrays, threads: int) -> dict[str, Prepared]:
+    """Return the sides that are installed and know the row's operator."""
+    made = {side: make(row, arrays, threads) for side, make in family.sides.items() if present(side)}
+    return {side: prepared for side, prepared in made.items() if prepared is not None}
+
+
+def measure_row(family: Family, row: Row, threads: int) -> Result:
+    """Check that the sides agree with cudakit, then time them."""
+    arrays = row.make()
+    sides = prepare(family, row, arrays, threads)
+    expected = sides[OURS].results(sides[OURS].call())
+    wrong = {}
+    for side, prepared in sides.items():
+        message = disagreement(row, prepared.results(prepared.call()), expected, prepared.slack)
+        if message:
+            wrong[side] = message
+    moved = traffic(arrays, expected)
+    del expected
+    samples = interleaved({side: prepared.call for side, prepared in sides.items()})
+    times = {side: summary(seconds) for side, seconds in samples.items()}
+    ours = times[OURS]["median_ms"]
+    return {
+        "row": row.name,
+        "section": row.section,
+        "bytes": moved,
+        "gb_per_s": moved / ours / 1e6,
+        "sides": times,
+        "ratios": {side: time["median_ms"] / ours for side, time in times.items() if side != OURS},
+        "disagreements": wrong,
+    }
+
+
+def copy_bandwidth(threads: int) -> list[float]:
+    """Return GB/s, read and written, of copies of 256 MB by that many threads."""
+    source, target = np.ones(COPY_BYTES, np.uint8), np.zeros(COPY_BYTES, np.uint8)
+    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    with ThreadPoolExecutor(threads) as pool:
+        times = [timed(lambda: list(pool.map(lambda part: np.copyto(*part), parts))) for _ in range(COPY_REPEATS + 1)]
+    return [2 * COPY_BYTES / seconds / 1e9 for seconds in times[1:]]

@@ -1,0 +1,116 @@
+"""What a call costs besides the computing: Python around the kernel, the import, the first call."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from types import FrameType
+from typing import Any
+
+from cudakit.host import HostKernel
+
+from . import sampling
+from .cases import OURS
+from .measure import prepare, settle
+from .peers import set_threads
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOP = 500
+REPEATS = 21
+CHILDREN = 9
+COLD_CHILDREN = 3
+BARE, BEYOND = "bare kernel", "Python beyond the kernel"
+
+IMPORT = """
+import sys
+from time import perf_counter
+start = perf_counter()
+import numpy
+middle = perf_counter()
+import cudakit
+print(middle - start, perf_counter() - middle)
+"""
+WITHOUT_TORCH = IMPORT.replace("import sys\n", "import sys\nsys.modules['torch'] = None\n")
+FIRST_CALL = """
+from time import perf_counter
+import numpy as np
+import cudakit
+x, grid = np.ones((1, 1, 4, 4), np.float32), np.zeros((1, 2, 2, 2), np.float32)
+start = perf_counter()
+cudakit.grid_sample(x, grid)
+print(perf_counter() - start)
+"""
+
+
+def bare_launch(call: Callable[[], Any]) -> Callable[[], Any]:
+    """Return the launch of the compiled kernel inside a call, alone, with arguments that are packed already."""
+    found: list[dict[str, Any]] = []
+
+    def watch(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code is HostKernel.launch.__code__:
+            found.append(dict(frame.f_locals))
+
+    call()  # compiled, planned and cached from here on
+    sys.setprofile(watch)
+    try:
+        result = call()
+    finally:
+        sys.setprofile(None)
+    (launch,) = found
+    run, values = launch.pop("self").launch, tuple(launch.values())
+
+    def again(_: Any = result) -> None:  # the kernel writes there
+        run(*values)
+
+    return again
+
+
+def _loop(call: Callable[[], Any]) -> float:
+    start = perf_counter()
+    for _ in range(LOOP):
+        call()
+    return 1e6 * (perf_counter() - start) / LOOP
+
+
+def call_overhead() -> dict[str, float]:
+    """Return the microseconds of a call on a tiny array with one thread, for each side and for the bare kernel."""
+    set_threads(1)
+    row = sampling.tiny_row()
+    calls = {side: prepared.call for side, prepared in prepare(sampling.FAMILY, row, row.make(), 1).items()}
+    calls[BARE] = bare_launch(calls[OURS])
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(REPEATS + 1):
+        for name, call in calls.items():
+            settle()
+            samples[name].append(_loop(call))
+    found = {name: median(times[1:]) for name, times in samples.items()}
+    return {**found, BEYOND: found[OURS] - found[BARE]}
+
+
+def _child(code: str, cache: Path) -> list[float]:
+    """Return the numbers that a fresh interpreter prints, in milliseconds."""
+    environment = os.environ | {"CUDAKIT_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    return [1e3 * float(word) for word in done.stdout.split()]
+
+
+def start_up() -> dict[str, float]:
+    """Return the milliseconds of the import beyond NumPy's, and of a first call on a cold and on a warm cache."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cold = [_child(FIRST_CALL, folder / str(number))[0] for number in range(COLD_CHILDREN)]
+        warm = [_child(FIRST_CALL, folder / "0")[0] for _ in range(CHILDREN)]
+        imports = [_child(IMPORT, folder / "0") for _ in range(CHILDREN)]
+        alone = [_child(WITHOUT_TORCH, folder / "0")[1] for _ in range(CHILDREN)]
+    return {
+        "import numpy": median(numpy for numpy, _ in imports),
+        "import cudakit": median(ours for _, ours in imports),
+        "import cudakit, without torch": median(alone),
+        "first call, cold cache": median(cold),
+        "first call, warm cache": median(warm),
+    }

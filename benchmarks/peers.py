@@ -1,0 +1,136 @@
+"""The libraries that cudakit is measured beside, each of them optional."""
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import cudakit
+
+from .cases import OURS, Array, Arrays
+
+
+class Peer(NamedTuple):
+    """A library: what it calls itself, and its module."""
+
+    title: str
+    module: str
+
+
+PEERS = {
+    "torch": Peer("torch", "torch"),
+    "openvino": Peer("OpenVINO", "openvino"),
+    "onnxruntime": Peer("ONNX Runtime", "onnxruntime"),
+    "opencv": Peer("OpenCV", "cv2"),
+    "scipy": Peer("SciPy", "scipy"),
+    "jax": Peer("JAX", "jax"),
+}
+ONNX_OPSET = 20
+ONNX_IR = 10
+
+
+@cache
+def load(module: str) -> Any:
+    """Return a module, or None where it is not installed; what it warns of while loading is not our business."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except ImportError:
+        return None
+
+
+def title(side: str) -> str:
+    """Return a side's name for readers."""
+    return PEERS[side].title if side in PEERS else side
+
+
+def present(side: str) -> bool:
+    """Whether a side can run here."""
+    return side == OURS or load(PEERS[side].module) is not None
+
+
+def versions() -> dict[str, str]:
+    """Return the version of every side, "absent" for one that is not installed."""
+    found = {name: load(peer.module) for name, peer in PEERS.items()}
+    return {
+        OURS: cudakit.__version__,
+        "numpy": np.__version__,
+        **{name: "absent" if module is None else str(module.__version__) for name, module in found.items()},
+    }
+
+
+def set_threads(threads: int) -> None:
+    """Let every library use that many threads; OpenVINO and ONNX Runtime take theirs with each model.
+
+    XLA reads its number once, when JAX is first used: another one needs a new process.
+    """
+    os.environ["NPROC"] = str(threads)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    cudakit.set_num_threads(threads)
+    torch, cv2 = load("torch"), load("cv2")
+    if torch is not None:
+        torch.set_num_threads(threads)
+    if cv2 is not None:
+        cv2.setNumThreads(threads)
+
+
+def openvino_call(build: Callable[..., Any], inputs: tuple[Array, ...], threads: int) -> Callable[[], Any]:
+    """Compile one operator for OpenVINO; its request reads `inputs` in place and reuses its output.
+
+    Parameters
+    ----------
+    build : callable
+        (operator set, *parameters) -> node.
+    inputs : tuple of array
+        What the parameters stand for.
+    threads : int
+        How many threads it may use.
+    """
+    ov, opset = load("openvino"), load("openvino.opset15")
+    parameters = [opset.parameter(list(array.shape), array.dtype) for array in inputs]
+    model = ov.Model([build(opset, *parameters)], parameters)
+    hints = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    request = ov.Core().compile_model(model, "CPU", hints).create_infer_request()
+    for position, array in enumerate(inputs):
+        request.set_input_tensor(position, ov.Tensor(array, shared_memory=True))
+    return lambda: request.infer(share_outputs=True)
+
+
+def onnxruntime_call(operator: str, inputs: Arrays, rank: int, threads: int, **attributes: Any) -> Any:
+    """Make an ONNX Runtime session of one operator; None without the `onnx` package, which writes its model.
+
+    Parameters
+    ----------
+    operator : str
+        Name of the ONNX operator.
+    inputs : dict of array
+        Its arguments.
+    rank : int
+        Number of dimensions of its float32 output.
+    threads : int
+        How many threads it may use.
+    **attributes
+        Of the operator.
+    """
+    onnx, runtime = load("onnx"), load("onnxruntime")
+    if onnx is None:
+        return None
+    helper = onnx.helper
+    values = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+        for name, array in inputs.items()
+    ]
+    output = helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, [None] * rank)
+    node = helper.make_node(operator, list(inputs), ["output"], **attributes)
+    graph = helper.make_graph([node], operator, values, [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", ONNX_OPSET)], ir_version=ONNX_IR)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda: session.run(None, inputs)

@@ -1,0 +1,113 @@
+"""The command line: ``python -m cudakit``, or the script ``cudakit``.
+
+A sub-command is a module with ``add_arguments(parser)`` and ``run(args) -> int``, listed in `COMMANDS`. Only the module
+of the command that was asked for is imported.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple, NoReturn
+
+from cudakit import BackendUnavailable, CompileError, __version__
+from cudakit.command import UserError
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+
+
+class Command(NamedTuple):
+    """A sub-command: its module, one line about it, and examples."""
+
+    module: str
+    summary: str
+    examples: str
+
+
+COMMANDS = {
+    "info": Command(
+        "cudakit.info",
+        "what cudakit finds here: devices, compiler, kernel cache, frameworks",
+        "  cudakit info                            what works here, and what to install for the rest\n"
+        "  CUDAKIT_CACHE_DIR=/tmp/k cudakit info   with another folder for compiled kernels\n",
+    ),
+    "demo": Command(
+        "cudakit.demo",
+        "warp a photograph, check it, and let a spatial transformer undo the warp",
+        "  cudakit demo                               with the photograph that Matplotlib ships\n"
+        "  cudakit demo --image cat.jpg --out cat.png\n"
+        "  cudakit demo --device cuda --size 1024     on a GPU\n",
+    ),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that reports a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and leave."""
+        self.exit(MISUSED, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def make_parser(arguments: Sequence[str]) -> Parser:
+    """Return the parser of a command line; only the commands that occur in it get their options."""
+    parser = Parser(
+        prog="cudakit",
+        description="Deformable convolution and spatial-transformer sampling for every array framework.",
+        epilog="examples:\n" + "".join(command.examples for command in COMMANDS.values()) + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"cudakit {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name,
+            help=command.summary,
+            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+            epilog="examples:\n" + command.examples + EXIT_CODES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name in arguments:
+            module = import_module(command.module)
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+EXIT_CODES = "\nexit status: 0 fine, 1 a check failed, 2 a mistake in the command or something missing\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The words after ``cudakit``; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit status: 0 fine, 1 a check failed, 2 a mistake of the user or something missing.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a "?" for what the terminal's encoding lacks, not a traceback
+    parser = make_parser(arguments)
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return MISUSED
+    args = parser.parse_args(arguments)
+    try:
+        status: int = args.run(args)
+    except (UserError, BackendUnavailable, CompileError) as error:
+        print(f"cudakit {args.command}: {error}", file=sys.stderr)
+        return MISUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

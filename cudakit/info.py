@@ -1,0 +1,209 @@
+"""``cudakit info``: what is here, what cudakit can use, and how to install the rest.
+
+Versions come from the metadata of installed packages, so that no framework is imported. CuPy alone is, because nothing
+else knows the CUDA devices.
+"""
+
+import argparse
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import cudakit
+from cudakit import host
+from cudakit.errors import BackendUnavailable
+
+CUDA_INSTALL = "pip install 'cudakit[cuda12]'  (or 'cudakit[cuda13]')"
+PATIENCE = 20  # seconds for a compiler to say its version
+
+
+class Library(NamedTuple):
+    """A framework.
+
+    `packages` are the names that it goes by on PyPI, `install` is what pip installs, `minimum` the oldest release that
+    serves, `use` what cudakit takes from it, and `adapter` a module of cudakit that this needs.
+    """
+
+    name: str
+    module: str
+    packages: tuple[str, ...]
+    install: str
+    minimum: str
+    use: str
+    adapter: str = ""
+
+
+CUPY_PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
+ORT_USE = "OrtValues (the results are arrays of NumPy or CuPy)"
+FRAMEWORKS = (
+    Library("NumPy", "numpy", ("numpy",), "numpy", "2.1", "arrays on the CPU"),
+    Library("CuPy", "cupy", CUPY_PACKAGES, "'cudakit[cuda12]'", "14", "arrays on CUDA devices"),
+    Library("PyTorch", "torch", ("torch",), "'cudakit[torch]'", "2.4", "tensors, with autograd", "cudakit.torch"),
+    Library("JAX", "jax", ("jax",), "'cudakit[jax]'", "0.6.1", "arrays, with grad, jit and vmap", "cudakit.jax"),
+    # Before these releases the arrays of the next two do not offer DLPack themselves.
+    Library("TensorFlow", "tensorflow", ("tensorflow", "tensorflow-cpu"), "tensorflow", "2.20", "eager tensors"),
+    Library("Paddle", "paddle", ("paddlepaddle", "paddlepaddle-gpu"), "paddlepaddle", "3.0", "eager tensors"),
+    Library("array-api-strict", "array_api_strict", ("array-api-strict",), "array-api-strict", "2.0", "arrays"),
+    Library("ONNX Runtime", "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "onnxruntime", "1.26", ORT_USE),
+)
+
+
+class Cuda(NamedTuple):
+    """The CUDA devices as rows to print, and why there are none ("" where there are some)."""
+
+    rows: list[tuple[str, str]]
+    problem: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command: it has none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print everything and return the exit status."""
+    cuda = cuda_devices()
+    _show("Versions", versions())
+    _show("Devices", [("CPU", cpu()), ("C++ compiler", cpp_compiler()), *cuda.rows])
+    _show("Cache of compiled kernels", caches())
+    _show("Frameworks", [(library.name, *framework(library, cuda.problem)) for library in FRAMEWORKS])
+    return 0
+
+
+def _show(title: str, rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows below a title, in columns."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    print(title)
+    for row in rows:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(flush=True)
+
+
+def versions() -> list[tuple[str, str]]:
+    """Return the versions of cudakit and of what it always needs."""
+    return [
+        ("cudakit", cudakit.__version__),
+        ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("NumPy", np.__version__),
+        ("tvm-ffi", _installed(("apache-tvm-ffi",))[1] or "of unknown version"),
+        ("CuPy", _installed(CUPY_PACKAGES)[1] or f"not installed; {CUDA_INSTALL}"),
+    ]
+
+
+def _installed(packages: Sequence[str]) -> tuple[str, str]:
+    """Return the first of these packages that is installed and its version, or two empty strings."""
+    for name in packages:
+        try:
+            return name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            pass
+    return "", ""
+
+
+def cpu() -> str:
+    """Return the processor and how many threads cudakit uses of it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    threads = cudakit.get_num_threads()
+    name = model[1] if model else platform.processor() or platform.machine()
+    return f"{name}, {threads} thread{'s'[: threads != 1]}"
+
+
+def cpp_compiler() -> str:
+    """Return the C++ compiler's command and version, or how to get one."""
+    try:
+        command = host.compiler()
+    except BackendUnavailable as error:
+        return str(error)
+    # The ziglang wheel runs inside this Python, whose path says nothing.
+    shown = "the ziglang wheel" if "ziglang" in command else " ".join(command)
+    try:
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{shown} does not run: {_first_line(error)}"
+    return f"{shown}: {_first_line(done.stdout)}"
+
+
+def _first_line(text: object) -> str:
+    return next(iter(str(text).strip().splitlines()), "no reason given")
+
+
+@cache
+def cuda_devices() -> Cuda:
+    """Return the CUDA devices that CuPy sees."""
+    if find_spec("cupy") is None:
+        return Cuda([("CUDA", f"needs CuPy: {CUDA_INSTALL}")], "no: not installed")
+    try:
+        count = import_module("cudakit.cuda").device_count()
+        runtime = import_module("cupy").cuda.runtime
+        rows = [(f"CUDA {index}", _describe(runtime, index)) for index in range(count)]
+    except Exception as error:  # a broken CuPy raises whatever it likes
+        problem = f"CuPy does not work: {_first_line(error)}"
+        return Cuda([("CUDA", problem)], "no: see Devices")
+    if not rows:
+        return Cuda([("CUDA", "CuPy sees no device; is there a GPU, and its driver?")], "no: it sees no device")
+    return Cuda(rows, "")
+
+
+def _describe(runtime: Any, index: int) -> str:
+    facts = runtime.getDeviceProperties(index)
+    driver = runtime.driverGetVersion()
+    return (
+        f"{facts['name'].decode()}, compute capability {facts['major']}.{facts['minor']}, "
+        f"{facts['totalGlobalMem'] / 2**30:.0f} GiB, driver for CUDA {driver // 1000}.{driver % 1000 // 10}"
+    )
+
+
+def caches() -> list[tuple[str, str]]:
+    """Return the folders of compiled kernels and how full they are."""
+    rows = [("CPU", _usage(host.cache_dir()))]
+    if find_spec("cupy") is not None:
+        rows.append(("CUDA", _usage(Path(os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")).expanduser())))
+    return rows
+
+
+def _usage(folder: Path) -> str:
+    sizes = list(_sizes(folder))
+    return f"{folder}: {len(sizes)} file{'s'[: len(sizes) != 1]}, {sum(sizes) / 1e6:.1f} MB"
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    for path in folder.rglob("*"):
+        try:
+            if path.is_file():
+                yield path.stat().st_size
+        except OSError:  # another process cleans up
+            pass
+
+
+def framework(library: Library, cuda_problem: str) -> tuple[str, str]:
+    """Return the installed version of a framework ("-" for none) and whether cudakit can use it."""
+    package, version = _installed(library.packages)
+    if not version:
+        if find_spec(library.module) is None:
+            return "-", f"not installed; pip install {library.install}"
+        version = "?"  # built from source, perhaps, or put on the path
+    elif _numbers(version) < _numbers(library.minimum):
+        return version, f"no: too old; pip install '{package}>={library.minimum}'"
+    if library.adapter and find_spec(library.adapter) is None:
+        return version, "no: this version of cudakit has no adapter for it"
+    if library.module == "cupy" and cuda_problem:
+        return version, cuda_problem
+    return version, f"yes: {library.use}"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version, to compare."""
+    leading = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in leading[0].split(".")) if leading else ()
