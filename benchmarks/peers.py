@@ -60,7 +60,7 @@ def versions() -> dict[str, str]:
     return {
         OURS: cudakit.__version__,
         "numpy": np.__version__,
-        **{name: "absent" if module is None else str(module.__version__) for name, module in found.items()},
+        **{name: "absent" if module is None else module.__version__.split("-")[0] for name, module in found.items()},
     }
 
 

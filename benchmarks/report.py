@@ -13,12 +13,13 @@ from .peers import title
 Result = dict[str, Any]
 NOTHING = "–"
 RESULTS = "benchmarks/results"
-COMMAND = f"python -m benchmarks.run --threads 1 2 --json {RESULTS}/cpu-{{0}}.json --markdown {RESULTS}/cpu-{{0}}.md"
+COMMAND = "python -m benchmarks.run --family {0} --threads 1 2"
+COMMAND += f" --json {RESULTS}/cpu-{{0}}.json --markdown {RESULTS}/cpu-{{0}}.md"
 
 
 def number(value: float) -> str:
-    """Write three significant digits, without an exponent."""
-    return f"{value:.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.3g}"
+    """Write three significant digits, all of those before the point."""
+    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
 
 
 def fastest_rival(row: Result, rivals: Iterable[str]) -> float | None:
@@ -34,7 +35,8 @@ def _cells(row: Result, peers: list[str], rivals: Iterable[str], bandwidth: floa
     for side in peers:
         time = row["sides"].get(side)
         ratio = row["ratios"].get(side, 0.0)
-        cells.append(f"{number(time['median_ms'])} ({number(ratio)}×)" if time else NOTHING)
+        wrong = " ≠" if side in row["disagreements"] else ""
+        cells.append(f"{number(time['median_ms'])} ({number(ratio)}×){wrong}" if time else NOTHING)
     return [*cells, f"{number(best)}×" if best is not None else NOTHING]
 
 

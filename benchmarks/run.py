@@ -23,7 +23,6 @@ from .measure import copy_bandwidth, measure_row
 from .peers import set_threads, title, versions
 
 FAMILIES = {family.name: family for family in (sampling.FAMILY,)}
-ROOT = Path(__file__).resolve().parent.parent
 PIPED_WIDTH = 220
 Result = dict[str, Any]
 
@@ -31,7 +30,7 @@ Result = dict[str, Any]
 def _output(*command: str) -> str:
     """Return what a command prints, or nothing where it fails."""
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=overhead.ROOT, capture_output=True, text=True, check=False)
     except OSError:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,5 +1,6 @@
 """The family of spatial transformers: `grid_sample`, `affine_grid` and their gradients."""
 
+from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ def smooth_grid(batch: int, out: tuple[int, ...]) -> Array:
     """Return the grid of those transforms."""
     axes = [(2 * np.arange(size) + 1) / size - 1 for size in out]
     base = np.stack([*np.meshgrid(*axes, indexing="ij")[::-1], np.ones(out)], axis=-1)
-    turned = np.einsum("nij,...j->n...i", transforms(batch, len(out)).astype(np.float64), base)
+    turned: Array = np.einsum("nij,...j->n...i", transforms(batch, len(out)).astype(np.float64), base)
     return turned.astype(np.float32)
 
 
@@ -136,10 +137,10 @@ def _tuple(value: Any) -> tuple[Array, ...]:
 def _ours(row: Row, arrays: Arrays, _: int) -> Prepared:
     case, values = row.case, tuple(arrays.values())
     if isinstance(case, Affine):
-        function = cudakit.affine_grid_backward if case.backward else cudakit.affine_grid
+        function: Callable[..., Any] = cudakit.affine_grid_backward if case.backward else cudakit.affine_grid
         return Prepared(lambda: function(*values, case.size), _tuple)
     layout = "channels_last" if case.last else "channels_first"
-    sample = cudakit.grid_sample_backward if case.backward else cudakit.grid_sample
+    sample: Callable[..., Any] = cudakit.grid_sample_backward if case.backward else cudakit.grid_sample
     return Prepared(lambda: sample(*values, case.mode, data_format=layout), _tuple)
 
 

@@ -1,7 +1,7 @@
 """Any array as a `View` of its memory, and empty arrays of the caller's kind.
 
-NumPy arrays are read directly, everything else through DLPack (`apache-tvm-ffi`). A `Framework` says how a kind of array
-is allocated, made contiguous and put on a stream; PyTorch and JAX have adapters of their own above this.
+NumPy arrays are read directly, everything else through DLPack. A `Framework` says how a kind of array is allocated,
+made contiguous and put on a stream; PyTorch and JAX have adapters of their own above this.
 """
 
 import sys
@@ -11,13 +11,12 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-import tvm_ffi
 
+from cudakit import dlpack
 from cudakit.errors import InvalidArgument
 
 Device = tuple[str, int]  # ("cpu", 0) or ("cuda", ordinal)
 CPU: Device = ("cpu", 0)
-DLPACK_CPU, DLPACK_CUDA, DLPACK_CUDA_HOST, DLPACK_CUDA_MANAGED = 1, 2, 3, 13
 
 
 class Spec(NamedTuple):
@@ -100,10 +99,10 @@ def numpy_view(x: Any) -> View:
 def numpy_pointer(x: Any) -> int:
     """Return the address of a NumPy array; DLPack is the fastest way, but refuses read-only and ml_dtypes arrays."""
     try:
-        pointer: int = tvm_ffi.from_dlpack(x).data_ptr()
+        return dlpack.data_pointer(x)
     except (BufferError, RuntimeError, TypeError):
-        pointer = x.__array_interface__["data"][0]
-    return pointer
+        pointer: int = x.__array_interface__["data"][0]
+        return pointer
 
 
 def dlpack_pointer(x: Any) -> int:
@@ -113,17 +112,12 @@ def dlpack_pointer(x: Any) -> int:
 
 def dlpack_view(x: Any) -> View:
     """View any DLPack producer."""
-    try:
-        tensor = tvm_ffi.from_dlpack(x)
-    except BufferError:  # read-only: only the newer protocol can say so
-        tensor = tvm_ffi.from_dlpack(x.__dlpack__(max_version=(1, 0)))
-    kind, index = tensor.device.dlpack_device_type(), tensor.device.index
-    device = ("cuda", index) if kind in (DLPACK_CUDA, DLPACK_CUDA_MANAGED) else CPU
-    if kind not in (DLPACK_CPU, DLPACK_CUDA, DLPACK_CUDA_HOST, DLPACK_CUDA_MANAGED):
-        raise InvalidArgument("{}", "be on a CPU or a CUDA device", str(tensor.device), TypeError)
-    pointer = tensor.data_ptr()
+    pointer, shape, strides, dtype, kind, index = dlpack.read(x)
+    if kind not in (dlpack.CPU, dlpack.CUDA, dlpack.CUDA_HOST, dlpack.CUDA_MANAGED):
+        raise InvalidArgument("{}", "be on a CPU or a CUDA device", f"DLPack device type {kind}", TypeError)
+    device = ("cuda", index) if kind in (dlpack.CUDA, dlpack.CUDA_MANAGED) else CPU
     aligned = device == CPU or pointer % 16 == 0
-    return View(pointer, Spec(tuple(tensor.shape), tuple(tensor.strides), str(tensor.dtype), aligned), device)
+    return View(pointer, Spec(shape, contiguous_strides(shape) if strides is None else strides, dtype, aligned), device)
 
 
 def _no_stream(_: int) -> int:

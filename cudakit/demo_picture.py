@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -58,7 +59,8 @@ def draw(photo: Any, outcome: "Outcome", backend: Backend, out: Path) -> None:
 
 def _image(pixels: Any) -> Image:
     """Return (1, C, H, W) as Matplotlib takes it, without the coverage."""
-    return np.clip(np.moveaxis(pixels[0, :COLOURS], 0, -1).astype(np.float64), 0, 1)
+    image: Image = np.clip(np.moveaxis(pixels[0, :COLOURS], 0, -1).astype(np.float64), 0, 1)
+    return image
 
 
 def _show(axes: Any, image: Any, title: str, **options: Any) -> Any:
@@ -73,11 +75,9 @@ def _difference(image: Image, original: Image, unseen: NDArray[np.bool_]) -> Any
 
 
 def _show_difference(figure: Any, axes: Any, difference: Any, when: str) -> None:
-    axes.set_facecolor(NO_DATA)
-    shown = _show(
-        axes, difference, f"Difference {when}: mean {difference.mean():.3f}", cmap="magma", vmin=0, vmax=BRIGHTEST
-    )
-    shown.cmap.set_bad(NO_DATA)
+    colours = colormaps["magma"].with_extremes(bad=NO_DATA)
+    title = f"Difference {when}: mean {difference.mean():.3f}"
+    shown = _show(axes, difference, title, cmap=colours, vmin=0, vmax=BRIGHTEST)
     bar = figure.colorbar(shown, ax=axes, orientation="horizontal", fraction=0.04, pad=0.02, aspect=40, extend="max")
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=7, length=2, colors=FAINT)

@@ -100,10 +100,14 @@ def cache_dir() -> Path:
 
 
 def _temporary_dir() -> Path:
-    """Make a folder that goes when this process ends; the end of a forked child leaves it alone."""
-    folder, owner = tempfile.mkdtemp(prefix="cudakit-"), os.getpid()
-    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(folder, ignore_errors=True))
+    folder = tempfile.mkdtemp(prefix="cudakit-")
+    atexit.register(_remove, folder, os.getpid())
     return Path(folder)
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # and not a forked child, which ends earlier
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def build(text: str) -> Path:

@@ -38,14 +38,14 @@ class Output(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Something with an address: an index into (null, inputs..., outputs..., workspaces...), and bytes beyond it."""
+    """Something with an address: a place in (null, inputs..., outputs..., workspaces...), and bytes beyond it."""
 
-    index: int
+    place: int
     offset: int = 0
 
     def at(self, offset: int) -> "Slot":
         """Return the same slot, `offset` bytes further on."""
-        return self if self == NULL else Slot(self.index, self.offset + offset)
+        return self if self == NULL else Slot(self.place, self.offset + offset)
 
 
 NULL = Slot(0)
@@ -98,7 +98,7 @@ class Plan:
         temporary = [_allocate(size, zero, device, stream) for size, zero in self.workspaces]
         table = (0, *pointers, *(memory.pointer for memory in temporary))
         for launch, slots in self.steps:
-            launch(_pack(len(slots))(*[table[index] + offset for index, offset in slots]), stream)
+            launch(_pack(len(slots))(*[table[place] + offset for place, offset in slots]), stream)
 
 
 class _HostWorkspace:

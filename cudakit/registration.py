@@ -23,10 +23,14 @@ SMALLEST_SIDE = 16  # pixels of the coarsest pyramid level: less shows nothing t
 
 
 class Stage(NamedTuple):
-    """One stage of the learning: pictures made smaller by `factor` and blurred by `sigma` of the smaller pixels."""
+    """One stage of the learning: pictures made smaller by `factor` and blurred by `sigma` of the smaller pixels.
+
+    `rate` is the first step of every number, in smaller pixels.
+    """
 
     factor: int
     sigma: float
+    rate: float
     steps: int
 
     @property
@@ -90,11 +94,11 @@ def plan_stages(size: tuple[int, int], steps: int) -> list[Stage]:
     while min(size) // (2 * factors[0]) >= SMALLEST_SIDE and not any(side % (2 * factors[0]) for side in size):
         factors.insert(0, 2 * factors[0])
     # Blurred pictures have one wide valley, so large rotations and shifts find their way; the rest is precision.
-    shares = [(factors[0], 2.0, 3), (factors[0], 0.0, 2), *((factor, 0.0, 1) for factor in factors[1:])]
+    shares = [(factors[0], 2.0, 0.4, 3), *((factor, 0.0, 0.1, 1 + (factor > 1)) for factor in factors)]
     total = sum(share for *_, share in shares)
     ends = np.cumsum([share for *_, share in shares]) * steps // total
     lengths = np.diff(ends, prepend=0)
-    return [Stage(factor, sigma, int(n)) for (factor, sigma, _), n in zip(shares, lengths, strict=True)]
+    return [Stage(*how, int(length)) for (*how, _), length in zip(shares, lengths, strict=True)]
 
 
 def register(moving: Any, fixed: Any, steps: int, xp: Any) -> Iterator[Progress]:
@@ -124,7 +128,7 @@ def register(moving: Any, fixed: Any, steps: int, xp: Any) -> Iterator[Progress]
             loss, gradient = _loss_and_gradient(theta, small, target, xp)
             yield Progress(stage, theta, loss)
             cooling = 0.01 + 0.99 * (1 + math.cos(math.pi * step / stage.steps)) / 2
-            theta = theta - 0.4 * pixel * cooling * adam.direction(gradient)
+            theta = theta - stage.rate * pixel * cooling * adam.direction(gradient)
     yield Progress(stage, theta, _loss_and_gradient(theta, small, target, xp)[0])
 
 

@@ -22,7 +22,7 @@ TAPS = dict(zip(MODES, (1, 2, 4), strict=True))
 
 HOST_TILE = 32  # samples planned together on a CPU: a few SIMD vectors
 HOST_VECTOR = 64  # channels in one pass on a CPU
-MANY_CHANNELS = 16  # from here on a channels-first image is copied to channels-last
+MANY_CHANNELS = 8  # from here on a channels-first image is copied to channels-last
 FEW_CHANNELS = 4  # up to here the planar form is taken even where channels are neighbours
 LARGEST_GROUP = 4  # channels that the planar form reads together
 CUDA_VECTOR_BYTES = 16
@@ -134,7 +134,7 @@ def choose_form(x: Image, target: Target, neighbours: bool) -> Form:
     count = x.shape[1]
     group = max(1, min(count, LARGEST_GROUP))
     if target.device == CPU:
-        vector = 16
+        vector = 4
         while vector < min(count, HOST_VECTOR):
             vector *= 2
         return Form(neighbours and count > FEW_CHANNELS, HOST_TILE, 1, vector, group)
