@@ -56,17 +56,19 @@ def is_contiguous(spec: Spec) -> bool:
     return all(stride == expected for stride, expected, size in pairs if size != 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Framework:
     """A kind of array.
 
-    `view` reads an array, `pointer` only its address; `empty` and `zeros` take (shape, dtype name, device);
+    `view` reads an array, `pointer` only its address; `signature` is a quick key: arrays with equal ones have equal specs
+    and devices. `empty` and `zeros` take (shape, dtype name, device);
     `contiguous` returns a copy in C order; `stream` returns the handle of the stream to launch on for a device ordinal.
     """
 
     name: str
     view: Callable[[Any], View]
     pointer: Callable[[Any], int]
+    signature: Callable[[Any], Any]
     empty: Callable[[tuple[int, ...], str, Device], Any]
     zeros: Callable[[tuple[int, ...], str, Device], Any]
     contiguous: Callable[[Any], Any]
@@ -76,6 +78,7 @@ class Framework:
 _NUMPY_NAMES = {np.dtype(name): name for name in ("float16", "float32", "float64")}
 
 
+@cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """Return NumPy's dtype of that name; bfloat16 is ml_dtypes', which the caller must have to hold such an array."""
     if name == "bfloat16":
@@ -130,6 +133,7 @@ def _numpy_framework() -> Framework:
         "numpy",
         view=numpy_view,
         pointer=numpy_pointer,
+        signature=lambda x: (x.shape, x.strides, x.dtype),
         empty=lambda shape, dtype, _: np.empty(shape, numpy_dtype(dtype)),
         zeros=lambda shape, dtype, _: np.zeros(shape, numpy_dtype(dtype)),
         contiguous=np.ascontiguousarray,
@@ -145,6 +149,7 @@ def _cupy_framework() -> Framework:
         "cupy",
         view=dlpack_view,
         pointer=dlpack_pointer,
+        signature=lambda x: dlpack_view(x)[1:],
         empty=cuda.empty,
         zeros=cuda.zeros,
         contiguous=cuda.contiguous,
@@ -174,6 +179,7 @@ def _wrapping_framework(name: str, wrap: Callable[[Any, str], Any]) -> Framework
         name,
         view=dlpack_view,
         pointer=dlpack_pointer,
+        signature=lambda x: dlpack_view(x)[1:],
         empty=lambda shape, dtype, device: allocate(shape, dtype, device, "empty"),
         zeros=lambda shape, dtype, device: allocate(shape, dtype, device, "zeros"),
         contiguous=contiguous,

@@ -42,7 +42,7 @@ class CudaKernel:
                 raise CompileError(f"NVRTC refused {name}", text, str(error)) from error
             self._blocks = device.attributes["MultiProcessorCount"] * BLOCKS_PER_PROCESSOR
 
-    def __call__(self, params: bytes, items: int, _grain: int, _work: int, stream: int) -> None:
+    def launch(self, params: bytes, items: int, _grain: int, _threads: int, stream: int) -> None:
         """Run items 0 ... `items` - 1 on the given stream."""
         blocks = min(-(-items * self._lanes // THREADS), self._blocks)
         by_value = np.frombuffer(params, np.dtype((np.void, len(params))))

@@ -164,6 +164,6 @@ class HostKernel:
         self._entry = ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value
         self._run = _pool()
 
-    def launch(self, params: bytes, items: int, grain: int, threads: int) -> None:
+    def launch(self, params: bytes, items: int, grain: int, threads: int, _stream: int = 0) -> None:
         """Run items 0 ... `items` - 1; what shares a target stays together in a piece of `grain` items."""
         self._run(self._entry, params, items, grain, threads)

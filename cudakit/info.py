@@ -88,12 +88,11 @@ def _show(title: str, rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def versions() -> list[tuple[str, str]]:
-    """Return the versions of cudakit and of what it always needs."""
+    """Return the versions of cudakit and of what it stands on."""
     return [
         ("cudakit", cudakit.__version__),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("NumPy", np.__version__),
-        ("tvm-ffi", _installed(("apache-tvm-ffi",))[1] or "of unknown version"),
         ("CuPy", _installed(CUPY_PACKAGES)[1] or f"not installed; {CUDA_INSTALL}"),
     ]
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from cudakit.array import CPU, Device
 from cudakit.host import HostKernel
@@ -55,47 +55,54 @@ def set_num_threads(threads: int) -> None:
     _threads = threads
 
 
-class Launch(NamedTuple):
-    """One kernel launch with everything but its pointers: `tail` is the struct of parameters after them."""
-
-    kernel: "Loaded"
-    tail: bytes
-    items: int
-    grain: int
-    work: int
-
-    def __call__(self, pointers: bytes, stream: int) -> None:
-        """Launch with these pointers, packed, on this stream (which means nothing on a CPU)."""
-        if self.items > 0:
-            self.kernel(pointers + self.tail, self.items, self.grain, self.work, stream)
-
-
 class Loaded:
-    """A kernel for one specialisation and device, compiled when it is first called."""
+    """A kernel for one specialisation and device, compiled when it is first called.
+
+    `call` takes (parameters, items, grain, threads, stream).
+    """
 
     def __init__(self, kernel: Kernel, constants: tuple[tuple[str, str | int], ...], device: Device) -> None:
         self._kernel, self._constants, self._device = kernel, dict(constants), device
-        self._call: Callable[[bytes, int, int, int, int], None] = self._compile
-
-    def __call__(self, params: bytes, items: int, grain: int, work: int, stream: int) -> None:
-        """Run `items` work items; `work` says how much they do together, `grain` how many must stay on one thread."""
-        self._call(params, items, grain, work, stream)
+        self.call: Callable[[bytes, int, int, int, int], None] = self._compile
 
     def _compile(self, *arguments: Any) -> None:
         kernel, device = self._kernel, self._device
         text = render(kernel, self._constants, host=device == CPU)
         if device == CPU:
-            launch = HostKernel(text, kernel.name).launch
-
-            def call(params: bytes, items: int, grain: int, work: int, _: int) -> None:
-                launch(params, items, grain, min(_threads, 1 + work // SERIAL_WORK))
-
-            self._call = call
+            self.call = HostKernel(text, kernel.name).launch
         else:
             from cudakit.cuda import CudaKernel
 
-            self._call = CudaKernel(text, kernel.name, int(self._constants["LANES"]), device[1])
-        self._call(*arguments)
+            self.call = CudaKernel(text, kernel.name, int(self._constants["LANES"]), device[1]).launch
+        self.call(*arguments)
 
 
 load = cache(Loaded)
+
+
+class Launch:
+    """One kernel launch with everything but its pointers.
+
+    Parameters
+    ----------
+    kernel : Loaded
+        What to launch.
+    tail : bytes
+        The struct of parameters after its pointers.
+    items : int
+        Work items.
+    grain : int
+        How many items must stay together on a CPU thread.
+    work : int
+        Inner-loop steps of all items together, which decide how many threads it is worth to wake.
+    """
+
+    __slots__ = ("grain", "items", "kernel", "tail", "threads")
+
+    def __init__(self, kernel: Loaded, tail: bytes, items: int, grain: int, work: int) -> None:
+        self.kernel, self.tail, self.items, self.grain = kernel, tail, items, grain
+        self.threads = min(_threads, 1 + work // SERIAL_WORK)
+
+    def __call__(self, pointers: bytes, stream: int) -> None:
+        """Launch with these pointers, packed, on this stream (which means nothing on a CPU)."""
+        self.kernel.call(pointers + self.tail, self.items, self.grain, self.threads, stream)

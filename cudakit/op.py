@@ -9,8 +9,9 @@ import ctypes
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from importlib import import_module
+from operator import add, itemgetter
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -52,10 +53,12 @@ NULL = Slot(0)
 
 
 class Step(NamedTuple):
-    """A launch and the slots that its leading pointers come from."""
+    """A launch and where its leading pointers come from: places in the table of addresses, and bytes beyond them."""
 
     launch: Callable[[bytes, int], None]
-    slots: tuple[Slot, ...]
+    pack: Callable[..., bytes]
+    pick: Callable[[tuple[int, ...]], tuple[int, ...]]
+    offsets: tuple[int, ...] | None  # None: all zero
 
 
 @dataclass
@@ -87,18 +90,27 @@ class Plan:
 
     def zero(self, slot: Slot, size: int, device: Device) -> None:
         """Append the filling of `size` bytes with zeros."""
-        self.steps.append(Step(partial(_zero, size, device), (slot,)))
+        self._append(partial(_zero, size, device), (slot, slot))
 
     def launch(self, launch: Launch, *slots: Slot) -> None:
-        """Append a launch whose leading pointers come from `slots`."""
-        self.steps.append(Step(launch, slots))
+        """Append a launch whose leading pointers come from `slots`, unless it has nothing to do."""
+        if launch.items > 0:
+            self._append(launch, slots)
+
+    def _append(self, launch: Callable[[bytes, int], None], slots: tuple[Slot, ...]) -> None:
+        places, offsets = zip(*slots, strict=True)
+        pack = struct.Struct(f"{len(slots)}Q").pack
+        self.steps.append(Step(launch, pack, itemgetter(*places), offsets if any(offsets) else None))
 
     def run(self, pointers: Sequence[int], device: Device, stream: int) -> None:
         """Launch every step; `pointers` are those of the inputs and of the results (0 where there is none)."""
         temporary = [_allocate(size, zero, device, stream) for size, zero in self.workspaces]
-        table = (0, *pointers, *(memory.pointer for memory in temporary))
-        for launch, slots in self.steps:
-            launch(_pack(len(slots))(*[table[place] + offset for place, offset in slots]), stream)
+        table = (0, *pointers, *[memory.pointer for memory in temporary])
+        for launch, pack, pick, offsets in self.steps:
+            addresses = pick(table)
+            if offsets is not None:
+                addresses = tuple(map(add, addresses, offsets))
+            launch(pack(*addresses), stream)
 
 
 class _HostWorkspace:
@@ -110,7 +122,7 @@ class _HostWorkspace:
 
 
 def _zero(size: int, device: Device, pointers: bytes, stream: int) -> None:
-    (pointer,) = struct.unpack("Q", pointers)
+    pointer, _ = struct.unpack("2Q", pointers)
     zero_memory(pointer, size, device, stream)
 
 
@@ -130,11 +142,6 @@ def _allocate(size: int, zero: bool, device: Device, stream: int) -> Any:
     from cudakit.cuda import Workspace
 
     return Workspace(size, zero, device, stream)
-
-
-@cache
-def _pack(count: int) -> Callable[..., bytes]:
-    return struct.Struct(f"{count}Q").pack
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,39 +182,56 @@ class Op:
 
     def common_framework(self, arrays: tuple[Any, ...]) -> Framework | str:
         """Return what all the arrays have in common, or raise `TypeError`."""
-        first: Framework | str | None = None
+        try:
+            first = framework_of(arrays[0])
+            for array in arrays:
+                if framework_of(array) is not first:
+                    break
+            else:
+                return first
+        except InvalidArgument:
+            pass
         for name, array in zip(self.arrays, arrays, strict=True):
             try:
                 framework = framework_of(array)
             except InvalidArgument as error:
                 self.refuse(error, name)
-            if first is None:
-                first = framework
-            elif framework is not first:
+            if framework is not framework_of(arrays[0]):
                 rule = f"be an array of the same framework as {self.arrays[0]}, {_library(arrays[0])}"
                 self.refuse(InvalidArgument(name, rule, _library(array), TypeError))
-        assert first is not None
-        return first
+        raise AssertionError("unreachable")
 
     def run(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
         """Run on arrays of one framework, without regard to autograd."""
+        key = (self, framework, options, get_num_threads(), *[framework.signature(array) for array in arrays])
+        recipe = _recipes.get(key)
+        if recipe is None:
+            recipe = _remember(key, self._recipe(framework, arrays, options))
+        plan, device = recipe
+        if plan.copies:
+            return self.run(framework, _replace(arrays, plan.copies, framework.contiguous), options)
+        pointer = framework.pointer
+        pointers = [pointer(array) for array in arrays]
+        results: list[Any] = []
+        for wanted in plan.results:
+            result = None
+            if wanted is not None:
+                shape, dtype, zero = wanted
+                result = (framework.zeros if zero else framework.empty)(shape, dtype, device)
+            results.append(result)
+            pointers.append(0 if result is None else pointer(result))
+        plan.run(pointers, device, 0 if device == CPU else framework.stream(device[1]))
+        return tuple(results)
+
+    def _recipe(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> "Recipe":
+        """Check the arrays and plan for them."""
         views = [self._view(framework, name, array) for name, array in zip(self.arrays, arrays, strict=True)]
         device = views[0].device
         for name, view in zip(self.arrays, views, strict=True):
             if view.device != device:
                 rule = f"be on the device of {self.arrays[0]}, {device[0]}:{device[1]}"
                 self.refuse(InvalidArgument(name, rule, f"{view.device[0]}:{view.device[1]}", TypeError))
-        plan = self.plan(tuple([view.spec for view in views]), options, device)
-        if plan.copies:
-            return self.run(framework, _replace(arrays, plan.copies, framework.contiguous), options)
-        results = [
-            result and (framework.zeros if result.zero else framework.empty)(result.shape, result.dtype, device)
-            for result in plan.results
-        ]
-        pointers = [view.pointer for view in views]
-        pointers += [0 if result is None else framework.pointer(result) for result in results]
-        plan.run(pointers, device, 0 if device == CPU else framework.stream(device[1]))
-        return tuple(results)
+        return self.plan(tuple(view.spec for view in views), options, device), device
 
     def plan(self, specs: tuple[Spec, ...], options: Any, device: Device) -> Plan:
         """Return the plan for arrays like these, checked."""
@@ -229,6 +253,17 @@ class Op:
             self.refuse(error, name)
         except (BufferError, ValueError, RuntimeError) as error:
             self.refuse(InvalidArgument(name, "be readable through DLPack", str(error), TypeError))
+
+
+Recipe = tuple[Plan, Device]
+_recipes: dict[Any, Recipe] = {}  # what a call with arrays like these does, checks passed
+
+
+def _remember(key: Any, recipe: Recipe) -> Recipe:
+    if len(_recipes) >= PLANS:
+        _recipes.clear()
+    _recipes[key] = recipe
+    return recipe
 
 
 @lru_cache(PLANS)

@@ -94,11 +94,14 @@ def plan_stages(size: tuple[int, int], steps: int) -> list[Stage]:
     while min(size) // (2 * factors[0]) >= SMALLEST_SIDE and not any(side % (2 * factors[0]) for side in size):
         factors.insert(0, 2 * factors[0])
     # Blurred pictures have one wide valley, so large rotations and shifts find their way; the rest is precision.
-    shares = [(factors[0], 2.0, 0.4, 3), *((factor, 0.0, 0.1, 1 + (factor > 1)) for factor in factors)]
+    shares = [(factors[0], 2.0, 0.4, 4), *((factor, 0.0, 0.1, 1 + (factor > 1)) for factor in factors)]
     total = sum(share for *_, share in shares)
     ends = np.cumsum([share for *_, share in shares]) * steps // total
     lengths = np.diff(ends, prepend=0)
-    return [Stage(*how, int(length)) for (*how, _), length in zip(shares, lengths, strict=True)]
+    return [
+        Stage(factor, sigma, rate, int(length))
+        for (factor, sigma, rate, _), length in zip(shares, lengths, strict=True)
+    ]
 
 
 def register(moving: Any, fixed: Any, steps: int, xp: Any) -> Iterator[Progress]:

@@ -1,6 +1,8 @@
 """Spatial transformers (arXiv 1506.02025): the grid generator and the sampler, with their gradients."""
 
-from typing import Any, NamedTuple
+from collections.abc import Collection
+from functools import lru_cache
+from typing import Any, NamedTuple, NoReturn
 
 from cudakit import checks
 from cudakit.affine_plan import plan_affine_grid, plan_affine_grid_backward
@@ -166,8 +168,8 @@ def grid_sample(
     >>> cudakit.grid_sample(image, centre)
     array([[[[1.5]]]], dtype=float32)
     """
-    options = GridSampleOptions(mode, padding_mode, align_corners, data_format)
-    return GRID_SAMPLE((input, grid), _checked(GRID_SAMPLE, options))[0]
+    options = _options(GRID_SAMPLE, mode, padding_mode, align_corners, data_format)
+    return GRID_SAMPLE((input, grid), options)[0]
 
 
 def grid_sample_backward(
@@ -212,8 +214,8 @@ def grid_sample_backward(
     >>> cudakit.grid_sample_backward(np.ones((1, 1, 1, 1), np.float32), image, centre).grid
     array([[[[1., 2.]]]], dtype=float32)
     """
-    options = GridSampleOptions(mode, padding_mode, align_corners, data_format)
-    options = _checked(GRID_SAMPLE_BACKWARD, options, needs)
+    needs = tuple(needs) if isinstance(needs, Collection) and not isinstance(needs, str) else needs
+    options = _options(GRID_SAMPLE_BACKWARD, mode, padding_mode, align_corners, data_format, needs)
     return GridSampleGradients(*GRID_SAMPLE_BACKWARD((grad_output, input, grid), options))
 
 
@@ -229,15 +231,34 @@ def _affine_options(op: Op, size: Any, align_corners: bool) -> AffineGridOptions
     return AffineGridOptions(sizes, align_corners)
 
 
-def _checked(op: Op, options: GridSampleOptions, needs: Any = ("input", "grid")) -> GridSampleOptions:
+def _options(op: Op, *values: Any) -> GridSampleOptions:
+    """Check what is no array; (mode, padding_mode, align_corners, data_format[, needs])."""
     try:
-        checks.choice("mode", options.mode, MODES)
-        checks.choice("padding_mode", options.padding_mode, PADDING_MODES)
-        checks.boolean("align_corners", options.align_corners)
-        checks.choice("data_format", options.data_format, DATA_FORMATS)
-        return options._replace(needs=checks.names("needs", needs, ("input", "grid")))
+        return _checked(*values)
     except InvalidArgument as error:
         op.refuse(error)
+    except TypeError:  # something unhashable, which the cache does not take and no option may be
+        return _refused(op, values)
+
+
+def _refused(op: Op, values: tuple[Any, ...]) -> NoReturn:
+    try:
+        _checked.__wrapped__(*values)
+    except InvalidArgument as error:
+        op.refuse(error)
+    raise AssertionError("unreachable")
+
+
+@lru_cache(maxsize=1024, typed=True)  # typed: 1 is not True
+def _checked(
+    mode: Any, padding_mode: Any, align_corners: Any, data_format: Any, needs: Any = ("input", "grid")
+) -> GridSampleOptions:
+    checks.choice("mode", mode, MODES)
+    checks.choice("padding_mode", padding_mode, PADDING_MODES)
+    checks.boolean("align_corners", align_corners)
+    checks.choice("data_format", data_format, DATA_FORMATS)
+    names = checks.names("needs", needs, ("input", "grid"))
+    return GridSampleOptions(mode, padding_mode, align_corners, data_format, names)
 
 
 def _prepare_affine_grid(specs: tuple[Spec, ...], options: AffineGridOptions, target: Target) -> Plan:

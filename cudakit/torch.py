@@ -23,6 +23,10 @@ def _view(x: torch.Tensor) -> View:
     return View(pointer, Spec(tuple(x.shape), x.stride(), name, device == CPU or pointer % 16 == 0), device)
 
 
+def _signature(x: torch.Tensor) -> Any:
+    return x.shape, x.stride(), x.dtype, x.device, x.layout, x.data_ptr() % 16
+
+
 def _on(device: Device) -> str:
     return "cpu" if device == CPU else f"cuda:{device[1]}"
 
@@ -39,6 +43,7 @@ FRAMEWORK = Framework(
     "torch",
     view=_view,
     pointer=torch.Tensor.data_ptr,
+    signature=_signature,
     empty=_empty,
     zeros=_zeros,
     contiguous=torch.Tensor.contiguous,
