@@ -17,10 +17,10 @@ typedef unsigned INDEX uindex_t;
 #define DEVICE __device__ __forceinline__
 // A kernel is a template until ENTRY names it, so that a translation unit holds code for one kernel alone.
 #define KERNEL(name, Params) template <int> __device__ __forceinline__ void name##_items(const Params& p)
-#define ENTRY(name, Params)                                                                                           \
+#define ENTRY(name, Params)                                                                                            \
     extern "C" __global__ void __launch_bounds__(256) name(const __grid_constant__ Params p) { name##_items<0>(p); }
-#define FOR_EACH(i, count)                                                                                            \
-    for (index_t i = ((index_t)blockIdx.x * (index_t)blockDim.x + (index_t)threadIdx.x) / LANES; i < (count);         \
+#define FOR_EACH(i, count)                                                                                             \
+    for (index_t i = ((index_t)blockIdx.x * (index_t)blockDim.x + (index_t)threadIdx.x) / LANES; i < (count);          \
          i += (index_t)gridDim.x * (index_t)blockDim.x / LANES)
 #define LANE ((int)threadIdx.x % LANES)
 #define SIMD
@@ -73,7 +73,7 @@ DEVICE void narrow(float value, bfloat16_t& out) {
 }
 
 template <typename T> DEVICE T smaller(T a, T b) { return b < a ? b : a; }  // a where b is a NaN
-template <typename T> DEVICE T larger(T a, T b) { return b > a ? b : a; }  // a where b is a NaN
+template <typename T> DEVICE T larger(T a, T b) { return b > a ? b : a; }   // a where b is a NaN
 
 // Up to `size` elements, `stride` apart, to and from the arithmetic type. A full line of neighbours is SIMD code, and
 // what lies behind it is fetched ahead: it is the next tile's, and lines of a tile are too far apart for the hardware

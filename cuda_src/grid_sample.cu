@@ -6,6 +6,8 @@
 #include "core.cuh"
 #include "interpolate.cuh"
 #include "samples.cuh"
+#include "planar.cuh"
+#include "channels.cuh"
 
 struct GridSampleParams {
     const scalar_t* input;        // any strides
@@ -222,9 +224,9 @@ KERNEL(grid_sample_channels_backward, GridSampleParams) {
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
             const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
             acc_t tile[TILE][VEC], other[TILE * VEC];
-            const acc_t* out_grad = load_tile(grad_output + c * (index_t)p.output_stride[1],
-                                              (index_t)p.output_stride[1], (index_t)p.output_stride[2], it.count,
-                                              width, tile, other);
+            const acc_t* out_grad =
+                load_tile(grad_output + c * (index_t)p.output_stride[1], (index_t)p.output_stride[1],
+                          (index_t)p.output_stride[2], it.count, width, tile, other);
             if (width == VEC) {
                 channel_gradients(p, s, it, c, VEC, out_grad, grad);
             } else {

@@ -10,9 +10,9 @@ static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;  // held by the caller 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // guards what follows
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static pthread_cond_t done = PTHREAD_COND_INITIALIZER;
-static long long workers = 0;   // threads that exist
-static long long wanted = 0;    // workers that should still join the job
-static long long running = 0;   // workers that joined and have not finished
+static long long workers = 0;  // threads that exist
+static long long wanted = 0;   // workers that should still join the job
+static long long running = 0;  // workers that joined and have not finished
 
 static kernel_t job_kernel;
 static const void* job_params;

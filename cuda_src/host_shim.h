@@ -16,9 +16,9 @@ typedef unsigned INDEX uindex_t;
 
 #define DEVICE static inline __attribute__((always_inline))
 #define KERNEL(name, Params) template <int> static void name##_items(const Params& p, index_t begin, index_t end)
-#define ENTRY(name, Params)                                                                                           \
-    extern "C" __attribute__((visibility("default"))) void name(const Params* p, long long begin, long long end) {    \
-        name##_items<0>(*p, (index_t)begin, (index_t)end);                                                            \
+#define ENTRY(name, Params)                                                                                            \
+    extern "C" __attribute__((visibility("default"))) void name(const Params* p, long long begin, long long end) {     \
+        name##_items<0>(*p, (index_t)begin, (index_t)end);                                                             \
     }
 #define FOR_EACH(i, count) for (index_t i = begin; i < end; ++i)
 #define LANE 0
@@ -31,7 +31,7 @@ typedef unsigned INDEX uindex_t;
 #define UNROLL _Pragma("GCC unroll 64")
 #endif
 #define PREFETCH(address, write) __builtin_prefetch(address, write)
-#define UNROLL_ROWS  // up to 16 rows of a cubic volume, each a page of code
+#define UNROLL_ROWS                       // up to 16 rows of a cubic volume, each a page of code
 #define SCALAR_LOOP __asm__ volatile("")  // in a loop body: many short loads beat a gather instruction, keep them so
 
 DEVICE float as_float(unsigned bits) {
@@ -55,9 +55,9 @@ DEVICE float widen(half_t value) {
 DEVICE void narrow(float value, half_t& out) {
     const unsigned magnitude = as_bits(value) & 0x7fffffffu;
     const unsigned odd = (magnitude >> 13) & 1u;
-    const unsigned normal = (magnitude + 0xc8000fffu + odd) >> 13;                    // round half to even
-    const unsigned subnormal = as_bits(as_float(magnitude) + 0.5f) - 0x3f000000u;     // the addition rounds
-    const unsigned overflow = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;            // NaN, or infinity
+    const unsigned normal = (magnitude + 0xc8000fffu + odd) >> 13;                 // round half to even
+    const unsigned subnormal = as_bits(as_float(magnitude) + 0.5f) - 0x3f000000u;  // the addition rounds
+    const unsigned overflow = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;         // NaN, or infinity
     const unsigned rounded = magnitude < 0x38800000u ? subnormal : normal;
     const unsigned bits = magnitude >= 0x47800000u ? overflow : rounded;
     out.bits = (unsigned short)(bits | (as_bits(value) >> 16 & 0x8000u));

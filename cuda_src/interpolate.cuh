@@ -96,7 +96,8 @@ DEVICE void locate(Axis& axis, int j, acc_t x, index_t size, index_t stride, boo
     UNROLL for (int t = 0; t < TAPS; ++t) {
         const int shift = MODE == CUBIC ? t - 1 : t;
         const bool fold = MODE == CUBIC && PADDING == REFLECTION;  // each tap on its own
-        const index_t index = fold ? (index_t)reflect(cell + acc_t(shift), size, align_corners).x : (index_t)cell + shift;
+        const index_t index =
+            fold ? (index_t)reflect(cell + acc_t(shift), size, align_corners).x : (index_t)cell + shift;
         // Linear taps may stick out by one even after the padding; cubic ones are clipped to the border.
         const bool clipped = PADDING != ZEROS && MODE == CUBIC;
         const int within = clipped ? 1 : (uindex_t)index <= (uindex_t)last;

@@ -1,12 +1,14 @@
 """Deformable convolution and spatial-transformer sampling for every array framework, with no build step."""
 
+from cudakit.affine import affine_grid, affine_grid_backward
 from cudakit.errors import BackendUnavailable, CompileError
 from cudakit.launch import get_num_threads, set_num_threads
-from cudakit.sampling import affine_grid, affine_grid_backward, grid_sample, grid_sample_backward
+from cudakit.sampling import GridSampleGradients, grid_sample, grid_sample_backward
 
 __all__ = [
     "BackendUnavailable",
     "CompileError",
+    "GridSampleGradients",
     "affine_grid",
     "affine_grid_backward",
     "get_num_threads",

@@ -60,9 +60,9 @@ def is_contiguous(spec: Spec) -> bool:
 class Framework:
     """A kind of array.
 
-    `view` reads an array, `pointer` only its address; `signature` is a quick key: arrays with equal ones have equal specs
-    and devices. `empty` and `zeros` take (shape, dtype name, device);
-    `contiguous` returns a copy in C order; `stream` returns the handle of the stream to launch on for a device ordinal.
+    `view` reads an array, `pointer` only its address; `signature` is a quick key: arrays with equal ones have equal
+    specs and devices. `empty` and `zeros` take (shape, dtype name, device); `contiguous` returns a copy in C order;
+    `stream` returns the handle of the stream to launch on for a device ordinal.
     """
 
     name: str
@@ -84,8 +84,10 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     if name == "bfloat16":
         import ml_dtypes
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+        extra: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return extra
+    plain: np.dtype[Any] = np.dtype(name)
+    return plain
 
 
 def numpy_view(x: Any) -> View:

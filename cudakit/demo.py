@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cudakit import reference
+from cudakit.affine import affine_grid, affine_grid_backward
 from cudakit.command import Backend, UserError, choose_backend, require, to_numpy
 from cudakit.registration import (
     Progress,
@@ -22,7 +23,7 @@ from cudakit.registration import (
     warp,
     with_coverage,
 )
-from cudakit.sampling import affine_grid, affine_grid_backward, grid_sample, grid_sample_backward
+from cudakit.sampling import grid_sample, grid_sample_backward
 
 NEEDS = {"matplotlib": "Matplotlib", "PIL": "Pillow", "rich": "Rich"}
 SUFFIXES = (".jpg", ".pdf", ".png", ".svg")
@@ -244,6 +245,8 @@ def show_outcome(console: Any, outcome: Outcome) -> bool:
     console.print(table)
     before, after = outcome.errors[0], outcome.errors[-1]
     found = after < SUCCESS
-    verdict = "[green]Registered[/]" if found else "[bold red]Not registered[/] (more --steps may help)"
+    verdict = "[green]Registered[/]" if found else "[bold red]Not registered[/]"
     console.print(f"{verdict}: the corners were {before:.1f} pixels off, now they are {after:.3f}.")
+    if not found:
+        console.print("More --steps may help, or a photograph with more to see in it.")
     return found

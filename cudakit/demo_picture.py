@@ -145,16 +145,17 @@ def _curves(axes: Any, outcome: "Outcome") -> None:
     steps = range(len(outcome.steps))
     errors = axes.twinx()
     losses = [step.loss for step in outcome.steps]
-    for side, values, colour, label, subs in (
-        (axes, losses, LOSS, "loss: mean squared difference", (1, 2, 5)),
-        (errors, outcome.errors, ERROR, "error of the corners, pixels", (1,)),
+    for side, values, colour, label in (
+        (axes, losses, LOSS, "loss: mean squared difference"),
+        (errors, outcome.errors, ERROR, "error of the corners, pixels"),
     ):
         side.semilogy(steps, values, color=colour, lw=1.6)
         side.set_ylabel(label, fontsize=9, color=colour)
         side.tick_params(axis="x", labelsize=8.5, colors=FAINT)
         side.tick_params(axis="y", which="both", labelsize=8.5, colors=colour)
         side.spines[:].set_color("#cccccc")
-        side.yaxis.set_major_locator(LogLocator(subs=subs))
+        decades = np.log10(max(values) / max(min(values), 1e-12))
+        side.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
         side.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         side.yaxis.set_minor_formatter(NullFormatter())
         side.margins(x=0, y=0.12)

@@ -18,11 +18,11 @@ class CompileError(RuntimeError):
         self.log = log
 
 
-class BackendUnavailable(RuntimeError):  # noqa: N818  (the name is part of the public contract)
+class BackendUnavailable(RuntimeError):
     """CuPy or a C++ compiler is missing; the message names the command that installs it."""
 
 
-class InvalidArgument(Exception):  # noqa: N818  (never leaves the package)
+class InvalidArgument(Exception):
     """An argument breaks a rule. The public function it was passed to adds its own name and raises `kind`."""
 
     def __init__(self, argument: str, rule: str, got: object, kind: type[Exception] = ValueError) -> None:

@@ -1,8 +1,8 @@
 """The record of one operator, and the way of the data through it.
 
 An `Op` says what an operator is called, which arrays it takes, and how to `prepare` a `Plan` from their specs. A plan
-is made once for each combination of shapes, strides, dtypes, options and target; running it packs pointers and launches.
-The adapters of frameworks read these records and know no family.
+is made once for each combination of shapes, strides, dtypes, options and target; to run it is to pack pointers and to
+launch. The adapters of frameworks read these records and know no family.
 """
 
 import ctypes

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cudakit.affine import affine_grid, affine_grid_backward
 from cudakit.command import to_numpy
-from cudakit.sampling import affine_grid, affine_grid_backward, grid_sample, grid_sample_backward
+from cudakit.sampling import grid_sample, grid_sample_backward
 
 Transform = NDArray[np.float64]  # (2, 3): maps normalised output coordinates (x, y, 1) to input coordinates
 

@@ -1,24 +1,15 @@
-"""Spatial transformers (arXiv 1506.02025): the grid generator and the sampler, with their gradients."""
+"""The sampler of spatial transformers (arXiv 1506.02025, section 3.3), with its gradients."""
 
 from collections.abc import Collection
 from functools import lru_cache
 from typing import Any, NamedTuple, NoReturn
 
 from cudakit import checks
-from cudakit.affine_plan import plan_affine_grid, plan_affine_grid_backward
 from cudakit.array import Spec, is_contiguous
 from cudakit.errors import InvalidArgument
+from cudakit.layout import Image, image, packed
 from cudakit.op import Op, Output, Plan, Target
-from cudakit.sampling_plan import (
-    MODES,
-    PADDING_MODES,
-    Image,
-    Sampling,
-    image,
-    packed,
-    plan_backward,
-    plan_forward,
-)
+from cudakit.sampling_plan import MODES, PADDING_MODES, Sampling, plan_backward, plan_forward
 
 DATA_FORMATS = ("channels_first", "channels_last")
 
@@ -30,14 +21,6 @@ class GridSampleGradients(NamedTuple):
     grid: Any
 
 
-class AffineGridOptions(NamedTuple):
-    """What `affine_grid` takes besides arrays."""
-
-    size: tuple[int, ...]
-    align_corners: bool
-    needs: tuple[str, ...] = ("theta",)
-
-
 class GridSampleOptions(NamedTuple):
     """What `grid_sample` takes besides arrays."""
 
@@ -46,75 +29,6 @@ class GridSampleOptions(NamedTuple):
     align_corners: bool
     data_format: str
     needs: tuple[str, ...] = ("input", "grid")
-
-
-def affine_grid(theta: Any, size: Any, align_corners: bool = False) -> Any:
-    """Make a grid of sampling positions from an affine transform.
-
-    ``grid[n, o] = theta[n] @ (x_o, y_o[, z_o], 1)`` (arXiv 1506.02025, equation 1), where the output pixel o has the
-    coordinates x_o, y_o, z_o in [-1, 1].
-
-    Parameters
-    ----------
-    theta : array, shape (N, n, n + 1)
-        The transforms, for n = 2 or 3 dimensions; float16, bfloat16, float32 or float64.
-    size : tuple of int
-        (N, C, H, W) or (N, C, D, H, W): the shape of the images that the grid will sample.
-    align_corners : bool
-        Whether -1 and 1 are the centres of the outer pixels (True) or their outer edges (False).
-
-    Returns
-    -------
-    array, shape (N, H, W, 2) or (N, D, H, W, 3)
-        The grid, x first, of the kind, dtype and device of `theta`.
-
-    Raises
-    ------
-    ValueError
-        If a shape or size does not fit.
-    TypeError
-        If `theta` is no floating array.
-
-    Examples
-    --------
-    >>> import numpy as np, cudakit
-    >>> half_turn = np.array([[[-1.0, 0, 0], [0, -1, 0]]], np.float32)
-    >>> cudakit.affine_grid(half_turn, (1, 1, 2, 2))[0, 0]
-    array([[ 0.5,  0.5],
-           [-0.5,  0.5]], dtype=float32)
-    """
-    return AFFINE_GRID((theta,), _affine_options(AFFINE_GRID, size, align_corners))[0]
-
-
-def affine_grid_backward(grad_grid: Any, size: Any, align_corners: bool = False) -> Any:
-    """Return the gradient of `affine_grid` by `theta`.
-
-    Parameters
-    ----------
-    grad_grid : array, shape (N, H, W, 2) or (N, D, H, W, 3)
-        The gradient by the grid.
-    size, align_corners
-        As for `affine_grid`.
-
-    Returns
-    -------
-    array, shape (N, n, n + 1)
-        ``sum over o of grad_grid[n, o] (x_o, y_o[, z_o], 1)``, added up in the same order on every run.
-
-    Raises
-    ------
-    ValueError, TypeError
-        As for `affine_grid`.
-
-    Examples
-    --------
-    >>> import numpy as np, cudakit
-    >>> cudakit.affine_grid_backward(np.ones((1, 2, 2, 2), np.float32), (1, 1, 2, 2))
-    array([[[0., 0., 4.],
-            [0., 0., 4.]]], dtype=float32)
-    """
-    options = _affine_options(AFFINE_GRID_BACKWARD, size, align_corners)
-    return AFFINE_GRID_BACKWARD((grad_grid,), options)[0]
 
 
 def grid_sample(
@@ -219,18 +133,6 @@ def grid_sample_backward(
     return GridSampleGradients(*GRID_SAMPLE_BACKWARD((grad_output, input, grid), options))
 
 
-def _affine_options(op: Op, size: Any, align_corners: bool) -> AffineGridOptions:
-    try:
-        rule = "be (N, C, H, W) or (N, C, D, H, W) with positive sizes"
-        sizes = checks.integers("size", size, rule, length=(4, 5), minimum=0)
-        if 0 in sizes[2:]:
-            raise InvalidArgument("size", rule, sizes)
-        checks.boolean("align_corners", align_corners)
-    except InvalidArgument as error:
-        op.refuse(error)
-    return AffineGridOptions(sizes, align_corners)
-
-
 def _options(op: Op, *values: Any) -> GridSampleOptions:
     """Check what is no array; (mode, padding_mode, align_corners, data_format[, needs])."""
     try:
@@ -259,24 +161,6 @@ def _checked(
     checks.choice("data_format", data_format, DATA_FORMATS)
     names = checks.names("needs", needs, ("input", "grid"))
     return GridSampleOptions(mode, padding_mode, align_corners, data_format, names)
-
-
-def _prepare_affine_grid(specs: tuple[Spec, ...], options: AffineGridOptions, target: Target) -> Plan:
-    (theta,), size, n = specs, options.size, len(options.size) - 2
-    checks.floating("theta", theta)
-    checks.shape("theta", theta, (f"N={size[0]}", n, n + 1))
-    if not is_contiguous(theta):
-        return Plan(1, copies=(0,))
-    return plan_affine_grid(theta.dtype, size, options.align_corners, target)
-
-
-def _prepare_affine_grid_backward(specs: tuple[Spec, ...], options: AffineGridOptions, target: Target) -> Plan:
-    (grad,), size = specs, options.size
-    checks.floating("grad_grid", grad)
-    checks.shape("grad_grid", grad, (f"N={size[0]}", *size[2:], len(size) - 2))
-    if not is_contiguous(grad):
-        return Plan(1, copies=(0,))
-    return plan_affine_grid_backward(grad, size, options.align_corners, target)
 
 
 def _sampling(input: Spec, grid: Spec, options: GridSampleOptions) -> tuple[Sampling, tuple[int, ...]]:
@@ -328,8 +212,6 @@ def _prepare_grid_sample_backward(specs: tuple[Spec, ...], options: GridSampleOp
     return plan_backward(call, output, (wanted_input, wanted_grid), final, target)
 
 
-AFFINE_GRID_BACKWARD = Op("affine_grid_backward", ("grad_grid",), ("theta",), _prepare_affine_grid_backward)
-AFFINE_GRID = Op("affine_grid", ("theta",), ("grid",), _prepare_affine_grid, AFFINE_GRID_BACKWARD)
 GRID_SAMPLE_BACKWARD = Op(
     "grid_sample_backward", ("grad_output", "input", "grid"), ("input", "grid"), _prepare_grid_sample_backward
 )

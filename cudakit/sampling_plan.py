@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
-from cudakit.array import CPU, Spec, contiguous_strides
+from cudakit.array import CPU
 from cudakit.launch import Launch, load
+from cudakit.layout import Image, accumulator, add_copy, is_wide, itemsize, packed, part
 from cudakit.op import NULL, Output, Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
@@ -42,81 +43,6 @@ SAMPLE_KERNELS = {
         "grid_sample_channels_backward",
     )
 }
-COPY_FIELDS = (
-    *((name, 1) for name in ("from", "to", "items")),
-    *(("size", 3), ("from_stride", 3), ("to_stride", 3)),
-)
-COPY = Kernel("copy.cu", "copy", "CopyParams", COPY_FIELDS, pointers=2)
-
-
-class Image(NamedTuple):
-    """An array of shape (N, C, S...) in memory; `strides` has N, C, S... in that order whatever the layout."""
-
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: str
-    aligned: bool = True
-
-    @property
-    def space(self) -> tuple[int, ...]:
-        """The spatial sizes."""
-        return self.shape[2:]
-
-    @property
-    def flat(self) -> bool:
-        """Whether one stride steps through all pixels of a channel."""
-        step = self.strides[-1]
-        expected = [stride * step for stride in contiguous_strides(self.space)]
-        sizes = zip(self.strides[2:], expected, self.space, strict=True)
-        return all(stride == wanted for stride, wanted, size in sizes if size != 1)
-
-
-def image(spec: Spec, channels_last: bool) -> Image:
-    """Read a spec in either data format."""
-    order = (0, len(spec.shape) - 1, *range(1, len(spec.shape) - 1)) if channels_last else range(len(spec.shape))
-    shape, strides = (tuple(values[i] for i in order) for values in (spec.shape, spec.strides))
-    return Image(shape, strides, spec.dtype, spec.aligned)
-
-
-def packed(shape: tuple[int, ...], dtype: str, *, channels_last: bool) -> Image:
-    """Return an image without gaps; `shape` is (N, C, S...)."""
-    count, channels, *space = shape
-    if not channels_last:
-        return Image(shape, contiguous_strides(shape), dtype)
-    strides = contiguous_strides((count, *space, channels))
-    return Image(shape, (strides[0], 1, *strides[1:-1]), dtype)
-
-
-def itemsize(dtype: str) -> int:
-    """Return the size of an element in bytes."""
-    return {"float64": 8, "float32": 4}.get(dtype, 2)
-
-
-def accumulator(dtype: str) -> str:
-    """Return the dtype that sums are kept in."""
-    return {"float64": "float64"}.get(dtype, "float32")
-
-
-def is_wide(*arrays: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
-    """Whether offsets into arrays of these (shape, strides) leave the range of 32-bit arithmetic."""
-    spans = (
-        sum((size - 1) * abs(stride) for size, stride in zip(shape, strides, strict=True) if size > 0)
-        for shape, strides in arrays
-    )
-    return max(spans) >= 2**31 - 2**20
-
-
-def add_copy(plan: Plan, target: Target, source: tuple[Slot, Image], goal: tuple[Slot, Image]) -> None:
-    """Append a copy from one layout and dtype to another; both images must be `flat`."""
-    (source_slot, old), (goal_slot, new) = source, goal
-    size = (old.shape[0], old.shape[1], prod(old.space))
-    tile = 32 if target.device == CPU else 1
-    items = size[0] * -(-size[1] // tile) * -(-size[2] // tile)
-    wide = is_wide((old.shape, old.strides), (new.shape, new.strides))
-    constants = type_constants(old.dtype, new.dtype, wide) | {"TILE": tile, "LANES": 1, "VEC": 1}
-    tail = pack_tail(COPY, items, size, (*old.strides[:2], old.strides[-1]), (*new.strides[:2], new.strides[-1]))
-    kernel = load(COPY, tuple(constants.items()), target.device)
-    plan.launch(Launch(kernel, tail, items, 1, prod(size)), source_slot, goal_slot)
 
 
 class Form(NamedTuple):
@@ -170,7 +96,8 @@ class Sampling(NamedTuple):
     @property
     def taps(self) -> int:
         """Input pixels that one sample reads."""
-        return TAPS[self.mode] ** len(self.input.space)
+        taps: int = TAPS[self.mode] ** len(self.input.space)
+        return taps
 
 
 class Pointers(NamedTuple):
@@ -227,10 +154,6 @@ def add_sampling(
     plan.launch(Launch(loaded, tail, items, max(grain, 1), work), *pointers)
 
 
-def _part(image: Image, count: int) -> Image:
-    return image._replace(shape=(count, *image.shape[1:]))
-
-
 def _chunks(x: Image, target: Target) -> Iterator[tuple[int, int]]:
     """Cut the batch into (first, count), so that copies of an image stay in cache, or take little memory on a GPU."""
     batch, size = x.shape[0], prod(x.shape[1:]) * itemsize(x.dtype)
@@ -269,16 +192,17 @@ def plan_forward(call: Sampling, output: Image, result: Output, target: Target) 
     chunks = list(_chunks(x, target))
     space = plan.workspace(chunks[0][1] * last.strides[0] * item)
     for first, count in chunks:
-        source = (plan.input(0).at(first * x.strides[0] * item), _part(x, count))
-        add_copy(plan, target, source, (space, _part(last, count)))
-        piece = call._replace(input=_part(last, count))
+        source = (plan.input(0).at(first * x.strides[0] * item), part(x, count))
+        add_copy(plan, target, source, (space, part(last, count)))
+        piece = call._replace(input=part(last, count))
         where = _shifted(pointers, first, call, output)._replace(input=space)
-        add_sampling(plan, target, piece, form, where, _part(output, count))
+        add_sampling(plan, target, piece, form, where, part(output, count))
     return plan
 
 
-def plan_backward(call: Sampling, output: Image, needs: tuple[Output | None, Output | None], final: Image,
-                  target: Target) -> Plan:
+def plan_backward(
+    call: Sampling, output: Image, needs: tuple[Output | None, Output | None], final: Image, target: Target
+) -> Plan:
     """Plan the gradients of `grid_sample`; `final` is the layout of the input's gradient."""
     wanted_input, wanted_grid = needs
     x = call.input
@@ -308,15 +232,15 @@ def plan_backward(call: Sampling, output: Image, needs: tuple[Output | None, Out
         source = plan.input(1).at(first * x.strides[0] * itemsize(x.dtype))
         goal = plan.result(0).at(first * final.strides[0] * itemsize(x.dtype))
         if copied:
-            add_copy(plan, target, (source, _part(x, count)), (space, _part(layout, count)))
+            add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)))
         if summed:
             plan.zero(total, count * layout.strides[0] * itemsize(grad.dtype), target.device)
         where = _shifted(pointers, first, call, output)
         where = where._replace(input=space if copied else source, grad_input=total if summed else goal)
-        piece = call._replace(input=_part(call.input, count))
-        _add_gradients(plan, target, piece, form, where, _part(output, count), _part(grad, count))
+        piece = call._replace(input=part(call.input, count))
+        _add_gradients(plan, target, piece, form, where, part(output, count), part(grad, count))
         if summed:
-            add_copy(plan, target, (total, _part(grad, count)), (goal, _part(final, count)))
+            add_copy(plan, target, (total, part(grad, count)), (goal, part(final, count)))
     return plan
 
 
@@ -327,8 +251,9 @@ def _backward_form(x: Image, target: Target) -> Form:
     return choose_form(packed(x.shape, x.dtype, channels_last=neighbours), target, neighbours)
 
 
-def _add_gradients(plan: Plan, target: Target, call: Sampling, form: Form, both: Pointers, output: Image,
-                   grad: Image) -> None:
+def _add_gradients(
+    plan: Plan, target: Target, call: Sampling, form: Form, both: Pointers, output: Image, grad: Image
+) -> None:
     """Append one kernel for both gradients, or two where one image a thread would leave threads idle."""
     batch, threads = call.input.shape[0], target.threads
     if both.grad_input == NULL:

@@ -11,10 +11,11 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import cudakit
+from cudakit.affine import AffineGridOptions
 from cudakit.array import Spec, contiguous_strides
 from cudakit.launch import Launch
 from cudakit.op import Op, Target
-from cudakit.sampling import AffineGridOptions, GridSampleOptions
+from cudakit.sampling import GridSampleOptions
 from cudakit.sampling_plan import MODES, PADDING_MODES
 from cudakit.source import Kernel, render
 

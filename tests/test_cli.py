@@ -281,7 +281,7 @@ def test_transforms() -> None:
     square = np.vstack([theta, [0, 0, 1]]) @ np.vstack([inverse(theta), [0, 0, 1]])
     np.testing.assert_allclose(square, np.eye(3), atol=1e-12)
     np.testing.assert_allclose(np.linalg.det(theta[:, :2]), 0.8 * 1.1)
-    moved = theta + [[0, 0, 0.1], [0, 0, 0.2]]  # 4 pixels to the right and 6 down
+    moved = theta + np.array([[0, 0, 0.1], [0, 0, 0.2]])  # 4 pixels to the right and 6 down
     assert corner_error(moved, theta, size) == pytest.approx(np.hypot(4, 6))
 
 

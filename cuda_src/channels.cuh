@@ -1,0 +1,146 @@
+// Channels next to each other. `width` <= VEC of them; on a GPU all VEC, aligned to the size of a pack.
+struct alignas(LANES > 1 ? VEC * sizeof(scalar_t) : sizeof(scalar_t)) Pack {
+    scalar_t value[VEC];
+};
+
+DEVICE void load_channels(const scalar_t* from, int width, acc_t* to) {
+    if (LANES > 1) {
+        const Pack pack = *(const Pack*)from;
+        UNROLL for (int v = 0; v < VEC; ++v) to[v] = widen(pack.value[v]);
+    } else {
+        load_line<VEC>(from, 1, width, to);
+    }
+}
+
+DEVICE void store_channels(const acc_t* from, int width, scalar_t* to) {
+    if (LANES > 1) {
+        Pack pack;
+        UNROLL for (int v = 0; v < VEC; ++v) narrow(from[v], pack.value[v]);
+        *(Pack*)to = pack;
+    } else {
+        store_line<VEC>(from, to, 1, width);
+    }
+}
+
+// A tile of pixels x channels in memory, in either order.
+DEVICE void store_tile(scalar_t* to, index_t channel_stride, index_t pixel_stride, int count, int width,
+                       acc_t tile[][VEC]) {
+    if (channel_stride == 1) {
+        for (int j = 0; j < count; ++j) store_channels(tile[j], width, to + j * pixel_stride);
+    } else {
+        acc_t other[TILE * VEC];
+        const acc_t* turned = transpose<TILE, VEC>(tile[0], other);
+        for (int v = 0; v < width; ++v) {
+            store_line<TILE>(turned + v * TILE, to + v * channel_stride, pixel_stride, count);
+        }
+    }
+}
+
+// Returns where the tile is: in `tile`, or in `other` after a transpose.
+DEVICE const acc_t* load_tile(const scalar_t* from, index_t channel_stride, index_t pixel_stride, int count, int width,
+                              acc_t tile[][VEC], acc_t* other) {
+    if (channel_stride == 1) {
+        for (int j = 0; j < count; ++j) load_channels(from + j * pixel_stride, width, tile[j]);
+        return tile[0];
+    }
+    for (int v = 0; v < width; ++v) {
+        load_line<TILE>(from + v * channel_stride, pixel_stride, count, tile[0] + v * TILE);
+    }
+    return transpose<VEC, TILE>(tile[0], other);
+}
+
+// Rows that one pass over the channels combines: all of them where their taps fit into registers.
+constexpr int PASS = MODE == CUBIC ? 1 : ROWS;
+
+// sum[v] = sample j in the channels image[0] ... image[width - 1].
+DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int width, acc_t* sum) {
+    const Axis& x = s.axis[NDIM - 1];
+    if (LANES == 1 && s.whole) {
+        for (int r0 = 0; r0 < ROWS; r0 += PASS) {
+            const scalar_t* tap[PASS * TAPS];
+            acc_t weight[PASS * TAPS];
+            UNROLL for (int k = 0; k < PASS * TAPS; ++k) {
+                const int r = r0 + k / TAPS, t = k % TAPS;
+                tap[k] = image + s.row_at[r][j] + x.at[t][j];
+                weight[k] = s.row_weight[r][j] * x.weight[t][j];
+            }
+            SIMD for (int v = 0; v < width; ++v) {
+                acc_t value = r0 == 0 ? acc_t(0) : sum[v];
+                UNROLL for (int k = 0; k < PASS * TAPS; ++k) value = fused(weight[k], widen(tap[k][v]), value);
+                sum[v] = value;
+            }
+        }
+        return;
+    }
+    UNROLL for (int v = 0; v < VEC; ++v) sum[v] = 0;
+    UNROLL_ROWS for (int k = 0; k < ROWS * TAPS; ++k) {
+        const int r = k / TAPS, t = k % TAPS;
+        if (!(s.row_inside[r][j] & x.inside[t][j])) continue;
+        acc_t value[VEC];
+        load_channels(image + s.row_at[r][j] + x.at[t][j], width, value);
+        const acc_t weight = s.row_weight[r][j] * x.weight[t][j];
+        SIMD for (int v = 0; v < width; ++v) sum[v] = fused(weight, value[v], sum[v]);
+    }
+}
+
+// grad[d][j] += sum over channels of out_grad * d(sample j) / d(coordinate d). Where everything is inside, the slopes of
+// all taps are combined for each channel first, so that there is one sum over channels for each d and not for each tap.
+DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, int width, const acc_t* out_grad,
+                                acc_t grad[][TILE]) {
+    const Axis& x = s.axis[NDIM - 1];
+    if (LANES == 1 && s.whole) {
+        for (int r0 = 0; r0 < ROWS; r0 += PASS) {
+            const scalar_t* tap[PASS * TAPS];
+            UNROLL for (int k = 0; k < PASS * TAPS; ++k) {
+                tap[k] = image + s.row_at[r0 + k / TAPS][j] + x.at[k % TAPS][j];
+            }
+            acc_t sum0 = 0, sum1 = 0, sum2 = 0;
+            SIMD_SUM(sum0, sum1, sum2) for (int v = 0; v < width; ++v) {
+                acc_t slope0 = 0, slope1 = 0, slope2 = 0;
+                UNROLL for (int r = 0; r < PASS; ++r) {
+                    acc_t value = 0, slope = 0;
+                    UNROLL for (int t = 0; t < TAPS; ++t) {
+                        const acc_t pixel = widen(tap[r * TAPS + t][v]);
+                        value = fused(x.weight[t][j], pixel, value);
+                        slope = fused(x.slope[t][j], pixel, slope);
+                    }
+                    if (NDIM > 1) slope0 = fused(s.row_slope[0][r0 + r][j], value, slope0);
+                    if (NDIM > 2) slope1 = fused(s.row_slope[NDIM > 2][r0 + r][j], value, slope1);
+                    slope2 = fused(s.row_weight[r0 + r][j], slope, slope2);
+                }
+                sum0 += out_grad[v] * slope0;
+                sum1 += out_grad[v] * slope1;
+                sum2 += out_grad[v] * slope2;
+            }
+            if (NDIM > 1) grad[0][j] += sum0;
+            if (NDIM > 2) grad[NDIM > 2][j] += sum1;
+            grad[NDIM - 1][j] += sum2;
+        }
+        return;
+    }
+    UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
+        acc_t value = 0, slope = 0;
+        UNROLL for (int t = 0; t < TAPS; ++t) {
+            if (!(s.row_inside[r][j] & x.inside[t][j])) continue;
+            acc_t channel[VEC], dot = 0;
+            load_channels(image + s.row_at[r][j] + x.at[t][j], width, channel);
+            SIMD_SUM(dot) for (int v = 0; v < width; ++v) dot += out_grad[v] * channel[v];
+            value = fused(x.weight[t][j], dot, value);
+            slope = fused(x.slope[t][j], dot, slope);
+        }
+        UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j] = fused(s.row_slope[d][r][j], value, grad[d][j]);
+        grad[NDIM - 1][j] = fused(s.row_weight[r][j], slope, grad[NDIM - 1][j]);
+    }
+}
+
+// The adjoint of sample_channels.
+DEVICE void scatter_channels(const Samples& s, int j, acc_t* image, int width, const acc_t* out_grad) {
+    const Axis& x = s.axis[NDIM - 1];
+    UNROLL_ROWS for (int k = 0; k < ROWS * TAPS; ++k) {
+        const int r = k / TAPS, t = k % TAPS;
+        if (!(s.row_inside[r][j] & x.inside[t][j])) continue;
+        acc_t* target = image + s.row_at[r][j] + x.at[t][j];
+        const acc_t weight = s.row_weight[r][j] * x.weight[t][j];
+        SIMD for (int v = 0; v < width; ++v) add_to(target + v, weight * out_grad[v]);
+    }
+}

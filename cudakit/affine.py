@@ -1,0 +1,177 @@
+"""The grid generator of spatial transformers (arXiv 1506.02025, section 3.2), with its gradient."""
+
+from math import prod
+from typing import Any, NamedTuple
+
+from cudakit import checks
+from cudakit.array import CPU, Spec, is_contiguous
+from cudakit.errors import InvalidArgument
+from cudakit.launch import Launch, load
+from cudakit.layout import is_wide
+from cudakit.op import NULL, Op, Output, Plan, Target
+from cudakit.source import Kernel, type_constants
+from cudakit.structs import pack_tail
+
+FIELDS = (
+    *((name, 1) for name in ("theta", "grid", "grad_grid", "partial", "grad_theta")),
+    *((name, 1) for name in ("items", "chunks", "align_corners")),
+    ("size", 3),
+)
+FORWARD, PARTIAL, TOTAL = (
+    Kernel("affine_grid.cu", name, "AffineGridParams", FIELDS, pointers=5)
+    for name in ("affine_grid", "affine_grid_backward_partial", "affine_grid_backward_total")
+)
+HOST_TILE = 64
+CUDA_LANES = 32
+CHUNK_PIXELS = 4096  # pixels that one item of the backward pass sums
+SUM_BYTES = 8
+
+
+class AffineGridOptions(NamedTuple):
+    """What `affine_grid` takes besides arrays."""
+
+    size: tuple[int, ...]
+    align_corners: bool
+    needs: tuple[str, ...] = ("theta",)
+
+
+def affine_grid(theta: Any, size: Any, align_corners: bool = False) -> Any:
+    """Make a grid of sampling positions from an affine transform.
+
+    ``grid[n, o] = theta[n] @ (x_o, y_o[, z_o], 1)`` (arXiv 1506.02025, equation 1), where the output pixel o has the
+    coordinates x_o, y_o, z_o in [-1, 1].
+
+    Parameters
+    ----------
+    theta : array, shape (N, n, n + 1)
+        The transforms, for n = 2 or 3 dimensions; float16, bfloat16, float32 or float64.
+    size : tuple of int
+        (N, C, H, W) or (N, C, D, H, W): the shape of the images that the grid will sample.
+    align_corners : bool
+        Whether -1 and 1 are the centres of the outer pixels (True) or their outer edges (False).
+
+    Returns
+    -------
+    array, shape (N, H, W, 2) or (N, D, H, W, 3)
+        The grid, x first, of the kind, dtype and device of `theta`.
+
+    Raises
+    ------
+    ValueError
+        If a shape or size does not fit.
+    TypeError
+        If `theta` is no floating array.
+
+    Examples
+    --------
+    >>> import numpy as np, cudakit
+    >>> half_turn = np.array([[[-1.0, 0, 0], [0, -1, 0]]], np.float32)
+    >>> cudakit.affine_grid(half_turn, (1, 1, 2, 2))[0, 0]
+    array([[ 0.5,  0.5],
+           [-0.5,  0.5]], dtype=float32)
+    """
+    return AFFINE_GRID((theta,), _affine_options(AFFINE_GRID, size, align_corners))[0]
+
+
+def affine_grid_backward(grad_grid: Any, size: Any, align_corners: bool = False) -> Any:
+    """Return the gradient of `affine_grid` by `theta`.
+
+    Parameters
+    ----------
+    grad_grid : array, shape (N, H, W, 2) or (N, D, H, W, 3)
+        The gradient by the grid.
+    size, align_corners
+        As for `affine_grid`.
+
+    Returns
+    -------
+    array, shape (N, n, n + 1)
+        ``sum over o of grad_grid[n, o] (x_o, y_o[, z_o], 1)``, added up in the same order on every run.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for `affine_grid`.
+
+    Examples
+    --------
+    >>> import numpy as np, cudakit
+    >>> cudakit.affine_grid_backward(np.ones((1, 2, 2, 2), np.float32), (1, 1, 2, 2))
+    array([[[0., 0., 4.],
+            [0., 0., 4.]]], dtype=float32)
+    """
+    options = _affine_options(AFFINE_GRID_BACKWARD, size, align_corners)
+    return AFFINE_GRID_BACKWARD((grad_grid,), options)[0]
+
+
+def _affine_options(op: Op, size: Any, align_corners: bool) -> AffineGridOptions:
+    try:
+        rule = "be (N, C, H, W) or (N, C, D, H, W) with positive sizes"
+        sizes = checks.integers("size", size, rule, length=(4, 5), minimum=0)
+        if 0 in sizes[2:]:
+            raise InvalidArgument("size", rule, sizes)
+        checks.boolean("align_corners", align_corners)
+    except InvalidArgument as error:
+        op.refuse(error)
+    return AffineGridOptions(sizes, align_corners)
+
+
+def _prepare_affine_grid(specs: tuple[Spec, ...], options: AffineGridOptions, target: Target) -> Plan:
+    (theta,), size, n = specs, options.size, len(options.size) - 2
+    checks.floating("theta", theta)
+    checks.shape("theta", theta, (f"N={size[0]}", n, n + 1))
+    if not is_contiguous(theta):
+        return Plan(1, copies=(0,))
+    return _plan_forward(theta.dtype, size, options.align_corners, target)
+
+
+def _prepare_affine_grid_backward(specs: tuple[Spec, ...], options: AffineGridOptions, target: Target) -> Plan:
+    (grad,), size = specs, options.size
+    checks.floating("grad_grid", grad)
+    checks.shape("grad_grid", grad, (f"N={size[0]}", *size[2:], len(size) - 2))
+    if not is_contiguous(grad):
+        return Plan(1, copies=(0,))
+    return _plan_backward(grad, size, options.align_corners, target)
+
+
+def _launch(
+    kernel: Kernel, dtype: str, space: tuple[int, ...], target: Target, lanes: int, *tail: int, work: int
+) -> Launch:
+    items, batch, chunks, align_corners = tail
+    wide = is_wide(((batch * prod(space) * len(space) + items * lanes + 2,), (1,)))
+    tile = HOST_TILE if target.device == CPU else 1
+    constants = type_constants(dtype, dtype, wide) | {"NDIM": len(space), "TILE": tile, "LANES": lanes, "VEC": 1}
+    packed = pack_tail(kernel, items, chunks, align_corners, space)
+    return Launch(load(kernel, tuple(constants.items()), target.device), packed, items, 1, work)
+
+
+def _plan_forward(dtype: str, size: tuple[int, ...], align_corners: bool, target: Target) -> Plan:
+    """Plan `affine_grid`; `size` is (N, C, O...)."""
+    batch, space = size[0], size[2:]
+    plan = Plan(1, (Output((batch, *space, len(space)), dtype),))
+    tile = HOST_TILE if target.device == CPU else 1
+    items = batch * prod(space[:-1]) * -(-space[-1] // tile)
+    launch = _launch(FORWARD, dtype, space, target, 1, items, batch, 0, int(align_corners), work=batch * prod(space))
+    plan.launch(launch, plan.input(0), plan.result(0), NULL, NULL, NULL)
+    return plan
+
+
+def _plan_backward(grad: Spec, size: tuple[int, ...], align_corners: bool, target: Target) -> Plan:
+    """Plan `affine_grid_backward`: sums of chunks, then the sums of the sums, in the same order every time."""
+    batch, space = size[0], size[2:]
+    n = len(space)
+    plan = Plan(1, (Output((batch, n, n + 1), grad.dtype),))
+    chunks = min(prod(space[:-1]), -(-prod(space) // CHUNK_PIXELS))
+    lanes = 1 if target.device == CPU else CUDA_LANES
+    partial = plan.workspace(batch * chunks * n * (n + 1) * SUM_BYTES)
+    slots = (NULL, NULL, plan.input(0), partial, plan.result(0))
+    numbers = batch * n * (n + 1)
+    for kernel, items, count in ((PARTIAL, batch * chunks, lanes), (TOTAL, numbers, 1)):
+        work = batch * prod(space) if kernel is PARTIAL else 0
+        shape = (items, batch, chunks, int(align_corners))
+        plan.launch(_launch(kernel, grad.dtype, space, target, count, *shape, work=work), *slots)
+    return plan
+
+
+AFFINE_GRID_BACKWARD = Op("affine_grid_backward", ("grad_grid",), ("theta",), _prepare_affine_grid_backward)
+AFFINE_GRID = Op("affine_grid", ("theta",), ("grid",), _prepare_affine_grid, AFFINE_GRID_BACKWARD)

@@ -1,0 +1,102 @@
+"""Images in memory: their layouts, whatever the data format, and copies from one to another."""
+
+from math import prod
+from typing import NamedTuple
+
+from cudakit.array import CPU, Spec, contiguous_strides
+from cudakit.launch import Launch, load
+from cudakit.op import Plan, Slot, Target
+from cudakit.source import Kernel, type_constants
+from cudakit.structs import pack_tail
+
+COPY_FIELDS = (
+    *((name, 1) for name in ("from", "to", "items")),
+    *(("size", 3), ("from_stride", 3), ("to_stride", 3)),
+)
+COPY = Kernel("copy.cu", "copy", "CopyParams", COPY_FIELDS, pointers=2)
+HOST_COPY_TILE = 32
+
+
+class Image(NamedTuple):
+    """An array of shape (N, C, S...) in memory; `strides` has N, C, S... in that order whatever the layout."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    aligned: bool = True
+
+    @property
+    def batch(self) -> int:
+        """N."""
+        return self.shape[0]
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.shape[1]
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        """The spatial sizes."""
+        return self.shape[2:]
+
+    @property
+    def flat(self) -> bool:
+        """Whether one stride steps through all pixels of a channel."""
+        step = self.strides[-1]
+        expected = [stride * step for stride in contiguous_strides(self.space)]
+        sizes = zip(self.strides[2:], expected, self.space, strict=True)
+        return all(stride == wanted for stride, wanted, size in sizes if size != 1)
+
+
+def image(spec: Spec, channels_last: bool) -> Image:
+    """Read a spec in either data format."""
+    order = (0, len(spec.shape) - 1, *range(1, len(spec.shape) - 1)) if channels_last else range(len(spec.shape))
+    shape, strides = (tuple(values[i] for i in order) for values in (spec.shape, spec.strides))
+    return Image(shape, strides, spec.dtype, spec.aligned)
+
+
+def packed(shape: tuple[int, ...], dtype: str, *, channels_last: bool) -> Image:
+    """Return an image without gaps; `shape` is (N, C, S...)."""
+    count, channels, *space = shape
+    if not channels_last:
+        return Image(shape, contiguous_strides(shape), dtype)
+    strides = contiguous_strides((count, *space, channels))
+    return Image(shape, (strides[0], 1, *strides[1:-1]), dtype)
+
+
+def itemsize(dtype: str) -> int:
+    """Return the size of an element in bytes."""
+    return {"float64": 8, "float32": 4}.get(dtype, 2)
+
+
+def accumulator(dtype: str) -> str:
+    """Return the dtype that sums are kept in."""
+    return {"float64": "float64"}.get(dtype, "float32")
+
+
+def is_wide(*arrays: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
+    """Whether offsets into arrays of these (shape, strides) leave the range of 32-bit arithmetic."""
+    spans = (
+        sum((size - 1) * abs(stride) for size, stride in zip(shape, strides, strict=True) if size > 0)
+        for shape, strides in arrays
+    )
+    return max(spans) >= 2**31 - 2**20
+
+
+def add_copy(plan: Plan, target: Target, source: tuple[Slot, Image], goal: tuple[Slot, Image]) -> None:
+    """Append a copy from one layout and dtype to another; both images must be `flat`."""
+    (source_slot, old), (goal_slot, new) = source, goal
+    size = (old.shape[0], old.shape[1], prod(old.space))
+    tile = HOST_COPY_TILE if target.device == CPU else 1
+    items = size[0] * -(-size[1] // tile) * -(-size[2] // tile)
+    wide = is_wide((old.shape, old.strides), (new.shape, new.strides))
+    constants = type_constants(old.dtype, new.dtype, wide) | {"TILE": tile, "LANES": 1, "VEC": 1}
+    tail = pack_tail(COPY, items, size, (*old.strides[:2], old.strides[-1]), (*new.strides[:2], new.strides[-1]))
+    kernel = load(COPY, tuple(constants.items()), target.device)
+    plan.launch(Launch(kernel, tail, items, 1, prod(size)), source_slot, goal_slot)
+
+
+def part(image: Image, count: int) -> Image:
+    """Return the layout of `count` of the batch's images."""
+    return image._replace(shape=(count, *image.shape[1:]))
