@@ -26,7 +26,6 @@ COLD_CHILDREN = 3
 BARE, BEYOND = "bare kernel", "Python beyond the kernel"
 
 IMPORT = """
-import sys
 from time import perf_counter
 start = perf_counter()
 import numpy
@@ -34,7 +33,6 @@ middle = perf_counter()
 import cudakit
 print(middle - start, perf_counter() - middle)
 """
-WITHOUT_TORCH = IMPORT.replace("import sys\n", "import sys\nsys.modules['torch'] = None\n")
 FIRST_CALL = """
 from time import perf_counter
 import numpy as np
@@ -106,11 +104,9 @@ def start_up() -> dict[str, float]:
         cold = [_child(FIRST_CALL, folder / str(number))[0] for number in range(COLD_CHILDREN)]
         warm = [_child(FIRST_CALL, folder / "0")[0] for _ in range(CHILDREN)]
         imports = [_child(IMPORT, folder / "0") for _ in range(CHILDREN)]
-        alone = [_child(WITHOUT_TORCH, folder / "0")[1] for _ in range(CHILDREN)]
     return {
         "import numpy": median(numpy for numpy, _ in imports),
         "import cudakit": median(ours for _, ours in imports),
-        "import cudakit, without torch": median(alone),
         "first call, cold cache": median(cold),
         "first call, warm cache": median(warm),
     }

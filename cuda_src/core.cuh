@@ -40,6 +40,8 @@ DEVICE float widen(half_t value) {
 DEVICE void narrow(float value, half_t& out) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(value)); }
 DEVICE float fused(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE double fused(double a, double b, double c) { return __fma_rn(a, b, c); }
+DEVICE float keep(float value, int flag) { return flag ? value : 0.0f; }
+DEVICE double keep(double value, int flag) { return flag ? value : 0.0; }
 DEVICE float round_even(float x) { return rintf(x); }
 DEVICE double round_even(double x) { return rint(x); }
 DEVICE float round_down(float x) { return floorf(x); }

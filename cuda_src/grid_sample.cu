@@ -52,11 +52,17 @@ DEVICE acc_t grid_scale(const GridSampleParams& p, int d) {
 
 DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item& it, Samples& s) {
     const coord_t* grid = p.grid + (it.n * (index_t)p.pixels + it.first) * NDIM;
-    coord_t padded[TILE * NDIM];
-    if (it.count < TILE) {  // samples that do not exist look outside
-        for (int i = 0; i < TILE * NDIM; ++i) narrow(acc_t(-4), padded[i]);
-        for (int i = 0; i < it.count * NDIM; ++i) padded[i] = grid[i];
-        grid = padded;
+    acc_t coordinate[NDIM][TILE];
+    if (it.count == TILE) {
+        SIMD for (int j = 0; j < TILE; ++j) {
+            UNROLL for (int d = 0; d < NDIM; ++d) coordinate[d][j] = widen(grid[j * NDIM + NDIM - 1 - d]);
+        }
+    } else {
+        for (int j = 0; j < TILE; ++j) {  // samples that do not exist look outside
+            UNROLL for (int d = 0; d < NDIM; ++d) {
+                coordinate[d][j] = j < it.count ? widen(grid[j * NDIM + NDIM - 1 - d]) : acc_t(-4);
+            }
+        }
     }
     const acc_t shift = p.align_corners ? acc_t(0) : acc_t(0.5);
     UNROLL for (int d = 0; d < NDIM; ++d) {
@@ -64,8 +70,7 @@ DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item&
         const acc_t scale = grid_scale(p, d);
         const bool align_corners = p.align_corners;
         SIMD for (int j = 0; j < TILE; ++j) {
-            const acc_t g = widen(grid[j * NDIM + NDIM - 1 - d]);
-            locate(s.axis[d], j, fused(g + 1, scale, -shift), size, step, align_corners);
+            locate(s.axis[d], j, fused(coordinate[d][j] + 1, scale, -shift), size, step, align_corners);
         }
         if (WINDOW && d == NDIM - 1) {
             SIMD for (int j = 0; j < TILE; ++j) make_window(s.axis[d], j, size, step);

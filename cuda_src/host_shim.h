@@ -45,6 +45,16 @@ DEVICE unsigned as_bits(float value) {
     return bits;
 }
 
+// The value, or zero where the flag (0 or 1) is 0: by a mask, because compilers make a branch of a condition.
+DEVICE float keep(float value, int flag) { return as_float(as_bits(value) & -(unsigned)flag); }
+DEVICE double keep(double value, int flag) {
+    unsigned long long bits;
+    __builtin_memcpy(&bits, &value, 8);
+    bits &= -(unsigned long long)flag;
+    __builtin_memcpy(&value, &bits, 8);
+    return value;
+}
+
 // binary16 by its bits, which compilers turn into SIMD code where they would call a function for _Float16.
 DEVICE float widen(half_t value) {
     const unsigned magnitude = value.bits & 0x7fffu;

@@ -41,7 +41,7 @@ template <bool CHECKED> DEVICE void load_row(const Samples& s, const scalar_t* c
 
 template <bool CHECKED> DEVICE acc_t tap_value(const Samples& s, const Window& window, int r, int c, int t, int j) {
     const acc_t value = widen(tap_of(window, c, t, j));
-    return !CHECKED || (s.row_inside[r][j] & s.axis[NDIM - 1].inside[t][j]) ? value : acc_t(0);
+    return CHECKED ? keep(value, s.row_inside[r][j] & s.axis[NDIM - 1].inside[t][j]) : value;
 }
 
 // sum[c][j] = sample j in the channel plane[c].
@@ -85,25 +85,34 @@ template <bool CHECKED> DEVICE void plane_gradients(const Samples& s, const scal
     }
 }
 
-// The adjoint of sample_planes; `count` channels of the group exist.
+// The adjoint of sample_planes. `count` channels of the group exist; what the others would add is zero.
+//
+// Neighbouring samples add to the same elements, and each addition waits for the one before: several rows are kept in
+// flight together.
+constexpr int FLIGHT = ROWS < 4 ? ROWS : 4;
+
 template <bool CHECKED>
 DEVICE void scatter_planes(const Samples& s, const acc_t out_grad[][TILE], acc_t* const* plane, int count) {
     const Axis& x = s.axis[NDIM - 1];
-    UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
-        acc_t share[GROUP][TILE][TAPS];
-        SIMD for (int j = 0; j < TILE; ++j) {
-            UNROLL for (int t = 0; t < TAPS; ++t) {
-                const acc_t weight = s.row_weight[r][j] * x.weight[t][j];
-                UNROLL for (int c = 0; c < GROUP; ++c) share[c][j][t] = out_grad[c][j] * weight;
+    UNROLL_ROWS for (int first = 0; first < ROWS; first += FLIGHT) {
+        acc_t share[FLIGHT][GROUP][TILE][TAPS];
+        UNROLL for (int r = 0; r < FLIGHT; ++r) {
+            SIMD for (int j = 0; j < TILE; ++j) {
+                UNROLL for (int t = 0; t < TAPS; ++t) {
+                    const acc_t weight = s.row_weight[first + r][j] * x.weight[t][j];
+                    UNROLL for (int c = 0; c < GROUP; ++c) share[r][c][j][t] = out_grad[c][j] * weight;
+                }
             }
         }
         for (int j = 0; j < TILE; ++j) {
-            const index_t at = s.row_at[r][j];
-            UNROLL for (int t = 0; t < TAPS; ++t) {
-                if (CHECKED && !(s.row_inside[r][j] & x.inside[t][j])) continue;
-                const index_t target = at + x.at[t][j];
-                UNROLL for (int c = 0; c < GROUP; ++c) {
-                    if (c < count) add_to(plane[c] + target, share[c][j][t]);
+            UNROLL for (int r = 0; r < FLIGHT; ++r) {
+                const index_t row = s.row_at[first + r][j];
+                UNROLL for (int t = 0; t < TAPS; ++t) {
+                    if (CHECKED && !(s.row_inside[first + r][j] & x.inside[t][j])) continue;
+                    const index_t target = row + (WINDOW == 1 ? x.at[0][j] + t : x.at[t][j]);
+                    UNROLL for (int c = 0; c < GROUP; ++c) {
+                        if (TILE > 1 || c < count) add_to(plane[c] + target, share[r][c][j][t]);
+                    }
                 }
             }
             SCALAR_LOOP;

@@ -22,6 +22,7 @@ INK, FAINT, LOSS, ERROR, FIRST, LAST = "#222222", "#777777", "#1f5fa8", "#d1495b
 NO_DATA = "#d8d8d8"
 BRIGHTEST = 0.6  # the difference that is drawn brightest
 OUTLINES = 6  # boxes drawn between the first and the last
+FLOOR = 1e-12  # below this a curve is as good as zero
 
 Image = NDArray[np.float64]
 
@@ -154,7 +155,7 @@ def _curves(axes: Any, outcome: "Outcome") -> None:
         side.tick_params(axis="x", labelsize=8.5, colors=FAINT)
         side.tick_params(axis="y", which="both", labelsize=8.5, colors=colour)
         side.spines[:].set_color("#cccccc")
-        decades = np.log10(max(values) / max(min(values), 1e-12))
+        decades = np.log10(max(*values, FLOOR) / max(min(values), FLOOR))
         side.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
         side.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         side.yaxis.set_minor_formatter(NullFormatter())

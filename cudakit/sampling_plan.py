@@ -208,8 +208,7 @@ def plan_backward(
     x = call.input
     if not x.flat:
         return Plan(3, copies=(1,))
-    form = _backward_form(x, target)
-    layout = packed(x.shape, x.dtype, channels_last=form.channels)
+    form, layout = _backward_form(x, target)
     grad = layout._replace(dtype=accumulator(x.dtype))
     empty = 0 in output.shape or 0 in x.shape
     direct = empty or grad == final
@@ -244,11 +243,14 @@ def plan_backward(
     return plan
 
 
-def _backward_form(x: Image, target: Target) -> Form:
+def _backward_form(x: Image, target: Target) -> tuple[Form, Image]:
+    """Choose the form, and the layout that the image and its gradient have in common."""
     neighbours = x.strides[1] == 1
     if target.device == CPU and x.shape[1] >= MANY_CHANNELS:
         neighbours = True  # after a copy
-    return choose_form(packed(x.shape, x.dtype, channels_last=neighbours), target, neighbours)
+    form = choose_form(packed(x.shape, x.dtype, channels_last=neighbours), target, neighbours)
+    interleaved = x.strides[1] == 1 and x.strides[-1] == x.shape[1]
+    return form, packed(x.shape, x.dtype, channels_last=form.channels or interleaved)
 
 
 def _add_gradients(
@@ -263,4 +265,4 @@ def _add_gradients(
     else:
         if both.grad_grid != NULL:
             add_sampling(plan, target, call, form, both._replace(grad_input=NULL), output)
-        add_sampling(plan, target, call, form, both._replace(grad_grid=NULL), output, grad, blocks=2 * threads)
+        add_sampling(plan, target, call, form, both._replace(grad_grid=NULL), output, grad, blocks=threads)
