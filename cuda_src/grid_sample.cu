@@ -126,9 +126,16 @@ KERNEL(grid_sample_planar, GridSampleParams) {
 
 DEVICE void store_grid_gradient(const GridSampleParams& p, const Item& it, const acc_t grad[][TILE]) {
     coord_t* out = p.grad_grid + (it.n * (index_t)p.pixels + it.first) * NDIM;
-    UNROLL for (int d = 0; d < NDIM; ++d) {
-        const acc_t scale = grid_scale(p, d);
-        for (int j = 0; j < it.count; ++j) narrow(grad[d][j] * scale, out[j * NDIM + NDIM - 1 - d]);
+    acc_t scale[NDIM];
+    UNROLL for (int d = 0; d < NDIM; ++d) scale[d] = grid_scale(p, d);
+    if (it.count == TILE) {
+        SIMD for (int j = 0; j < TILE; ++j) {
+            UNROLL for (int d = 0; d < NDIM; ++d) narrow(grad[d][j] * scale[d], out[j * NDIM + NDIM - 1 - d]);
+        }
+    } else {
+        for (int j = 0; j < it.count; ++j) {
+            UNROLL for (int d = 0; d < NDIM; ++d) narrow(grad[d][j] * scale[d], out[j * NDIM + NDIM - 1 - d]);
+        }
     }
 }
 

@@ -53,7 +53,17 @@ def image(spec: Spec, channels_last: bool) -> Image:
     """Read a spec in either data format."""
     order = (0, len(spec.shape) - 1, *range(1, len(spec.shape) - 1)) if channels_last else range(len(spec.shape))
     shape, strides = (tuple(values[i] for i in order) for values in (spec.shape, spec.strides))
-    return Image(shape, strides, spec.dtype, spec.aligned)
+    return Image(shape, (*strides[:2], *_settled(shape[2:], strides[2:])), spec.dtype, spec.aligned)
+
+
+def _settled(sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Give dimensions of size 1, whose strides may be anything, such as keep an array `flat`."""
+    step = next((stride for size, stride in zip(sizes[::-1], strides[::-1], strict=True) if size != 1), strides[-1])
+    settled: list[int] = []
+    for size, stride in zip(sizes[::-1], strides[::-1], strict=True):
+        settled.append(step if size == 1 else stride)
+        step = settled[-1] * size
+    return tuple(settled[::-1])
 
 
 def packed(shape: tuple[int, ...], dtype: str, *, channels_last: bool) -> Image:

@@ -17,6 +17,8 @@ Floats = NDArray[np.float64]
 
 FRAMEWORKS = frozenset(os.environ.get("CUDAKIT_TEST_FRAMEWORKS", "numpy").replace(" ", "").split(","))
 
+# What a test needs is compiled on its first run, so tests share what they can: an image has three channels, for one,
+# unless the number of channels is the point.
 MODES = ("nearest", "bilinear", "bicubic")
 PADDING_MODES = ("zeros", "border", "reflection")
 COMBINATIONS = list(itertools.product(MODES, PADDING_MODES, (False, True)))
@@ -30,6 +32,11 @@ SOME_COMBINATIONS = [
     (3, "nearest", "zeros", False),
     (3, "bilinear", "border", True),
     (3, "bicubic", "reflection", False),
+]
+# (n, mode, channels)
+CHANNELS_LAST = [
+    *((n, mode, 17) for n in (1, 2, 3) for mode in MODES),
+    *((1, "nearest", 3), (2, "bilinear", 1), (2, "bicubic", 3), (3, "bilinear", 3)),
 ]
 SIZES = {1: (7,), 2: (5, 7), 3: (3, 5, 4)}  # an input of n dimensions
 OUT = {1: (11,), 2: (5, 6), 3: (3, 4, 5)}  # a grid of n dimensions

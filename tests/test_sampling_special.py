@@ -50,7 +50,7 @@ def special_grid(dtype: str, n: int) -> Floats:
 def test_special_coordinates(
     arrays: Arrays, rng: np.random.Generator, sizes: tuple[int, ...], mode: str, padding_mode: str, align_corners: bool
 ) -> None:
-    x = rounded(rng.uniform(1, 2, size=(1, 2, *sizes)), "float32")
+    x = rounded(rng.uniform(1, 2, size=(1, 3, *sizes)), "float32")
     values, *gradients = compare(arrays, x, special_grid("float32", len(sizes)), mode, padding_mode, align_corners)
     assert all(np.isfinite(array).all() for array in (values, *gradients))
 
@@ -63,14 +63,14 @@ def test_special_coordinates_of_other_dtypes(
     grid = special_grid(dtype, n)
     if dtype == "float16":  # its largest number is an ordinary coordinate, if one far outside
         grid = grid[:, ~(np.abs(grid) == 65504).reshape(grid.shape[1], -1).any(axis=1)]
-    x = rounded(rng.uniform(1, 2, size=(1, 2, *(5, 6, 4)[:n])), dtype)
+    x = rounded(rng.uniform(1, 2, size=(1, 3, *(5, 6, 4)[:n])), dtype)
     compare(arrays, x, grid, mode, padding_mode, align_corners, dtype)
 
 
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_nan_coordinate_reads_nothing(arrays: Arrays, mode: str, padding_mode: str) -> None:
-    x = np.full((1, 2, 4, 5), np.nan)
+    x = np.full((1, 3, 4, 5), np.nan)
     grid = np.array([[np.nan, ORDINARY], [ORDINARY, np.nan], [np.nan, np.inf], [-np.inf, np.nan]]).reshape(1, 2, 2, 2)
     results = compare(arrays, x, grid, mode, padding_mode, False)
     assert not any(array.any() for array in results)
@@ -80,7 +80,7 @@ def test_a_nan_coordinate_reads_nothing(arrays: Arrays, mode: str, padding_mode:
 @pytest.mark.parametrize("sizes", [(5,), (5, 7), (3, 4, 5)])
 @pytest.mark.parametrize("mode", MODES)
 def test_samples_outside_read_nothing(arrays: Arrays, mode: str, sizes: tuple[int, ...], align_corners: bool) -> None:
-    x, n = np.full((1, 2, *sizes), np.nan), len(sizes)
+    x, n = np.full((1, 3, *sizes), np.nan), len(sizes)
     outside = [-9.0, -3.5, 3.5, 9.0, np.inf, -np.inf, 1e9, 1e30]
     grid = np.full((1, len(outside), *[1] * (n - 1), n), ORDINARY)
     for i, g in enumerate(outside):
@@ -96,7 +96,7 @@ def test_samples_outside_read_nothing(arrays: Arrays, mode: str, sizes: tuple[in
 def test_pixels_outside_the_footprint_do_not_show(
     arrays: Arrays, n: int, mode: str, near: int, far: int, padding_mode: str, pixel: float
 ) -> None:
-    x = np.full((1, 2, *[8] * n), pixel)
+    x = np.full((1, 3, *[8] * n), pixel)
     footprint = (slice(None), slice(None), *[slice(3 - near, 3 + far + 1)] * n)
     x[footprint] = np.arange(x[footprint].size, dtype=float).reshape(x[footprint].shape)
     grid = np.full((1, *[1] * n, n), (2 * 3.25 + 1) / 8 - 1)
@@ -107,7 +107,7 @@ def test_pixels_outside_the_footprint_do_not_show(
 @pytest.mark.parametrize("mode", MODES)
 def test_pixels_across_the_edge_do_not_show(arrays: Arrays, mode: str) -> None:
     # The footprint hangs over the edge, and the pixels that would follow in memory are those of other rows.
-    x = np.full((1, 1, 8, 8), np.nan)
+    x = np.full((1, 3, 8, 8), np.nan)
     x[:, :, :2, :2] = 1.0
     grid = np.full((1, 1, 1, 2), (2 * -0.375 + 1) / 8 - 1)
     results = compare(arrays, x, grid, mode, "zeros", False)
@@ -123,7 +123,7 @@ def test_exact_knots(
     twice = np.arange(-7.0, 2 * size + 7)
     grid = (twice / (size - 1) - 1 if align_corners else (twice + 1) / size - 1).reshape(1, -1, 1)
     assert (2 * pixel_coordinates(grid, (size,), align_corners)[0, :, 0] == twice).all()
-    x = rng.integers(-9, 9, size=(1, 2, size)).astype(np.float64)
+    x = rng.integers(-9, 9, size=(1, 3, size)).astype(np.float64)
     compare(arrays, x, grid, mode, padding_mode, align_corners)
 
 
@@ -146,7 +146,7 @@ def test_the_slope_at_a_knot_is_the_right_hand_one(arrays: Arrays, position: flo
 @pytest.mark.parametrize("mode", MODES)
 def test_reflection_about_a_single_pixel(arrays: Arrays, mode: str) -> None:
     grid = np.linspace(-5, 5, 11).reshape(1, 11, 1)
-    values, _, grad_grid = compare(arrays, np.full((1, 1, 1), 7.0), grid, mode, "reflection", True)
+    values, _, grad_grid = compare(arrays, np.full((1, 3, 1), 7.0), grid, mode, "reflection", True)
     assert (values == 7).all()
     assert not grad_grid.any()
 
