@@ -70,7 +70,7 @@ def affine_grid(theta: Any, size: Any, align_corners: bool = False) -> Any:
     array([[ 0.5,  0.5],
            [-0.5,  0.5]], dtype=float32)
     """
-    return AFFINE_GRID((theta,), _affine_options(AFFINE_GRID, size, align_corners))[0]
+    return AFFINE_GRID((theta,), size, align_corners)[0]
 
 
 def affine_grid_backward(grad_grid: Any, size: Any, align_corners: bool = False) -> Any:
@@ -100,19 +100,15 @@ def affine_grid_backward(grad_grid: Any, size: Any, align_corners: bool = False)
     array([[[0., 0., 4.],
             [0., 0., 4.]]], dtype=float32)
     """
-    options = _affine_options(AFFINE_GRID_BACKWARD, size, align_corners)
-    return AFFINE_GRID_BACKWARD((grad_grid,), options)[0]
+    return AFFINE_GRID_BACKWARD((grad_grid,), size, align_corners)[0]
 
 
-def _affine_options(op: Op, size: Any, align_corners: bool) -> AffineGridOptions:
-    try:
-        rule = "be (N, C, H, W) or (N, C, D, H, W) with positive sizes"
-        sizes = checks.integers("size", size, rule, length=(4, 5), minimum=0)
-        if 0 in sizes[2:]:
-            raise InvalidArgument("size", rule, sizes)
-        checks.boolean("align_corners", align_corners)
-    except InvalidArgument as error:
-        op.refuse(error)
+def _options(size: Any, align_corners: Any) -> AffineGridOptions:
+    rule = "be (N, C, H, W) or (N, C, D, H, W) with positive sizes"
+    sizes = checks.integers("size", size, rule, length=(4, 5), minimum=0)
+    if 0 in sizes[2:]:
+        raise InvalidArgument("size", rule, sizes)
+    checks.boolean("align_corners", align_corners)
     return AffineGridOptions(sizes, align_corners)
 
 
@@ -173,5 +169,5 @@ def _plan_backward(grad: Spec, size: tuple[int, ...], align_corners: bool, targe
     return plan
 
 
-AFFINE_GRID_BACKWARD = Op("affine_grid_backward", ("grad_grid",), ("theta",), _prepare_affine_grid_backward)
-AFFINE_GRID = Op("affine_grid", ("theta",), ("grid",), _prepare_affine_grid, AFFINE_GRID_BACKWARD)
+AFFINE_GRID_BACKWARD = Op("affine_grid_backward", ("grad_grid",), ("theta",), _options, _prepare_affine_grid_backward)
+AFFINE_GRID = Op("affine_grid", ("theta",), ("grid",), _options, _prepare_affine_grid, AFFINE_GRID_BACKWARD)

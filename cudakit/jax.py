@@ -70,8 +70,9 @@ def _function(op: Op, options: Any) -> Callable[..., Any]:
     return jax.jit(function)
 
 
-def call(op: Op, arrays: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
+def call(op: Op, arrays: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Run an operator on JAX arrays or tracers."""
+    options = op.options(arguments)
     wanted = op.plan(_specs(arrays), options, CPU).results  # refuses bad arguments here, not inside XLA
     results = _function(op, options)(*arrays)
     if op.backward is not None:

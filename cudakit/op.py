@@ -156,6 +156,8 @@ class Op:
         Names of the array arguments, in order.
     results : tuple of str
         Names of the results. For a gradient they are the names of the arguments they belong to.
+    check : callable
+        Takes the other arguments, checks them, and returns them as options: a named tuple.
     prepare : callable
         (specs, options, target) -> `Plan`; it checks everything before anything is allocated.
     backward : Op, optional
@@ -168,17 +170,25 @@ class Op:
     name: str
     arrays: tuple[str, ...]
     results: tuple[str, ...]
+    check: Callable[..., Any]
     prepare: Callable[[tuple[Spec, ...], Any, Target], Plan]
     backward: "Op | None" = None
     saved: tuple[int, ...] = ()
 
-    def __call__(self, arrays: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
+    def __call__(self, arrays: tuple[Any, ...], *arguments: Any) -> tuple[Any, ...]:
         """Run on anybody's arrays and return theirs, one for each result."""
         framework = self.common_framework(arrays)
         if isinstance(framework, str):
-            results: tuple[Any, ...] = import_module(f"cudakit.{framework}").call(self, arrays, options)
+            results: tuple[Any, ...] = import_module(f"cudakit.{framework}").call(self, arrays, arguments)
             return results
-        return self.run(framework, arrays, options)
+        return self.run(framework, arrays, self.options(arguments))
+
+    def options(self, arguments: tuple[Any, ...]) -> Any:
+        """Return the checked options."""
+        try:
+            return self.check(*arguments)
+        except InvalidArgument as error:
+            self.refuse(error)
 
     def common_framework(self, arrays: tuple[Any, ...]) -> Framework | str:
         """Return what all the arrays have in common, or raise `TypeError`."""

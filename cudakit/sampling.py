@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from functools import lru_cache
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from cudakit import checks
 from cudakit.array import Spec, is_contiguous
@@ -82,8 +82,7 @@ def grid_sample(
     >>> cudakit.grid_sample(image, centre)
     array([[[[1.5]]]], dtype=float32)
     """
-    options = _options(GRID_SAMPLE, mode, padding_mode, align_corners, data_format)
-    return GRID_SAMPLE((input, grid), options)[0]
+    return GRID_SAMPLE((input, grid), mode, padding_mode, align_corners, data_format)[0]
 
 
 def grid_sample_backward(
@@ -129,26 +128,16 @@ def grid_sample_backward(
     array([[[[1., 2.]]]], dtype=float32)
     """
     needs = tuple(needs) if isinstance(needs, Collection) and not isinstance(needs, str) else needs
-    options = _options(GRID_SAMPLE_BACKWARD, mode, padding_mode, align_corners, data_format, needs)
-    return GridSampleGradients(*GRID_SAMPLE_BACKWARD((grad_output, input, grid), options))
+    arrays = (grad_output, input, grid)
+    return GridSampleGradients(*GRID_SAMPLE_BACKWARD(arrays, mode, padding_mode, align_corners, data_format, needs))
 
 
-def _options(op: Op, *values: Any) -> GridSampleOptions:
-    """Check what is no array; (mode, padding_mode, align_corners, data_format[, needs])."""
+def _options(*values: Any) -> GridSampleOptions:
+    """Check what is no array: (mode, padding_mode, align_corners, data_format[, needs])."""
     try:
         return _checked(*values)
-    except InvalidArgument as error:
-        op.refuse(error)
     except TypeError:  # something unhashable, which the cache does not take and no option may be
-        return _refused(op, values)
-
-
-def _refused(op: Op, values: tuple[Any, ...]) -> NoReturn:
-    try:
-        _checked.__wrapped__(*values)
-    except InvalidArgument as error:
-        op.refuse(error)
-    raise AssertionError("unreachable")
+        return _checked.__wrapped__(*values)
 
 
 @lru_cache(maxsize=1024, typed=True)  # typed: 1 is not True
@@ -213,8 +202,18 @@ def _prepare_grid_sample_backward(specs: tuple[Spec, ...], options: GridSampleOp
 
 
 GRID_SAMPLE_BACKWARD = Op(
-    "grid_sample_backward", ("grad_output", "input", "grid"), ("input", "grid"), _prepare_grid_sample_backward
+    "grid_sample_backward",
+    ("grad_output", "input", "grid"),
+    ("input", "grid"),
+    _options,
+    _prepare_grid_sample_backward,
 )
 GRID_SAMPLE = Op(
-    "grid_sample", ("input", "grid"), ("output",), _prepare_grid_sample, GRID_SAMPLE_BACKWARD, saved=(0, 1)
+    "grid_sample",
+    ("input", "grid"),
+    ("output",),
+    _options,
+    _prepare_grid_sample,
+    GRID_SAMPLE_BACKWARD,
+    saved=(0, 1),
 )

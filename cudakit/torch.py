@@ -72,8 +72,18 @@ class _Differentiable(torch.autograd.Function):
         return (None, None, *op.backward.run(FRAMEWORK, (grad, *ctx.saved_tensors), options))
 
 
-def call(op: Op, tensors: tuple[torch.Tensor, ...], options: Any) -> tuple[torch.Tensor | None, ...]:
+def call(op: Op, tensors: tuple[torch.Tensor, ...], arguments: tuple[Any, ...]) -> tuple[torch.Tensor | None, ...]:
     """Run an operator on tensors, recording it for autograd where one of them asks for a gradient."""
+    if torch.compiler.is_compiling():
+        return _uncompiled(op, tensors, arguments)
+    return _call(op, tensors, arguments)
+
+
+def _call(op: Op, tensors: tuple[torch.Tensor, ...], arguments: tuple[Any, ...]) -> tuple[torch.Tensor | None, ...]:
+    options = op.options(arguments)
     if op.backward is not None and torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return (_Differentiable.apply(op, options, *tensors),)
     return op.run(FRAMEWORK, tensors, options)
+
+
+_uncompiled = torch.compiler.disable(_call)  # a graph break: nothing here is for Dynamo to trace
