@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from cudakit.errors import InvalidArgument
 
 Device = tuple[str, int]  # ("cpu", 0) or ("cuda", ordinal)
 CPU: Device = ("cpu", 0)
+ALIGNMENT = 64  # of memory that other libraries take over, in bytes
 
 
 class Spec(NamedTuple):
@@ -159,17 +161,25 @@ def _cupy_framework() -> Framework:
     )
 
 
+def _aligned(shape: tuple[int, ...], dtype: str, make: str) -> Any:
+    """Return a NumPy array that begins where TensorFlow, for one, wants memory to begin."""
+    size = prod(shape) * np.dtype(dtype).itemsize
+    memory = getattr(np, make)(size + ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
+    return memory[first : first + size].view(dtype).reshape(shape)
+
+
 def _wrapping_framework(name: str, wrap: Callable[[Any, str], Any]) -> Framework:
     """Make the framework of arrays that cannot be allocated and written in place by their own library.
 
     The buffer is NumPy's or CuPy's; `wrap(buffer, dtype)` hands it over through DLPack. NumPy exports no bfloat16, so
-    there the buffer is uint16 and `wrap` reinterprets it.
+    there the buffer is int16 and `wrap` reinterprets it.
     """
 
     def allocate(shape: tuple[int, ...], dtype: str, device: Device, make: str) -> Any:
-        storage = "uint16" if dtype == "bfloat16" else dtype
+        storage = "int16" if dtype == "bfloat16" else dtype
         if device == CPU:
-            return wrap(getattr(np, make)(shape, storage), dtype)
+            return wrap(_aligned(shape, storage, make), dtype)
         from cudakit import cuda
 
         return wrap(getattr(cuda, make)(shape, storage, device), dtype)

@@ -213,7 +213,17 @@ class Op:
 
     def run(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
         """Run on arrays of one framework, without regard to autograd."""
-        key = (self, framework, options, get_num_threads(), *[framework.signature(array) for array in arrays])
+        try:
+            key = (self, framework, options, get_num_threads(), *[framework.signature(array) for array in arrays])
+        except (
+            AttributeError,
+            BufferError,
+            InvalidArgument,
+            RuntimeError,
+            ValueError,
+        ):  # an array that cannot be read: say which
+            self._recipe(framework, arrays, options)
+            raise
         recipe = _recipes.get(key)
         if recipe is None:
             recipe = _remember(key, self._recipe(framework, arrays, options))
@@ -261,7 +271,7 @@ class Op:
             return framework.view(array)
         except InvalidArgument as error:
             self.refuse(error, name)
-        except (BufferError, ValueError, RuntimeError) as error:
+        except (AttributeError, BufferError, RuntimeError, ValueError) as error:
             self.refuse(InvalidArgument(name, "be readable through DLPack", str(error), TypeError))
 
 

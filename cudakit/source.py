@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
 
 INCLUDE = re.compile(r'^#include "([^"]+)"$')
 
@@ -36,10 +38,17 @@ def flatten(file: str) -> str:
     return "\n".join(_lines(file, set()))
 
 
+def _folder() -> Traversable:
+    try:
+        return files("cudakit.cuda_src")
+    except ModuleNotFoundError:  # a checkout that is not installed, or that hides the installed package
+        return Path(__file__).parents[1] / "cuda_src"
+
+
 def _lines(file: str, seen: set[str]) -> list[str]:
     seen.add(file)
     lines = [f'#line 1 "cuda_src/{file}"']
-    text = files("cudakit.cuda_src").joinpath(file).read_text(encoding="utf-8")
+    text = _folder().joinpath(file).read_text(encoding="utf-8")
     for number, line in enumerate(text.splitlines(), start=1):
         include = INCLUDE.match(line)
         if include is None:
