@@ -221,8 +221,8 @@ class Op:
             InvalidArgument,
             RuntimeError,
             ValueError,
-        ):  # an array that cannot be read: say which
-            self._recipe(framework, arrays, options)
+        ):
+            self._recipe(framework, arrays, options)  # says which array cannot be read
             raise
         recipe = _recipes.get(key)
         if recipe is None:

@@ -1,0 +1,103 @@
+"""One body for every framework: the bits of the NumPy road, and the caller's own kind of array back."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import cudakit
+
+from .conftest import require
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+def _torch(x: np.ndarray) -> Any:
+    import torch
+
+    if x.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(x.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(x.copy())
+
+
+def _jax(x: np.ndarray) -> Any:
+    import jax
+
+    with jax.enable_x64(True):
+        return jax.numpy.asarray(x)
+
+
+def _tensorflow(x: np.ndarray) -> Any:
+    return importlib.import_module("tensorflow").constant(x)
+
+
+def _paddle(x: np.ndarray) -> Any:
+    paddle = importlib.import_module("paddle")
+    if x.dtype == ml_dtypes.bfloat16:
+        return paddle.to_tensor(x.astype(np.float32)).astype("bfloat16")
+    return paddle.to_tensor(x)
+
+
+def _array_api_strict(x: np.ndarray) -> Any:
+    return importlib.import_module("array_api_strict").asarray(x)
+
+
+MAKERS: dict[str, Callable[[np.ndarray], Any]] = {
+    "numpy": np.asarray,
+    "torch": _torch,
+    "jax": _jax,
+    "tensorflow": _tensorflow,
+    "paddle": _paddle,
+    "array_api_strict": _array_api_strict,
+}
+
+
+def _bits(x: Any) -> bytes:
+    """Return an array's elements, whatever its kind."""
+    if type(x).__module__.startswith("torch"):
+        import torch
+
+        x = x.contiguous().view(torch.uint8)
+    elif type(x).__module__.startswith("paddle") and str(x.dtype).endswith("bfloat16"):
+        x = x.view("int16")
+    return np.asarray(x).tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("framework", MAKERS)
+def test_same_bits_and_kind(framework: str, dtype: str) -> None:
+    require(framework)
+    if framework == "array_api_strict" and dtype in ("float16", "bfloat16"):
+        pytest.skip("the standard has no half precision")
+    make, storage = MAKERS[framework], np.dtype(getattr(ml_dtypes, dtype, dtype))
+    rng = np.random.default_rng(3)
+    image = rng.standard_normal((2, 3, 6, 7)).astype(storage)
+    theta = (np.eye(2, 3) + rng.standard_normal((2, 2, 3)) * 0.2).astype(storage)
+    expected = _results(np.asarray, image, theta)
+    for own, reference in zip(_results(make, image, theta), expected, strict=True):
+        assert type(own) is type(make(image))
+        assert _bits(own) == reference.tobytes()
+
+
+def _results(make: Callable[[np.ndarray], Any], image: np.ndarray, theta: np.ndarray) -> list[Any]:
+    """Run every operator of the sampling family, each on NumPy's results of the one before."""
+    size = (2, 3, 5, 4)
+    grid = cudakit.affine_grid(theta, size)
+    samples = cudakit.grid_sample(image, grid)
+    gradients = cudakit.grid_sample_backward(samples, image, grid)
+    return [
+        cudakit.affine_grid(make(theta), size),
+        cudakit.grid_sample(make(image), make(grid)),
+        *cudakit.grid_sample_backward(make(samples), make(image), make(grid)),
+        cudakit.affine_grid_backward(make(gradients.grid), size),
+    ]
+
+
+def test_onnxruntime_values_are_read() -> None:
+    onnxruntime = require("onnxruntime")
+    image, grid = np.ones((1, 2, 4, 4), np.float32), np.zeros((1, 3, 3, 2), np.float32)
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(x) for x in (image, grid)]
+    np.testing.assert_array_equal(np.from_dlpack(cudakit.grid_sample(*values)), np.ones((1, 2, 3, 3)))
