@@ -101,8 +101,8 @@ template <int size, typename T> DEVICE void store_line(const acc_t* from, T* to,
 // index by one. Loops that a host compiler makes SIMD code of. The result is in `a` or in `b`; both are overwritten.
 template <int rows, int columns, typename T> DEVICE T* transpose(T* a, T* b) {
     constexpr int half = rows * columns / 2;
-    if (columns == 1) return a;  // the same in memory
-    for (int step = 1; step < rows; step *= 2) {
+    constexpr int end = columns == 1 ? 1 : rows;  // a single column is the same in memory
+    for (int step = 1; step < end; step *= 2) {
         SIMD for (int k = 0; k < half; ++k) {
             b[2 * k] = a[k];
             b[2 * k + 1] = a[k + half];

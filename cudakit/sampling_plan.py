@@ -133,6 +133,7 @@ def add_sampling(
     if form.channels:
         block = -(-block // form.vector) * form.vector if target.device != CPU else block
     blocks = -(-x.shape[1] // block) if block else 1
+    form = form._replace(group=max(1, min(form.group, block)))
     tiles = -(-call.pixels // form.tile)
     items = blocks * x.shape[0] * tiles
     layouts = [(x.shape, x.strides), (output.shape, output.strides), ((items * form.lanes,), (1,))]

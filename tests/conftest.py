@@ -130,6 +130,14 @@ def _sliced(xp: Any, array: Any) -> Any:
     return view
 
 
+def _unaligned(xp: Any, array: Any) -> Any:
+    if xp is not np:
+        pytest.skip("only NumPy has unaligned arrays")
+    view = np.zeros(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return view
+
+
 def _read_only(xp: Any, array: Any) -> Any:
     if xp is not np:
         pytest.skip("only NumPy has read-only arrays")
@@ -148,6 +156,7 @@ LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
     "broadcast over all but the last axis": lambda xp, array: xp.broadcast_to(array[:1, :1, :1], array.shape),
     "broadcast scalar": lambda xp, array: xp.broadcast_to(array.ravel()[:1].reshape([1] * array.ndim), array.shape),
     "read-only": _read_only,
+    "unaligned": _unaligned,
 }
 
 

@@ -1,0 +1,135 @@
+"""Calls with random shapes, strides and coordinates, for use under sanitizers: ``fuzz.py CALLS PART PARTS``.
+
+Buffers are of exactly the size that is needed, so that an address sanitizer sees every element read or written too far.
+What comes out must be finite: inputs are, and a coordinate that is not looks outside or at the border.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+import cudakit
+
+DTYPES = {name: np.dtype(name) for name in ("float16", "float32", "float64")}
+DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+
+
+class Setting(NamedTuple):
+    """What kernels are compiled for; the rest is drawn anew for every call."""
+
+    dtype: str
+    n: int
+    mode: str
+    padding_mode: str
+    channels: int
+    data_format: str = "channels_first"
+
+
+SETTINGS = [
+    Setting("float32", 1, "nearest", "zeros", 3),
+    Setting("float16", 1, "bilinear", "reflection", 2, "channels_last"),
+    Setting("float64", 1, "bicubic", "border", 17, "channels_last"),
+    Setting("bfloat16", 2, "nearest", "border", 3),
+    Setting("float32", 2, "bilinear", "zeros", 3, "channels_last"),
+    Setting("float16", 2, "bicubic", "reflection", 17),
+    Setting("float64", 2, "bilinear", "border", 1),
+    Setting("bfloat16", 3, "nearest", "reflection", 5, "channels_last"),
+    Setting("float32", 3, "bilinear", "zeros", 70),
+    Setting("float16", 3, "bicubic", "zeros", 1),
+]
+
+SPECIAL = [np.nan, np.inf, -np.inf, 1e30, -1e30, 3e9, -3e9, 65504.0, 1e-30, -0.0, 0.0, 1.0, -1.0]
+
+
+def reverse(x: Any) -> Any:
+    """Return the same values from memory that runs backwards."""
+    return x[..., ::-1].copy()[..., ::-1]
+
+
+def spread(x: Any) -> Any:
+    """Return the same values two apart, the last of them at the very end of its buffer."""
+    wide = np.zeros([2 * size - 1 for size in x.shape], x.dtype)
+    wide[tuple(slice(None, None, 2) for _ in x.shape)] = x
+    return wide[tuple(slice(None, None, 2) for _ in x.shape)]
+
+
+def transpose(x: Any) -> Any:
+    """Return the same values in Fortran order."""
+    return np.asfortranarray(x)
+
+
+def broadcast(x: Any) -> Any:
+    """Return an array of the same shape that repeats its first entry."""
+    return np.broadcast_to(x[:1], x.shape)
+
+
+LAYOUTS: tuple[Callable[[Any], Any], ...] = (np.copy, np.copy, reverse, spread, transpose, broadcast)
+
+
+class Fuzzer:
+    """Draws calls and makes them."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def sizes(self, n: int) -> tuple[int, ...]:
+        """Draw n small sizes, often 1 and now and then more than a tile."""
+        return tuple(int(self.rng.choice((1, 1, 2, 3, 5, 9, 34))) for _ in range(n))
+
+    def array(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """Draw an array, in any layout."""
+        layout = LAYOUTS[self.rng.integers(len(LAYOUTS))]
+        return layout(self.rng.uniform(-4, 4, shape).astype(DTYPES[dtype]))
+
+    def grid(self, shape: tuple[int, ...], sizes: tuple[int, ...], dtype: str) -> Any:
+        """Draw coordinates: anywhere, exactly on pixels and edges, and no numbers at all."""
+        knots = self.rng.integers(-9, 10, shape) / np.array(sizes[::-1])
+        values = np.where(self.rng.random(shape) < 0.5, knots, self.rng.uniform(-2, 2, shape))
+        values = np.where(self.rng.random(shape) < 0.1, self.rng.choice(SPECIAL, shape), values)
+        with np.errstate(over="ignore"):
+            return LAYOUTS[self.rng.integers(len(LAYOUTS))](values.astype(DTYPES[dtype]))
+
+    def sample(self, setting: Setting) -> None:
+        """Call `grid_sample` and its gradients."""
+        dtype, n, mode, padding_mode, channels, data_format = setting
+        batch, sizes, out = int(self.rng.integers(1, 4)), self.sizes(n), self.sizes(n)
+        last = data_format == "channels_last"
+        x = self.array((batch, *sizes, channels) if last else (batch, channels, *sizes), dtype)
+        grid = self.grid((batch, *out, n), sizes, dtype)
+        arguments = (x, grid, mode, padding_mode, bool(self.rng.integers(2)))
+        cudakit.set_num_threads(int(self.rng.integers(1, 4)))
+        y = cudakit.grid_sample(*arguments, data_format=data_format)
+        needs = [("input",), ("grid",), ("input", "grid")][self.rng.integers(3)]
+        grad = self.array(y.shape, dtype)
+        gradients = cudakit.grid_sample_backward(grad, *arguments, needs=needs, data_format=data_format)
+        check(setting, y, *gradients)
+
+    def affine(self, n: int, dtype: str) -> None:
+        """Call `affine_grid` and its gradient."""
+        size = (int(self.rng.integers(1, 4)), 1, *self.sizes(n))
+        align_corners = bool(self.rng.integers(2))
+        grid = cudakit.affine_grid(self.array((size[0], n, n + 1), dtype), size, align_corners)
+        check((n, dtype, size), grid, cudakit.affine_grid_backward(grid, size, align_corners))
+
+
+def check(what: object, *arrays: Any) -> None:
+    """Check that all numbers are finite."""
+    for array in arrays:
+        assert array is None or np.isfinite(array.astype(np.float64)).all(), what
+
+
+def main(calls: int, part: int, parts: int) -> None:
+    """Make so many calls with every setting of one of several parts of them."""
+    fuzzer = Fuzzer(seed=part)
+    settings = [*SETTINGS, (2, "float32"), (3, "bfloat16")][part::parts]
+    for setting in settings:
+        for _ in range(calls):
+            fuzzer.sample(setting) if isinstance(setting, Setting) else fuzzer.affine(*setting)
+    print(calls * len(settings))
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,164 @@
+"""Every kernel compiles for every GPU, without one: NVRTC turns the text into machine code and says what that needs.
+
+The tables of registers are printed: ``pytest tests/test_nvrtc.py -rP`` shows them.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from typing import NamedTuple
+
+import pytest
+
+from cudakit.source import CUDA_OPTIONS
+
+from .specialisations import CALLS, Specialisation, operators, specialisations
+
+if sys.platform == "darwin":
+    pytest.skip("there is no NVRTC for macOS", allow_module_level=True)
+
+from cuda.bindings import nvrtc
+
+OLDEST = 75
+ARCHITECTURES = [number for number in nvrtc.nvrtcGetSupportedArchs()[1] if number >= OLDEST]
+NEWEST = ARCHITECTURES[-1]
+VECTOR_BYTES = 16
+
+# Bytes of registers that ptxas may spill. It gives up one or two by itself to fit more threads on a processor, more of
+# them around divisions of 64-bit indices; only the 16 rows of a cubic sample in 3-D are more than registers can hold.
+FEW_BYTES, SOME_BYTES, MANY_BYTES = 8, 128, 512
+
+
+class Built(NamedTuple):
+    """What ptxas says of a kernel, and the intermediate code."""
+
+    registers: int
+    stack: int  # bytes
+    spilled: int  # bytes stored to the stack because registers ran out
+    ptx: str
+
+
+def check(result: nvrtc.nvrtcResult) -> None:
+    """Raise if a call of NVRTC failed."""
+    if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise RuntimeError(nvrtc.nvrtcGetErrorString(result)[1].decode())
+
+
+def get(what: str, program: nvrtc.nvrtcProgram) -> str:
+    """Return one of the texts that a program has."""
+    result, size = getattr(nvrtc, f"nvrtcGet{what}Size")(program)
+    check(result)
+    text = b" " * size
+    check(*getattr(nvrtc, f"nvrtcGet{what}")(program, text))
+    return text.decode().rstrip("\0")
+
+
+@cache
+def build(text: str, architecture: int) -> Built:
+    """Compile for an architecture, down to machine code, or raise with the log."""
+    options = [f"--gpu-architecture=sm_{architecture}", *CUDA_OPTIONS, "--ptxas-options=-v"]
+    result, program = nvrtc.nvrtcCreateProgram(text.encode(), b"cudakit", 0, None, None)
+    check(result)
+    try:
+        (result,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+        log = get("ProgramLog", program)
+        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise RuntimeError(log)
+        (registers,) = re.findall(r"Used (\d+) registers", log)
+        ((stack, spilled),) = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", log)
+        assert "warning" not in log, log
+        return Built(int(registers), int(stack), int(spilled), get("PTX", program))
+    finally:
+        check(*nvrtc.nvrtcDestroyProgram(program))
+
+
+def is_large(example: Specialisation) -> bool:
+    """Whether a specialisation is slow to compile, and known to need more registers than there are."""
+    return example.constant("NDIM") == 3 and example.constant("MODE") == "CUBIC"
+
+
+def check_stack(example: Specialisation, built: Built) -> None:
+    """Check that nothing but a few spilled registers is on the stack, above all no array."""
+    assert built.stack <= -(-built.spilled // 8) * 8, f"an array is indexed at run time in {example.constants}"
+    usual = (example.constant("SCALAR"), example.constant("INDEX")) == ("float", "int")
+    limit = MANY_BYTES if is_large(example) else FEW_BYTES if usual else SOME_BYTES
+    assert built.spilled <= limit, example.constants
+
+
+def small_examples(architecture: int) -> Iterator[list[Specialisation]]:
+    """Yield, for every kernel and dtype, specialisations that compile fast; the ends of the range get all types."""
+    every = architecture in (OLDEST, NEWEST)
+    groups: dict[tuple[str, ...], list[Specialisation]] = {}
+    for example in specialisations():
+        small = example.constant("NDIM") != 3 and example.constant("MODE") != "CUBIC"
+        if small and (every or example.constant("INDEX") == "int"):
+            groups.setdefault(example.types if every else example.types[:2], []).append(example)
+    yield from groups.values()
+
+
+def one_for_each(**constants: str | int) -> list[Specialisation]:
+    """Return a specialisation with these constants for every kernel, dimension and mode, paddings in turn."""
+    found: dict[tuple[str | int, ...], list[Specialisation]] = {}
+    for example in specialisations():
+        if all(example.constant(name, value) == value for name, value in constants.items()):
+            key = (example.kernel.name, example.constant("NDIM"), example.constant("MODE"))
+            found.setdefault(key, []).append(example)
+    return [examples[5 * i % len(examples)] for i, examples in enumerate(found.values())]
+
+
+def test_every_operator_is_enumerated() -> None:
+    assert set(operators()) == set(CALLS)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda number: f"sm_{number}")
+def test_every_kernel_and_dtype_compiles(architecture: int) -> None:
+    turn = ARCHITECTURES.index(architecture)
+    for i, examples in enumerate(small_examples(architecture)):
+        example = examples[(7 * turn + 3 * i) % len(examples)]  # other constants for every architecture
+        check_stack(example, build(example.text, architecture))
+
+
+def test_registers_of_float32() -> None:
+    print(f"\nsm_{NEWEST}: kernel, n, mode, padding, registers, bytes spilled, bytes of stack")
+    for example in one_for_each(SCALAR="float", COORD="float", INDEX="int"):
+        built = build(example.text, NEWEST)
+        n, mode, padding = (example.constant(name, "-") for name in ("NDIM", "MODE", "PADDING"))
+        numbers = f"{built.registers:5}{built.spilled:5}{built.stack:5}"
+        print(f"{example.kernel.name:30}{n:>2} {mode:8}{padding:10}{numbers}")
+        check_stack(example, built)
+
+
+def vectors() -> list[Specialisation]:
+    """Return a specialisation that reads vectors of channels for every such kernel and pair of types."""
+    found: dict[tuple[str, ...], Specialisation] = {}
+    for example in specialisations():
+        shape = tuple(example.constant(name) for name in ("NDIM", "MODE", "INDEX"))
+        if int(example.constant("VEC")) > 1 and shape == (2, "LINEAR", "int"):
+            found.setdefault(example.types, example)
+    return list(found.values())
+
+
+def widths(ptx: str, instruction: str) -> list[int]:
+    """Return how many bytes each load ("ld") or store ("st") of global memory moves."""
+    found = re.findall(rf"\b{instruction}\.global[.\w]*?(?:\.v(\d))?\.[bfsu](\d+)\s", ptx)
+    return [int(count or 1) * int(bits) // 8 for count, bits in found]
+
+
+@pytest.mark.parametrize("example", vectors(), ids=lambda example: "-".join(example.types))
+def test_channels_move_16_bytes_at_a_time(example: Specialisation) -> None:
+    ptx = build(example.text, NEWEST).ptx
+    loads, stores = widths(ptx, "ld"), widths(ptx, "st")
+    assert max(loads) == VECTOR_BYTES
+    assert loads.count(VECTOR_BYTES) >= 4  # the taps
+    if "backward" not in example.kernel.name:
+        assert len(loads) - loads.count(VECTOR_BYTES) == 2  # the coordinates
+        assert stores.count(VECTOR_BYTES) >= 1
+
+
+def test_an_error_is_reported_where_it_stands() -> None:
+    example = specialisations()[0]
+    text = example.text.replace("#define DEVICE", "undeclared mistake;\n#define DEVICE")
+    number = text.splitlines().index("undeclared mistake;") - text.splitlines().index('#line 1 "cuda_src/core.cuh"')
+    with pytest.raises(RuntimeError, match=rf"cuda_src/core\.cuh\({number}\): error"):
+        build(text, OLDEST)
