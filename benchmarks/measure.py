@@ -1,11 +1,13 @@
 """Interleaved rounds of timed calls, and the copy bandwidth that they are held against."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter, process_time, sleep
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,10 +20,28 @@ SIDE_SECONDS = 1.0  # a side that would take longer has fewer turns
 BURST_SECONDS = 0.02
 LONGEST_BURST = 10
 WARM_SECONDS = 0.1  # calls that take longer need no untimed call before them
+BUSY = 0.05  # share of its time that a call may wait for a core before it counts as disturbed
+TASKS = Path("/proc/self/task")
 COPY_BYTES = 256 * 10**6
 COPY_REPEATS = 7
 
 Result = dict[str, Any]
+
+
+class Sample(NamedTuple):
+    """Seconds of one call, and whether other load on the machine kept it waiting for a core."""
+
+    seconds: float
+    disturbed: bool
+
+
+def waited() -> float:
+    """Return the seconds that this process' threads have waited for a core so far; 0 where the system does not say."""
+    total = 0
+    for task in TASKS.iterdir() if TASKS.is_dir() else ():
+        with suppress(OSError):  # a thread that has just ended
+            total += int((task / "schedstat").read_text(encoding="ascii").split()[1])
+    return 1e-9 * total
 
 
 def settle(limit: float = 0.1) -> None:
@@ -41,15 +61,30 @@ def timed(call: Callable[[], Any]) -> float:
     return perf_counter() - start
 
 
-def _burst(call: Callable[[], Any], expected: float) -> list[float]:
+def burst(call: Callable[[], Any], count: int) -> list[Sample]:
+    """Time a few calls in a row."""
+    before = waited()
+    times = [timed(call) for _ in range(count)]
+    disturbed = waited() - before > BUSY * sum(times)
+    return [Sample(seconds, disturbed) for seconds in times]
+
+
+def calm(samples: Sequence[Sample]) -> tuple[list[float], bool]:
+    """Return the times that nothing disturbed, or all of them (and True) where those are too few."""
+    chosen = [sample.seconds for sample in samples if not sample.disturbed]
+    if len(chosen) >= FEWEST_TURNS:
+        return chosen, False
+    return [sample.seconds for sample in samples], True
+
+
+def _turn(call: Callable[[], Any], expected: float) -> list[Sample]:
     settle()
     if expected < WARM_SECONDS:
         call()
-    count = min(max(int(BURST_SECONDS / expected), 1), LONGEST_BURST)
-    return [timed(call) for _ in range(count)]
+    return burst(call, min(max(int(BURST_SECONDS / expected), 1), LONGEST_BURST))
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, list[float]]:
+def interleaved(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, list[Sample]]:
     """Time several calls in turns: one side's burst, the next side's, and so on, round after round.
 
     Parameters
@@ -61,28 +96,29 @@ def interleaved(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> di
 
     Returns
     -------
-    dict of list of float
-        Seconds of every timed call.
+    dict of list of Sample
+        Every timed call.
     """
     expected = {side: min(timed(call), timed(call)) for side, call in calls.items()}
     turns = {side: min(max(int(SIDE_SECONDS / expected[side]), FEWEST_TURNS), rounds) for side in calls}
-    samples: dict[str, list[float]] = {side: [] for side in calls}
+    samples: dict[str, list[Sample]] = {side: [] for side in calls}
     gc.collect()
     gc.disable()
     try:
         for number in range(rounds):
             for side, call in calls.items():
                 if (number + 1) * turns[side] // rounds > number * turns[side] // rounds:
-                    samples[side] += _burst(call, expected[side])
+                    samples[side] += _turn(call, expected[side])
     finally:
         gc.enable()
     return samples
 
 
-def summary(seconds: list[float]) -> Result:
-    """Return the median and the quartiles in milliseconds, and how many calls they come from."""
-    low, _, high = quantiles(seconds, n=4)
-    return {"median_ms": 1e3 * median(seconds), "quartiles_ms": [1e3 * low, 1e3 * high], "calls": len(seconds)}
+def summary(samples: Sequence[Sample]) -> Result:
+    """Return median and quartiles in milliseconds, of how many calls they are, and whether those were disturbed."""
+    seconds, disturbed = calm(samples)
+    low, middle, high = (1e3 * value for value in quantiles(seconds, n=4))
+    return {"median_ms": middle, "quartiles_ms": [low, high], "calls": len(seconds), "disturbed": disturbed}
 
 
 def prepare(family: Family, row: Row, arrays: Arrays, threads: int) -> dict[str, Prepared]:
@@ -104,7 +140,7 @@ def measure_row(family: Family, row: Row, threads: int) -> Result:
     moved = traffic(arrays, expected)
     del expected
     samples = interleaved({side: prepared.call for side, prepared in sides.items()})
-    times = {side: summary(seconds) for side, seconds in samples.items()}
+    times = {side: summary(found) for side, found in samples.items()}
     ours = times[OURS]["median_ms"]
     return {
         "row": row.name,
@@ -117,10 +153,17 @@ def measure_row(family: Family, row: Row, threads: int) -> Result:
     }
 
 
-def copy_bandwidth(threads: int) -> list[float]:
-    """Return GB/s, read and written, of copies of 256 MB by that many threads."""
+def copy_samples(threads: int) -> list[Sample]:
+    """Time copies of 256 MB by that many threads."""
     source, target = np.ones(COPY_BYTES, np.uint8), np.zeros(COPY_BYTES, np.uint8)
     parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
     with ThreadPoolExecutor(threads) as pool:
-        times = [timed(lambda: list(pool.map(lambda part: np.copyto(*part), parts))) for _ in range(COPY_REPEATS + 1)]
-    return [2 * COPY_BYTES / seconds / 1e9 for seconds in times[1:]]
+        found = [
+            burst(lambda: list(pool.map(lambda part: np.copyto(*part), parts)), 1) for _ in range(COPY_REPEATS + 1)
+        ]
+    return [sample for (sample,) in found[1:]]
+
+
+def copy_bandwidth(samples: Sequence[Sample]) -> float:
+    """Return GB/s, read and written."""
+    return 2 * COPY_BYTES / median(calm(samples)[0]) / 1e9

@@ -5,9 +5,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from types import FrameType
 from typing import Any
 
@@ -15,11 +15,11 @@ from cudakit.host import HostKernel
 
 from . import sampling
 from .cases import OURS
-from .measure import prepare, settle
+from .measure import Sample, burst, calm, prepare, settle
 from .peers import set_threads
 
 ROOT = Path(__file__).resolve().parent.parent
-LOOP = 500
+LOOP = 100
 REPEATS = 21
 CHILDREN = 9
 COLD_CHILDREN = 3
@@ -67,11 +67,9 @@ def bare_launch(call: Callable[[], Any]) -> Callable[[], Any]:
     return again
 
 
-def _loop(call: Callable[[], Any]) -> float:
-    start = perf_counter()
+def _loop(call: Callable[[], Any]) -> None:
     for _ in range(LOOP):
         call()
-    return 1e6 * (perf_counter() - start) / LOOP
 
 
 def call_overhead() -> dict[str, float]:
@@ -80,12 +78,13 @@ def call_overhead() -> dict[str, float]:
     row = sampling.tiny_row()
     calls = {side: prepared.call for side, prepared in prepare(sampling.FAMILY, row, row.make(), 1).items()}
     calls[BARE] = bare_launch(calls[OURS])
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(REPEATS + 1):
+    samples: dict[str, list[Sample]] = {name: [] for name in calls}
+    for _ in range(REPEATS):
         for name, call in calls.items():
             settle()
-            samples[name].append(_loop(call))
-    found = {name: median(times[1:]) for name, times in samples.items()}
+            _loop(call)
+            samples[name] += burst(partial(_loop, call), 1)
+    found = {name: 1e6 / LOOP * median(calm(times)[0]) for name, times in samples.items()}
     return {**found, BEYOND: found[OURS] - found[BARE]}
 
 

@@ -12,6 +12,7 @@ from .peers import title
 
 Result = dict[str, Any]
 NOTHING = "–"
+DISTURBED = "ᵈ: disturbed; other load on the machine kept nearly every call waiting, longer ones more than short ones."
 RESULTS = "benchmarks/results"
 COMMAND = "python -m benchmarks.run --family {0} --threads 1 2"
 COMMAND += f" --json {RESULTS}/cpu-{{0}}.json --markdown {RESULTS}/cpu-{{0}}.md"
@@ -27,16 +28,20 @@ def fastest_rival(row: Result, rivals: Iterable[str]) -> float | None:
     return min((row["ratios"][side] for side in rivals if side in row["ratios"]), default=None)
 
 
+def _time(time: Result) -> str:
+    return number(time["median_ms"]) + ("ᵈ" if time["disturbed"] else "")
+
+
 def _cells(row: Result, peers: list[str], rivals: Iterable[str], bandwidth: float) -> list[str]:
     ours, best = row["sides"][OURS], fastest_rival(row, rivals)
     low, high = ours["quartiles_ms"]
-    cells = [row["row"], number(ours["median_ms"]), f"{number(low)}–{number(high)}"]
+    cells = [row["row"], _time(ours), f"{number(low)}–{number(high)}"]
     cells += [number(row["gb_per_s"]), f"{row['gb_per_s'] / bandwidth:.0%}"]
     for side in peers:
         time = row["sides"].get(side)
         ratio = row["ratios"].get(side, 0.0)
         wrong = " ≠" if side in row["disagreements"] else ""
-        cells.append(f"{number(time['median_ms'])} ({number(ratio)}×){wrong}" if time else NOTHING)
+        cells.append(f"{_time(time)} ({number(ratio)}×){wrong}" if time else NOTHING)
     return [*cells, f"{number(best)}×" if best is not None else NOTHING]
 
 
@@ -81,6 +86,12 @@ def _machine_lines(report: Result) -> list[str]:
     ]
 
 
+def _notes(report: Result, family: Family) -> tuple[str, ...]:
+    times = (time for run in report["runs"] for row in run["rows"] for time in row["sides"].values())
+    disturbed = any(time["disturbed"] for time in times)
+    return (*family.notes, *((DISTURBED,) if disturbed else ()))
+
+
 def show(report: Result, family: Family, console: Console) -> None:
     """Print the report."""
     for line in _machine_lines(report):
@@ -92,7 +103,7 @@ def show(report: Result, family: Family, console: Console) -> None:
         for cells in rows:
             table.add_row(*cells)
         console.print(table)
-    for line in family.notes:
+    for line in _notes(report, family):
         console.print(f"- {line}", highlight=False, soft_wrap=True)
 
 
@@ -108,7 +119,7 @@ def markdown(report: Result, family: Family) -> str:
     ]
     rivals = ", ".join(map(title, family.rivals))
     lines += [f"- Fastest rival: the fastest of {rivals}, over cudakit; above 1, cudakit is faster."]
-    lines += [f"- {note}" for note in family.notes]
+    lines += [f"- {note}" for note in _notes(report, family)]
     for heading, head, rows in _all_tables(report, family):
         lines += ["", f"## {heading}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
         lines += [_line(cells) for cells in rows]

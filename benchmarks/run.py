@@ -12,14 +12,13 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.console import Console
 
 from . import overhead, report, sampling
 from .cases import OURS, Family
-from .measure import copy_bandwidth, measure_row
+from .measure import copy_bandwidth, copy_samples, measure_row
 from .peers import set_threads, title, versions
 
 FAMILIES = {family.name: family for family in (sampling.FAMILY,)}
@@ -64,7 +63,7 @@ def measure(name: str, threads: int, pattern: str, small: bool) -> Result:
     """Measure the rows of a family with one number of threads, in this process."""
     set_threads(threads)
     family, console = FAMILIES[name], Console(stderr=True)
-    bandwidth, rows = copy_bandwidth(threads), []
+    copies, rows = copy_samples(threads), []
     for row in family.rows(small):
         if re.search(pattern, row.name):
             rows.append(measure_row(family, row, threads))
@@ -72,7 +71,7 @@ def measure(name: str, threads: int, pattern: str, small: bool) -> Result:
             rival = "" if best is None else f", fastest rival {best:.2f}×"
             time = rows[-1]["sides"][OURS]["median_ms"]
             console.print(f"{threads} thread(s): {row.name} {time:.3f} ms{rival}", highlight=False)
-    return {"threads": threads, "copy_gb_per_s": median(bandwidth + copy_bandwidth(threads)), "rows": rows}
+    return {"threads": threads, "copy_gb_per_s": copy_bandwidth(copies + copy_samples(threads)), "rows": rows}
 
 
 def measure_overhead() -> Result:

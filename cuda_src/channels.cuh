@@ -61,8 +61,8 @@ DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int 
             acc_t weight[PASS * TAPS];
             UNROLL for (int k = 0; k < PASS * TAPS; ++k) {
                 const int r = r0 + k / TAPS, t = k % TAPS;
-                tap[k] = image + s.row_at[r][j] + x.at[t][j];
-                weight[k] = s.row_weight[r][j] * x.weight[t][j];
+                tap[k] = image + row_at(s, r, j) + x.at[t][j];
+                weight[k] = row_weight(s, r, j) * x.weight[t][j];
             }
             SIMD for (int v = 0; v < width; ++v) {
                 acc_t value = r0 == 0 ? acc_t(0) : sum[v];
@@ -73,13 +73,14 @@ DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int 
         return;
     }
     UNROLL for (int v = 0; v < VEC; ++v) sum[v] = 0;
-    UNROLL_ROWS for (int k = 0; k < ROWS * TAPS; ++k) {
-        const int r = k / TAPS, t = k % TAPS;
-        if (!(s.row_inside[r][j] & x.inside[t][j])) continue;
-        acc_t value[VEC];
-        load_channels(image + s.row_at[r][j] + x.at[t][j], width, value);
-        const acc_t weight = s.row_weight[r][j] * x.weight[t][j];
-        SIMD for (int v = 0; v < width; ++v) sum[v] = fused(weight, value[v], sum[v]);
+    UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
+        UNROLL for (int t = 0; t < TAPS; ++t) {
+            if (!(row_inside(s, r, j) & x.inside[t][j])) continue;
+            acc_t value[VEC];
+            load_channels(image + row_at(s, r, j) + x.at[t][j], width, value);
+            const acc_t weight = row_weight(s, r, j) * x.weight[t][j];
+            SIMD for (int v = 0; v < width; ++v) sum[v] = fused(weight, value[v], sum[v]);
+        }
     }
 }
 
@@ -92,7 +93,7 @@ DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, 
         for (int r0 = 0; r0 < ROWS; r0 += PASS) {
             const scalar_t* tap[PASS * TAPS];
             UNROLL for (int k = 0; k < PASS * TAPS; ++k) {
-                tap[k] = image + s.row_at[r0 + k / TAPS][j] + x.at[k % TAPS][j];
+                tap[k] = image + row_at(s, r0 + k / TAPS, j) + x.at[k % TAPS][j];
             }
             acc_t sum0 = 0, sum1 = 0, sum2 = 0;
             SIMD_SUM(sum0, sum1, sum2) for (int v = 0; v < width; ++v) {
@@ -104,9 +105,9 @@ DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, 
                         value = fused(x.weight[t][j], pixel, value);
                         slope = fused(x.slope[t][j], pixel, slope);
                     }
-                    if (NDIM > 1) slope0 = fused(s.row_slope[0][r0 + r][j], value, slope0);
-                    if (NDIM > 2) slope1 = fused(s.row_slope[NDIM > 2][r0 + r][j], value, slope1);
-                    slope2 = fused(s.row_weight[r0 + r][j], slope, slope2);
+                    if (NDIM > 1) slope0 = fused(row_slope(s, 0, r0 + r, j), value, slope0);
+                    if (NDIM > 2) slope1 = fused(row_slope(s, NDIM > 2, r0 + r, j), value, slope1);
+                    slope2 = fused(row_weight(s, r0 + r, j), slope, slope2);
                 }
                 sum0 += out_grad[v] * slope0;
                 sum1 += out_grad[v] * slope1;
@@ -121,26 +122,27 @@ DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, 
     UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
         acc_t value = 0, slope = 0;
         UNROLL for (int t = 0; t < TAPS; ++t) {
-            if (!(s.row_inside[r][j] & x.inside[t][j])) continue;
+            if (!(row_inside(s, r, j) & x.inside[t][j])) continue;
             acc_t channel[VEC], dot = 0;
-            load_channels(image + s.row_at[r][j] + x.at[t][j], width, channel);
+            load_channels(image + row_at(s, r, j) + x.at[t][j], width, channel);
             SIMD_SUM(dot) for (int v = 0; v < width; ++v) dot += out_grad[v] * channel[v];
             value = fused(x.weight[t][j], dot, value);
             slope = fused(x.slope[t][j], dot, slope);
         }
-        UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j] = fused(s.row_slope[d][r][j], value, grad[d][j]);
-        grad[NDIM - 1][j] = fused(s.row_weight[r][j], slope, grad[NDIM - 1][j]);
+        UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j] = fused(row_slope(s, d, r, j), value, grad[d][j]);
+        grad[NDIM - 1][j] = fused(row_weight(s, r, j), slope, grad[NDIM - 1][j]);
     }
 }
 
 // The adjoint of sample_channels.
 DEVICE void scatter_channels(const Samples& s, int j, acc_t* image, int width, const acc_t* out_grad) {
     const Axis& x = s.axis[NDIM - 1];
-    UNROLL_ROWS for (int k = 0; k < ROWS * TAPS; ++k) {
-        const int r = k / TAPS, t = k % TAPS;
-        if (!(s.row_inside[r][j] & x.inside[t][j])) continue;
-        acc_t* target = image + s.row_at[r][j] + x.at[t][j];
-        const acc_t weight = s.row_weight[r][j] * x.weight[t][j];
-        SIMD for (int v = 0; v < width; ++v) add_to(target + v, weight * out_grad[v]);
+    UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
+        UNROLL for (int t = 0; t < TAPS; ++t) {
+            if (!(row_inside(s, r, j) & x.inside[t][j])) continue;
+            acc_t* target = image + row_at(s, r, j) + x.at[t][j];
+            const acc_t weight = row_weight(s, r, j) * x.weight[t][j];
+            SIMD for (int v = 0; v < width; ++v) add_to(target + v, weight * out_grad[v]);
+        }
     }
 }

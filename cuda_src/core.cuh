@@ -27,7 +27,7 @@ typedef unsigned INDEX uindex_t;
 #define SIMD_SUM(...)
 #define SCALAR_LOOP
 #define UNROLL _Pragma("unroll")
-#define UNROLL_ROWS _Pragma("unroll")
+#define UNROLL_ROWS _Pragma("unroll (STORED_ROWS)")
 #define PREFETCH(address, write)
 
 DEVICE float as_float(unsigned bits) { return __uint_as_float(bits); }

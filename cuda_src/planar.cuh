@@ -24,13 +24,13 @@ DEVICE const scalar_t& tap_of(const Window& w, int c, int t, int j) {
 template <bool CHECKED> DEVICE void load_row(const Samples& s, const scalar_t* const* plane, int r, Window& window) {
     const Axis& x = s.axis[NDIM - 1];
     for (int j = 0; j < TILE; ++j) {
-        const index_t at = s.row_at[r][j];
+        const index_t at = row_at(s, r, j);
         UNROLL for (int c = 0; c < (WINDOW == 2 ? 1 : GROUP); ++c) {
             if (WINDOW) {
                 *(Row*)window.value[c][j] = *(const Row*)(plane[c] + at + x.at[0][j]);
             } else {
                 UNROLL for (int t = 0; t < TAPS; ++t) {
-                    const bool inside = !CHECKED || (s.row_inside[r][j] & x.inside[t][j]);
+                    const bool inside = !CHECKED || (row_inside(s, r, j) & x.inside[t][j]);
                     window.value[c][j][t] = inside ? plane[c][at + x.at[t][j]] : scalar_t();
                 }
             }
@@ -41,7 +41,7 @@ template <bool CHECKED> DEVICE void load_row(const Samples& s, const scalar_t* c
 
 template <bool CHECKED> DEVICE acc_t tap_value(const Samples& s, const Window& window, int r, int c, int t, int j) {
     const acc_t value = widen(tap_of(window, c, t, j));
-    return CHECKED ? keep(value, s.row_inside[r][j] & s.axis[NDIM - 1].inside[t][j]) : value;
+    return CHECKED ? keep(value, row_inside(s, r, j) & s.axis[NDIM - 1].inside[t][j]) : value;
 }
 
 // sum[c][j] = sample j in the channel plane[c].
@@ -56,7 +56,7 @@ template <bool CHECKED> DEVICE void sample_planes(const Samples& s, const scalar
                 UNROLL for (int t = 0; t < TAPS; ++t) {
                     value = fused(s.axis[NDIM - 1].weight[t][j], tap_value<CHECKED>(s, window, r, c, t, j), value);
                 }
-                sum[c][j] = fused(s.row_weight[r][j], value, sum[c][j]);
+                sum[c][j] = fused(row_weight(s, r, j), value, sum[c][j]);
             }
         }
     }
@@ -79,8 +79,8 @@ template <bool CHECKED> DEVICE void plane_gradients(const Samples& s, const scal
                 value = fused(x.weight[t][j], dot, value);
                 slope = fused(x.slope[t][j], dot, slope);
             }
-            UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j] = fused(s.row_slope[d][r][j], value, grad[d][j]);
-            grad[NDIM - 1][j] = fused(s.row_weight[r][j], slope, grad[NDIM - 1][j]);
+            UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j] = fused(row_slope(s, d, r, j), value, grad[d][j]);
+            grad[NDIM - 1][j] = fused(row_weight(s, r, j), slope, grad[NDIM - 1][j]);
         }
     }
 }
@@ -89,7 +89,7 @@ template <bool CHECKED> DEVICE void plane_gradients(const Samples& s, const scal
 //
 // Neighbouring samples add to the same elements, and each addition waits for the one before: several rows are kept in
 // flight together.
-constexpr int FLIGHT = ROWS < 4 ? ROWS : 4;
+constexpr int FLIGHT = !STORED ? 1 : ROWS < 4 ? ROWS : 4;
 
 template <bool CHECKED>
 DEVICE void scatter_planes(const Samples& s, const acc_t out_grad[][TILE], acc_t* const* plane, int count) {
@@ -99,16 +99,16 @@ DEVICE void scatter_planes(const Samples& s, const acc_t out_grad[][TILE], acc_t
         UNROLL for (int r = 0; r < FLIGHT; ++r) {
             SIMD for (int j = 0; j < TILE; ++j) {
                 UNROLL for (int t = 0; t < TAPS; ++t) {
-                    const acc_t weight = s.row_weight[first + r][j] * x.weight[t][j];
+                    const acc_t weight = row_weight(s, first + r, j) * x.weight[t][j];
                     UNROLL for (int c = 0; c < GROUP; ++c) share[r][c][j][t] = out_grad[c][j] * weight;
                 }
             }
         }
         for (int j = 0; j < TILE; ++j) {
             UNROLL for (int r = 0; r < FLIGHT; ++r) {
-                const index_t row = s.row_at[first + r][j];
+                const index_t row = row_at(s, first + r, j);
                 UNROLL for (int t = 0; t < TAPS; ++t) {
-                    if (CHECKED && !(s.row_inside[first + r][j] & x.inside[t][j])) continue;
+                    if (CHECKED && !(row_inside(s, first + r, j) & x.inside[t][j])) continue;
                     const index_t target = row + (WINDOW == 1 ? x.at[0][j] + t : x.at[t][j]);
                     UNROLL for (int c = 0; c < GROUP; ++c) {
                         if (TILE > 1 || c < count) add_to(plane[c] + target, share[r][c][j][t]);

@@ -5,12 +5,24 @@
 
 constexpr int ROWS = NDIM == 1 ? 1 : NDIM == 2 ? TAPS : TAPS * TAPS;
 
+// A GPU's registers do not hold the 16 rows of a cubic sample in 3-D: there each is worked out when its turn comes.
+constexpr bool STORED = TILE > 1 || ROWS <= 4;
+constexpr int STORED_ROWS = STORED ? ROWS : 1;
+
+// What the outer dimensions make of a row: its offset, the product of their weights, and the same with one of the
+// weights replaced by its slope.
+struct Outer {
+    index_t at;
+    acc_t weight, slope[2];
+    int inside;
+};
+
 struct Samples {
-    Axis axis[NDIM];                                       // slowest dimension first; the last is the one along a row
-    index_t row_at[ROWS][TILE];                            // offset of the row
-    acc_t row_weight[ROWS][TILE];                          // product of the outer dimensions' weights
-    acc_t row_slope[NDIM > 1 ? NDIM - 1 : 1][ROWS][TILE];  // the same with one of them replaced by its slope
-    int row_inside[ROWS][TILE];
+    Axis axis[NDIM];  // slowest dimension first; the last is the one along a row
+    index_t row_at[STORED_ROWS][TILE];
+    acc_t row_weight[STORED_ROWS][TILE];
+    acc_t row_slope[2][STORED_ROWS][TILE];
+    int row_inside[STORED_ROWS][TILE];
     bool whole;  // every tap of every sample of the tile is inside: nothing to check
 };
 
@@ -42,30 +54,51 @@ DEVICE void make_window(Axis& axis, int j, index_t size, index_t stride) {
     }
 }
 
+// values[t][j], where t need not be a constant: an array that is indexed at run time would leave the registers.
+template <typename T> DEVICE T pick(const T values[][TILE], int t, int j) {
+    T value = values[0][j];
+    UNROLL for (int k = 1; k < TAPS; ++k) value = t == k ? values[k][j] : value;
+    return value;
+}
+
+DEVICE Outer outer(const Samples& s, int r, int j) {
+    if (NDIM == 1) return {0, 1, {0, 0}, 1};
+    const Axis& first = s.axis[0];
+    if (NDIM == 2) {
+        return {pick(first.at, r, j), pick(first.weight, r, j), {pick(first.slope, r, j), 0}, pick(first.inside, r, j)};
+    }
+    const Axis& second = s.axis[NDIM > 2];
+    const int t = r / TAPS, u = r % TAPS;
+    const acc_t weight = pick(first.weight, t, j), other = pick(second.weight, u, j);
+    return {pick(first.at, t, j) + pick(second.at, u, j),
+            weight * other,
+            {pick(first.slope, t, j) * other, weight * pick(second.slope, u, j)},
+            pick(first.inside, t, j) & pick(second.inside, u, j)};
+}
+
+DEVICE index_t row_at(const Samples& s, int r, int j) { return STORED ? s.row_at[r][j] : outer(s, r, j).at; }
+DEVICE acc_t row_weight(const Samples& s, int r, int j) { return STORED ? s.row_weight[r][j] : outer(s, r, j).weight; }
+DEVICE int row_inside(const Samples& s, int r, int j) { return STORED ? s.row_inside[r][j] : outer(s, r, j).inside; }
+DEVICE acc_t row_slope(const Samples& s, int d, int r, int j) {
+    return STORED ? s.row_slope[d][r][j] : outer(s, r, j).slope[d];
+}
+
 // Work out the rows from the axes.
 DEVICE void make_rows(Samples& s) {
+    s.whole = false;
+    if (!STORED) return;
     int whole = 1;
     UNROLL for (int t = 0; t < TAPS; ++t) {
         SIMD for (int j = 0; j < TILE; ++j) whole &= s.axis[NDIM - 1].inside[t][j];
     }
-    UNROLL for (int r = 0; r < ROWS; ++r) {
+    UNROLL for (int r = 0; r < STORED_ROWS; ++r) {
         SIMD for (int j = 0; j < TILE; ++j) {
-            index_t at = 0;
-            acc_t weight = 1, slope[NDIM] = {};
-            int inside = 1;
-            UNROLL for (int d = NDIM - 2, digits = r; d >= 0; --d, digits /= TAPS) {
-                const Axis& axis = s.axis[d];
-                const int t = digits % TAPS;
-                UNROLL for (int e = d + 1; e < NDIM - 1; ++e) slope[e] *= axis.weight[t][j];
-                slope[d] = weight * axis.slope[t][j];
-                weight *= axis.weight[t][j];
-                at += axis.at[t][j];
-                inside &= axis.inside[t][j];
-            }
-            s.row_at[r][j] = at;
-            s.row_weight[r][j] = weight;
-            s.row_inside[r][j] = inside;
-            UNROLL for (int d = 0; d < NDIM - 1; ++d) s.row_slope[d][r][j] = slope[d];
+            const Outer row = outer(s, r, j);
+            s.row_at[r][j] = row.at;
+            s.row_weight[r][j] = row.weight;
+            s.row_slope[0][r][j] = row.slope[0];
+            s.row_slope[1][r][j] = row.slope[1];
+            s.row_inside[r][j] = row.inside;
         }
         SIMD for (int j = 0; j < TILE; ++j) whole &= s.row_inside[r][j];
     }

@@ -21,7 +21,7 @@ def arrays(n: int, dtype: str = "float64") -> tuple[Any, Any]:
     generator = torch.Generator().manual_seed(n)
     kind = getattr(torch, dtype)
     image = torch.randn((2, 2, 5, 4, 3)[: 2 + n], generator=generator, dtype=torch.float64)
-    grid = torch.rand((*(2, 3, 2, 2)[:1 + n], n), generator=generator, dtype=torch.float64) * 2.4 - 1.2
+    grid = torch.rand((*(2, 3, 2, 2)[: 1 + n], n), generator=generator, dtype=torch.float64) * 2.4 - 1.2
     return image.to(kind).requires_grad_(), grid.to(kind).requires_grad_()
 
 
