@@ -25,8 +25,8 @@ ARCHITECTURES = [number for number in nvrtc.nvrtcGetSupportedArchs()[1] if numbe
 NEWEST = ARCHITECTURES[-1]
 VECTOR_BYTES = 16
 
-# Bytes of registers that ptxas may spill: none in float32 with 32-bit indices. Elsewhere it gives up a few by itself, to
-# fit more threads on a processor, around divisions of 64-bit indices above all.
+# Bytes of registers that ptxas may spill: none in float32 with 32-bit indices. Elsewhere it gives up a few by itself,
+# to fit more threads on a processor, around divisions of 64-bit indices above all.
 SOME_BYTES = 128
 
 
