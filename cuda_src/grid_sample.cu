@@ -70,7 +70,10 @@ DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item&
         const acc_t scale = grid_scale(p, d);
         const bool align_corners = p.align_corners;
         SIMD for (int j = 0; j < TILE; ++j) {
-            locate(s.axis[d], j, fused(coordinate[d][j] + 1, scale, -shift), size, step, align_corners);
+            // Infinity times the scale of a single pixel, 0, would be a NaN.
+            const acc_t far = acc_t(1e30), g = coordinate[d][j];
+            const acc_t finite = PADDING == ZEROS ? g : smaller(larger(g, -far), far);
+            locate(s.axis[d], j, fused(finite + 1, scale, -shift), size, step, align_corners);
         }
         if (WINDOW && d == NDIM - 1) {
             SIMD for (int j = 0; j < TILE; ++j) make_window(s.axis[d], j, size, step);

@@ -97,8 +97,10 @@ def numpy_view(x: Any) -> View:
     dtype = x.dtype
     name = _NUMPY_NAMES.get(dtype) or str(dtype)
     item = dtype.itemsize
-    if not dtype.isnative or any(stride % item for stride in x.strides):
-        raise InvalidArgument("{}", "be aligned and in native byte order", f"dtype {dtype.str}, strides {x.strides}")
+    if not dtype.isnative:
+        raise InvalidArgument("{}", "be in native byte order", dtype.str, TypeError)
+    if any(stride % item for stride in x.strides):
+        raise InvalidArgument("{}", f"have strides that are multiples of {item} bytes", x.strides)
     strides = tuple([stride // item for stride in x.strides])
     return View(numpy_pointer(x), Spec(x.shape, strides, name), CPU)
 

@@ -29,13 +29,11 @@ class Setting(NamedTuple):
 
 
 SETTINGS = [
-    Setting("float32", 1, "nearest", "zeros", 3),
     Setting("float16", 1, "bilinear", "reflection", 2, "channels_last"),
     Setting("float64", 1, "bicubic", "border", 17, "channels_last"),
     Setting("bfloat16", 2, "nearest", "border", 3),
     Setting("float32", 2, "bilinear", "zeros", 3, "channels_last"),
     Setting("float16", 2, "bicubic", "reflection", 17),
-    Setting("float64", 2, "bilinear", "border", 1),
     Setting("bfloat16", 3, "nearest", "reflection", 5, "channels_last"),
     Setting("float32", 3, "bilinear", "zeros", 70),
     Setting("float16", 3, "bicubic", "zeros", 1),
@@ -100,7 +98,6 @@ class Fuzzer:
         x = self.array((batch, *sizes, channels) if last else (batch, channels, *sizes), dtype)
         grid = self.grid((batch, *out, n), sizes, dtype)
         arguments = (x, grid, mode, padding_mode, bool(self.rng.integers(2)))
-        cudakit.set_num_threads(int(self.rng.integers(1, 4)))
         y = cudakit.grid_sample(*arguments, data_format=data_format)
         needs = [("input",), ("grid",), ("input", "grid")][self.rng.integers(3)]
         grad = self.array(y.shape, dtype)
@@ -125,7 +122,8 @@ def main(calls: int, part: int, parts: int) -> None:
     """Make so many calls with every setting of one of several parts of them."""
     fuzzer = Fuzzer(seed=part)
     settings = [*SETTINGS, (2, "float32"), (3, "bfloat16")][part::parts]
-    for setting in settings:
+    for i, setting in enumerate(settings):
+        cudakit.set_num_threads(1 + i % 3)  # once for each setting, because kernels depend on it
         for _ in range(calls):
             fuzzer.sample(setting) if isinstance(setting, Setting) else fuzzer.affine(*setting)
     print(calls * len(settings))
