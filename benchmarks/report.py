@@ -12,7 +12,7 @@ from .peers import title
 
 Result = dict[str, Any]
 NOTHING = "–"
-DISTURBED = "ᵈ: disturbed; other load on the machine kept nearly every call waiting, longer ones more than short ones."
+DISTURBED = "ᵈ: disturbed; nearly every call waited for a core: other load, or more threads of its own than cores."
 RESULTS = "benchmarks/results"
 COMMAND = "python -m benchmarks.run --family {0} --threads 1 2"
 COMMAND += f" --json {RESULTS}/cpu-{{0}}.json --markdown {RESULTS}/cpu-{{0}}.md"

@@ -88,6 +88,7 @@ def in_new_process(function: Callable[..., Result], *arguments: Any) -> Result:
 
 def measure_all(family: Family, options: argparse.Namespace) -> Result:
     """Return everything about one family that is written down."""
+    before = machine()  # whose load is not ours yet
     extra = None if options.no_overhead else in_new_process(measure_overhead)
     runs = [in_new_process(measure, family.name, threads, options.rows, options.small) for threads in options.threads]
     return {
@@ -95,7 +96,7 @@ def measure_all(family: Family, options: argparse.Namespace) -> Result:
         "small": options.small,
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
-        "machine": machine(),
+        "machine": before,
         "versions": versions(),
         "runs": runs,
         "overhead": extra,
