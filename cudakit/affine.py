@@ -169,5 +169,5 @@ def _plan_backward(grad: Spec, size: tuple[int, ...], align_corners: bool, targe
     return plan
 
 
-AFFINE_GRID_BACKWARD = Op("affine_grid_backward", ("grad_grid",), ("theta",), _options, _prepare_affine_grid_backward)
-AFFINE_GRID = Op("affine_grid", ("theta",), ("grid",), _options, _prepare_affine_grid, AFFINE_GRID_BACKWARD)
+AFFINE_GRID_BACKWARD = Op("affine_grid_backward", ("grad_grid",), _options, _prepare_affine_grid_backward)
+AFFINE_GRID = Op("affine_grid", ("theta",), _options, _prepare_affine_grid, AFFINE_GRID_BACKWARD)

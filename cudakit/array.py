@@ -67,7 +67,6 @@ class Framework:
     `stream` returns the handle of the stream to launch on for a device ordinal.
     """
 
-    name: str
     view: Callable[[Any], View]
     pointer: Callable[[Any], int]
     signature: Callable[[Any], Any]
@@ -136,7 +135,6 @@ def _no_stream(_: int) -> int:
 @cache
 def _numpy_framework() -> Framework:
     return Framework(
-        "numpy",
         view=numpy_view,
         pointer=numpy_pointer,
         signature=lambda x: (x.shape, x.strides, x.dtype),
@@ -152,7 +150,6 @@ def _cupy_framework() -> Framework:
     from cudakit import cuda
 
     return Framework(
-        "cupy",
         view=dlpack_view,
         pointer=dlpack_pointer,
         signature=lambda x: dlpack_view(x)[1:],
@@ -171,7 +168,7 @@ def _aligned(shape: tuple[int, ...], dtype: str, make: str) -> Any:
     return memory[first : first + size].view(dtype).reshape(shape)
 
 
-def _wrapping_framework(name: str, wrap: Callable[[Any, str], Any]) -> Framework:
+def _wrapping_framework(wrap: Callable[[Any, str], Any]) -> Framework:
     """Make the framework of arrays that cannot be allocated and written in place by their own library.
 
     The buffer is NumPy's or CuPy's; `wrap(buffer, dtype)` hands it over through DLPack. NumPy exports no bfloat16, so
@@ -190,7 +187,6 @@ def _wrapping_framework(name: str, wrap: Callable[[Any, str], Any]) -> Framework
         raise InvalidArgument("{}", "be contiguous", type(x).__name__)
 
     return Framework(
-        name,
         view=dlpack_view,
         pointer=dlpack_pointer,
         signature=lambda x: dlpack_view(x)[1:],
@@ -209,7 +205,7 @@ def _tensorflow_framework() -> Framework:
         tensor = tf.experimental.dlpack.from_dlpack(buffer.__dlpack__())
         return tf.bitcast(tensor, tf.bfloat16) if dtype == "bfloat16" else tensor
 
-    return _wrapping_framework("tensorflow", wrap)
+    return _wrapping_framework(wrap)
 
 
 @cache
@@ -220,7 +216,7 @@ def _paddle_framework() -> Framework:
         tensor = paddle.utils.dlpack.from_dlpack(buffer.__dlpack__())
         return tensor.view("bfloat16") if dtype == "bfloat16" else tensor
 
-    return _wrapping_framework("paddle", wrap)
+    return _wrapping_framework(wrap)
 
 
 @cache
@@ -233,7 +229,7 @@ def _producer_framework(library: str) -> Framework:
             buffer = buffer.view(numpy_dtype(dtype))
         return from_dlpack(buffer) if from_dlpack is not None else buffer
 
-    return _wrapping_framework(library, wrap)
+    return _wrapping_framework(wrap)
 
 
 # How to recognise the arrays of a library without importing it: (module, class) -> its framework.

@@ -78,11 +78,9 @@ def stream(ordinal: int) -> int:
 class Workspace:
     """Temporary device memory, from CuPy's pool, ordered on `stream`."""
 
-    def __init__(self, size: int, zero: bool, device: Device, stream: int) -> None:
+    def __init__(self, size: int, device: Device, stream: int) -> None:
         with cupy.cuda.Device(device[1]), cupy.cuda.Stream.from_external(_Stream(stream)):
             self._memory = cupy.cuda.alloc(size)
-            if zero:
-                self._memory.memset_async(0, size)
         self.pointer: int = self._memory.ptr
 
 

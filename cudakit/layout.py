@@ -26,16 +26,6 @@ class Image(NamedTuple):
     aligned: bool = True
 
     @property
-    def batch(self) -> int:
-        """N."""
-        return self.shape[0]
-
-    @property
-    def channels(self) -> int:
-        """C."""
-        return self.shape[1]
-
-    @property
     def space(self) -> tuple[int, ...]:
         """The spatial sizes."""
         return self.shape[2:]

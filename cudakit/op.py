@@ -21,6 +21,7 @@ from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, get_num_threads
 
 PLANS = 4096  # kept at a time
+UNREADABLE = (AttributeError, BufferError, RuntimeError, ValueError)  # what DLPack producers raise when they refuse
 
 
 class Target(NamedTuple):
@@ -72,7 +73,7 @@ class Plan:
     inputs: int
     results: tuple[Output | None, ...] = ()
     copies: tuple[int, ...] = ()
-    workspaces: list[tuple[int, bool]] = field(default_factory=list)
+    workspaces: list[int] = field(default_factory=list)  # sizes in bytes
     steps: list[Step] = field(default_factory=list)
 
     def input(self, position: int) -> Slot:
@@ -83,9 +84,9 @@ class Plan:
         """Return the slot of a result, or the null slot of one that is not asked for."""
         return NULL if self.results[position] is None else Slot(1 + self.inputs + position)
 
-    def workspace(self, size: int, *, zero: bool = False) -> Slot:
+    def workspace(self, size: int) -> Slot:
         """Reserve `size` bytes of temporary memory and return their slot."""
-        self.workspaces.append((size, zero))
+        self.workspaces.append(size)
         return Slot(self.inputs + len(self.results) + len(self.workspaces))
 
     def zero(self, slot: Slot, size: int, device: Device) -> None:
@@ -104,7 +105,7 @@ class Plan:
 
     def run(self, pointers: Sequence[int], device: Device, stream: int) -> None:
         """Launch every step; `pointers` are those of the inputs and of the results (0 where there is none)."""
-        temporary = [_allocate(size, zero, device, stream) for size, zero in self.workspaces]
+        temporary = [_allocate(size, device, stream) for size in self.workspaces]
         table = (0, *pointers, *[memory.pointer for memory in temporary])
         for launch, pack, pick, offsets in self.steps:
             addresses = pick(table)
@@ -116,8 +117,8 @@ class Plan:
 class _HostWorkspace:
     """Temporary memory of the process."""
 
-    def __init__(self, size: int, zero: bool) -> None:
-        self._memory = (np.zeros if zero else np.empty)(size, np.uint8)
+    def __init__(self, size: int) -> None:
+        self._memory = np.empty(size, np.uint8)
         self.pointer: int = self._memory.ctypes.data
 
 
@@ -136,12 +137,12 @@ def zero_memory(pointer: int, size: int, device: Device, stream: int) -> None:
         cuda.zero_memory(pointer, size, device, stream)
 
 
-def _allocate(size: int, zero: bool, device: Device, stream: int) -> Any:
+def _allocate(size: int, device: Device, stream: int) -> Any:
     if device == CPU:
-        return _HostWorkspace(size, zero)
+        return _HostWorkspace(size)
     from cudakit.cuda import Workspace
 
-    return Workspace(size, zero, device, stream)
+    return Workspace(size, device, stream)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,8 +155,6 @@ class Op:
         Name of the public function; its messages begin with it.
     arrays : tuple of str
         Names of the array arguments, in order.
-    results : tuple of str
-        Names of the results. For a gradient they are the names of the arguments they belong to.
     check : callable
         Takes the other arguments, checks them, and returns them as options: a named tuple.
     prepare : callable
@@ -169,7 +168,6 @@ class Op:
 
     name: str
     arrays: tuple[str, ...]
-    results: tuple[str, ...]
     check: Callable[..., Any]
     prepare: Callable[[tuple[Spec, ...], Any, Target], Plan]
     backward: "Op | None" = None
@@ -192,15 +190,6 @@ class Op:
 
     def common_framework(self, arrays: tuple[Any, ...]) -> Framework | str:
         """Return what all the arrays have in common, or raise `TypeError`."""
-        try:
-            first = framework_of(arrays[0])
-            for array in arrays:
-                if framework_of(array) is not first:
-                    break
-            else:
-                return first
-        except InvalidArgument:
-            pass
         for name, array in zip(self.arrays, arrays, strict=True):
             try:
                 framework = framework_of(array)
@@ -209,19 +198,13 @@ class Op:
             if framework is not framework_of(arrays[0]):
                 rule = f"be an array of the same framework as {self.arrays[0]}, {_library(arrays[0])}"
                 self.refuse(InvalidArgument(name, rule, _library(array), TypeError))
-        raise AssertionError("unreachable")
+        return framework
 
     def run(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
         """Run on arrays of one framework, without regard to autograd."""
         try:
             key = (self, framework, options, get_num_threads(), *[framework.signature(array) for array in arrays])
-        except (
-            AttributeError,
-            BufferError,
-            InvalidArgument,
-            RuntimeError,
-            ValueError,
-        ):
+        except (InvalidArgument, *UNREADABLE):
             self._recipe(framework, arrays, options)  # says which array cannot be read
             raise
         recipe = _recipes.get(key)
@@ -271,7 +254,7 @@ class Op:
             return framework.view(array)
         except InvalidArgument as error:
             self.refuse(error, name)
-        except (AttributeError, BufferError, RuntimeError, ValueError) as error:
+        except UNREADABLE as error:
             self.refuse(InvalidArgument(name, "be readable through DLPack", str(error), TypeError))
 
 

@@ -204,14 +204,12 @@ def _prepare_grid_sample_backward(specs: tuple[Spec, ...], options: GridSampleOp
 GRID_SAMPLE_BACKWARD = Op(
     "grid_sample_backward",
     ("grad_output", "input", "grid"),
-    ("input", "grid"),
     _options,
     _prepare_grid_sample_backward,
 )
 GRID_SAMPLE = Op(
     "grid_sample",
     ("input", "grid"),
-    ("output",),
     _options,
     _prepare_grid_sample,
     GRID_SAMPLE_BACKWARD,

@@ -40,7 +40,6 @@ def _zeros(shape: tuple[int, ...], dtype: str, device: Device) -> torch.Tensor:
 
 
 FRAMEWORK = Framework(
-    "torch",
     view=_view,
     pointer=torch.Tensor.data_ptr,
     signature=_signature,
