@@ -21,9 +21,9 @@ from cudakit.deform_plan import (
     wants_neighbours,
 )
 from cudakit.errors import InvalidArgument
-from cudakit.launch import Multiply, Product
 from cudakit.layout import Image, accumulator, add_copy, itemsize, packed, part
 from cudakit.op import NULL, Plan, Slot, Target
+from cudakit.product import Multiply, Product
 
 COLUMN_BYTES = 32 << 20  # of a block: they stay in the cache of a large GPU
 FEWEST_PIXELS = 64  # of a block

@@ -1,12 +1,12 @@
 """CUDA through CuPy: compile, launch, allocate. The only module that imports it."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cudakit.array import Device, numpy_dtype
 from cudakit.errors import BackendUnavailable, CompileError
-from cudakit.launch import Product
+from cudakit.product import Product, column_major
 from cudakit.source import CUDA_OPTIONS
 
 try:
@@ -109,7 +109,7 @@ def multiply(product: Product, pointers: tuple[int, ...], ordinal: int, stream: 
     """Run matrix products by cuBLAS, on `stream`. Sums are kept in float32 for half precision."""
     from cupy.cuda import cublas
 
-    first, second, columns = _column_major(product)
+    first, second, columns = column_major(product)
     (m, n, k), (x, y, out) = product.sizes, pointers
     if columns.swapped:
         m, n, x, y = n, m, y, x
@@ -125,29 +125,3 @@ def multiply(product: Product, pointers: tuple[int, ...], ordinal: int, stream: 
             *(x, kind, first.leading, first.batch, y, kind, second.leading, second.batch, beta),
             *(out, kind_out, columns.leading, columns.batch, product.batch, compute, cublas.CUBLAS_GEMM_DEFAULT),
         )
-
-
-class _Operand(NamedTuple):
-    """An operand as cuBLAS, which thinks in columns, wants to hear of it."""
-
-    transposed: int  # cublasOperation_t
-    leading: int
-    batch: int
-    swapped: bool = False
-
-
-def _column_major(product: Product) -> tuple[_Operand, _Operand, _Operand]:
-    """Return cuBLAS's operands; where c has its rows in memory, they are those of the transposed product."""
-    m, n, k = product.sizes
-    a, b, c = product.a, product.b, product.c
-    if c[0] == 1 and c[1] >= m:
-        return _operand(a, m, k), _operand(b, k, n), _Operand(0, c[1], c[2])
-    first, second = (b[1], b[0], b[2]), (a[1], a[0], a[2])
-    return _operand(first, n, k), _operand(second, k, m), _Operand(0, c[0], c[2], swapped=True)
-
-
-def _operand(strides: tuple[int, int, int], rows: int, columns: int) -> _Operand:
-    row, column, batch = strides
-    if row == 1 and (column >= rows or columns == 1):
-        return _Operand(0, max(column, rows), batch)
-    return _Operand(1, max(row, columns), batch)

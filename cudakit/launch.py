@@ -1,10 +1,9 @@
 """(kernel, specialisation, device) -> something to call, compiled once per process and device."""
 
 import os
-import struct
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from cudakit.array import CPU, Device
 from cudakit.host import HostKernel
@@ -111,34 +110,3 @@ class Launch:
     def __call__(self, pointers: bytes, stream: int) -> None:
         """Launch with these pointers, packed, on this stream (which means nothing on a CPU)."""
         self.kernel.call(pointers + self.tail, self.items, self.grain, self.threads, stream)
-
-
-class Product(NamedTuple):
-    """Matrix products ``c[m, n] (+)= sum over k of a[m, k] b[k, n]``, `batch` of them.
-
-    `a`, `b` and `c` are the operands' strides (row, column, batch), in elements; one of the first two is 1. `out` is
-    the dtype of c.
-    """
-
-    dtype: str
-    out: str
-    sizes: tuple[int, int, int]  # m, n, k
-    batch: int
-    a: tuple[int, int, int]
-    b: tuple[int, int, int]
-    c: tuple[int, int, int]
-    add: bool
-    tf32: bool = False
-
-
-class Multiply:
-    """A product on one GPU, with everything but its pointers: those of a, b and c."""
-
-    def __init__(self, product: Product, device: Device) -> None:
-        self.product, self.device = product, device
-
-    def __call__(self, pointers: bytes, stream: int) -> None:
-        """Launch with these pointers, packed, on this stream."""
-        from cudakit.cuda import multiply
-
-        multiply(self.product, struct.unpack("3Q", pointers), self.device[1], stream)

@@ -18,7 +18,8 @@ import numpy as np
 
 from cudakit.array import CPU, Device, Framework, Spec, View, framework_of
 from cudakit.errors import InvalidArgument
-from cudakit.launch import Launch, Multiply, get_num_threads
+from cudakit.launch import Launch, get_num_threads
+from cudakit.product import Multiply
 
 PLANS = 4096  # kept at a time
 UNREADABLE = (AttributeError, BufferError, RuntimeError, ValueError)  # what DLPack producers raise when they refuse
