@@ -1,16 +1,22 @@
-"""Random problems of the deformable operators that their tests share."""
+"""Random problems of the deformable operators, and how an operator is called and checked on one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+import cudakit
 from cudakit import reference
 
-from .tolerances import Floats, offsets_away_from_knots, rounded
+from .conftest import Arrays
+from .tolerances import TOLERANCES, Floats, assert_close, offsets_away_from_knots, rounded
 
 Numbers = int | Sequence[int]
+
+OPERATORS = ("deform_im2col", "deform_col2im", "deform_im2col_backward", "deform_conv", "deform_conv_backward")
+COORDINATES = ("offset", "mask")  # may be float32 beside half-precision data
 
 
 class Geometry(NamedTuple):
@@ -51,16 +57,41 @@ class Geometry(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Random arguments of every deformable operator, in float64 but exact in the dtype they were drawn for."""
+    """Random arguments of every deformable operator, in float64 but exact in the dtype they were drawn for.
+
+    Once `on` a device, they are arrays of one dtype there.
+    """
 
     geometry: Geometry
-    input: Floats
-    offset: Floats
-    weight: Floats
-    bias: Floats | None
-    mask: Floats | None
-    grad_output: Floats
-    grad_columns: Floats
+    input: Any
+    offset: Any
+    weight: Any
+    bias: Any
+    mask: Any
+    output: Any  # the gradient by the output of the convolution
+    columns: Any  # the gradient by columns
+
+    def on(self, arrays: Arrays, dtype: str = "float32", offset_dtype: str | None = None) -> "Problem":
+        """Return the problem on a device."""
+        return self.map(lambda name, x: arrays.make(x, (offset_dtype or dtype) if name in COORDINATES else dtype))
+
+    def map(self, change: Callable[[str, Any], Any]) -> "Problem":
+        """Return the problem with every array that there is replaced by change(name, array)."""
+        given = {name: array for name, array in self._asdict().items() if name != "geometry" and array is not None}
+        return self._replace(**{name: change(name, array) for name, array in given.items()})
+
+    def arguments(self, operator: str) -> tuple[Any, ...]:
+        """Return the arguments of an operator, in their order."""
+        g = self.geometry
+        sampling = (self.input, self.offset, g.kernel, *g.places, self.mask)
+        convolution = (self.input, self.offset, self.weight, self.bias, *g.places, self.mask)
+        return {
+            "deform_im2col": sampling,
+            "deform_col2im": (self.columns, self.offset, g.sizes, g.kernel, *g.places, self.mask),
+            "deform_im2col_backward": (self.columns, *sampling),
+            "deform_conv": convolution,
+            "deform_conv_backward": (self.output, *convolution),
+        }[operator]
 
 
 def draw(
@@ -89,16 +120,61 @@ def draw(
     )
 
 
-def convolution_arguments(problem: Problem) -> tuple[Any, ...]:
-    """Arguments of `deform_conv` in their order."""
-    p = problem
-    return p.input, p.offset, p.weight, p.bias, *p.geometry.places, p.mask
+def call(operator: str, problem: Problem, library: ModuleType = cudakit, **options: Any) -> dict[str, Any]:
+    """Run an operator; return its results by name."""
+    name = operator if library is reference else operator.replace("conv", f"conv{problem.geometry.n}d")
+    result = getattr(library, name)(*problem.arguments(operator), **options)
+    if isinstance(result, tuple):
+        return result._asdict()
+    return {{"deform_im2col": "columns", "deform_col2im": "input", "deform_conv": "output"}[operator]: result}
 
 
-def column_arguments(problem: Problem) -> tuple[Any, ...]:
-    """Arguments of `deform_im2col` in their order."""
-    p = problem
-    return p.input, p.offset, p.geometry.kernel, *p.geometry.places, p.mask
+def channels_last(geometry: Geometry, name: str, array: Any) -> Any:
+    """Return an argument or result in the other data format."""
+    if name in ("weight", "bias"):
+        return array
+    if name == "columns":  # (N, C*K, L) -> (N, L, K*C)
+        parts = array.reshape(geometry.batch, geometry.channels, geometry.taps, prod(geometry.out))
+        return parts.transpose(0, 3, 2, 1).reshape(geometry.batch, prod(geometry.out), -1)
+    return np.moveaxis(array, 1, -1)
+
+
+def check(
+    arrays: Arrays,
+    operator: str,
+    made: Problem,
+    dtype: str = "float32",
+    offset_dtype: str | None = None,
+    *,
+    scale: float = 1.0,
+    **options: Any,
+) -> None:
+    """Compare the results of an operator with the oracle's, and look at their kind and dtype."""
+    results = call(operator, made, **options)
+    expected = call(operator, made.map(lambda _, array: arrays.back(array)), reference)
+    assert list(results) == list(expected)
+    for name, values in expected.items():
+        assert (results[name] is None) == (values is None)
+        if values is not None:
+            argument = made.offset if name in COORDINATES else made.input
+            assert type(results[name]) is type(argument)
+            assert results[name].dtype == argument.dtype
+            own = (offset_dtype or dtype) if name in COORDINATES else dtype
+            assert_close(
+                arrays.back(results[name]), values, own, scale=scale * column_rounding(arrays, operator, dtype)
+            )
+
+
+def column_rounding(arrays: Arrays, operator: str, dtype: str) -> float:
+    """Return how much more than rounding once a result of half precision may carry, for `assert_close`.
+
+    A GPU multiplies columns of the storage dtype, so each term of a sum is rounded to that first. These roundings are
+    independent: their sum stays within a few of the largest result's.
+    """
+    if arrays.device == "cpu" or "conv" not in operator or dtype not in ("float16", "bfloat16"):
+        return 1.0
+    rtol, atol = TOLERANCES[dtype]
+    return 2 * rtol / atol
 
 
 # Every way to give the numbers, every grouping, with mask and bias and without, for all numbers of dimensions.

@@ -9,8 +9,7 @@ import pytest
 from cudakit import reference
 
 from .conftest import require
-from .deformable_problems import GEOMETRIES, Geometry, Problem, column_arguments, convolution_arguments, draw
-from .tolerances import Floats
+from .deformable_problems import GEOMETRIES, Geometry, Problem, call, draw
 
 ANY_GEOMETRY = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 SYMMETRIC = {name: geometry for name, geometry in GEOMETRIES.items() if "asymmetric" not in name}
@@ -30,7 +29,7 @@ def gradients_by_torch(function: Callable[..., Any], problem: Problem) -> dict[s
     }
     output = function(**tensors)
     wanted = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    gradients = torch.autograd.grad(output, list(wanted.values()), torch.tensor(problem.grad_output), allow_unused=True)
+    gradients = torch.autograd.grad(output, list(wanted.values()), torch.tensor(problem.output), allow_unused=True)
     return {"output": output.detach(), **dict(zip(wanted, gradients, strict=True))}
 
 
@@ -43,9 +42,9 @@ def test_values_and_gradients_are_torchvisions(rng: np.random.Generator, geometr
         return torchvision.ops.deform_conv2d(input, offset, weight, bias, *geometry.places, mask)
 
     expected = gradients_by_torch(convolve, problem)
-    assert_same(reference.deform_conv(*convolution_arguments(problem)), expected["output"])
-    gradients = reference.deform_conv_backward(problem.grad_output, *convolution_arguments(problem))
-    for name, gradient in gradients._asdict().items():
+    assert_same(call("deform_conv", problem, reference)["output"], expected["output"])
+    gradients = call("deform_conv_backward", problem, reference)
+    for name, gradient in gradients.items():
         assert (gradient is None) == (name not in expected)
         if gradient is not None:
             assert_same(gradient, expected[name])
@@ -62,12 +61,12 @@ def test_zero_offsets_are_torchs_convolution(rng: np.random.Generator, geometry:
         return conv(input, weight, bias, *geometry.places, geometry.groups)
 
     expected = gradients_by_torch(convolve, problem)
-    assert_same(reference.deform_conv(*convolution_arguments(problem)), expected["output"])
-    gradients = reference.deform_conv_backward(problem.grad_output, *convolution_arguments(problem))
-    assert_same(gradients.input, expected["input"])
-    assert_same(gradients.weight, expected["weight"])
-    if gradients.bias is not None:
-        assert_same(gradients.bias, expected["bias"])
+    assert_same(call("deform_conv", problem, reference)["output"], expected["output"])
+    gradients = call("deform_conv_backward", problem, reference)
+    assert_same(gradients["input"], expected["input"])
+    assert_same(gradients["weight"], expected["weight"])
+    if gradients["bias"] is not None:
+        assert_same(gradients["bias"], expected["bias"])
 
 
 @pytest.mark.parametrize("geometry", SYMMETRIC_2D.values(), ids=SYMMETRIC_2D)
@@ -80,8 +79,8 @@ def test_zero_offsets_are_torchs_unfold_and_fold(rng: np.random.Generator, geome
     unfolded = torch.nn.functional.unfold(torch.tensor(problem.input), *arguments).numpy()
     columns = reference.deform_im2col(problem.input, offset, geometry.kernel, *geometry.places)
     assert (columns == unfolded).all()
-    folded = torch.nn.functional.fold(torch.tensor(problem.grad_columns), geometry.sizes, *arguments)
-    image = reference.deform_col2im(problem.grad_columns, offset, geometry.sizes, geometry.kernel, *geometry.places)
+    folded = torch.nn.functional.fold(torch.tensor(problem.columns), geometry.sizes, *arguments)
+    image = reference.deform_col2im(problem.columns, offset, geometry.sizes, geometry.kernel, *geometry.places)
     assert_same(image, folded)
 
 
@@ -112,41 +111,22 @@ def test_values_are_onnxs(rng: np.random.Generator, name: str) -> None:
     graph = helper.make_graph([node], "deform_conv", values[:-1], values[-1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)])
     (expected,) = ReferenceEvaluator(model).run(None, given)  # which works out coordinates in float32
-    actual = reference.deform_conv(*convolution_arguments(problem))
+    actual = call("deform_conv", problem, reference)["output"]
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("operator", "result"), [("deform_im2col", "columns"), ("deform_conv", "output")])
 @ANY_GEOMETRY
-def test_gradients_of_columns_are_finite_differences(rng: np.random.Generator, geometry: Geometry) -> None:
-    problem = draw(rng, geometry, "float64")
-    arrays = {"input": problem.input, "offset": problem.offset, "mask": problem.mask}
-
-    def loss(input: Floats, offset: Floats, mask: Floats | None) -> float:
-        columns = reference.deform_im2col(input, offset, geometry.kernel, *geometry.places, mask)
-        return float(np.sum(columns * problem.grad_columns))
-
-    gradients = reference.deform_im2col_backward(problem.grad_columns, *column_arguments(problem))
-    step = 1e-6  # moves a sample by far less than the band around the knots
-    for name, gradient in gradients._asdict().items():
-        if gradient is None:
-            assert arrays[name] is None
-            continue
-        direction = rng.normal(size=gradient.shape)
-        ends = (loss(**arrays | {name: arrays[name] + side * step * direction}) for side in (1, -1))
-        slope = (next(ends) - next(ends)) / (2 * step)
-        assert slope == pytest.approx(np.sum(gradient * direction), rel=1e-6, abs=1e-6)
-
-
-@ANY_GEOMETRY
-def test_gradients_of_the_convolution_are_finite_differences(rng: np.random.Generator, geometry: Geometry) -> None:
+def test_gradients_are_finite_differences(
+    rng: np.random.Generator, geometry: Geometry, operator: str, result: str
+) -> None:
     problem = draw(rng, geometry, "float64")
 
     def loss(moved: Problem) -> float:
-        return float(np.sum(reference.deform_conv(*convolution_arguments(moved)) * problem.grad_output))
+        return float(np.sum(call(operator, moved, reference)[result] * getattr(problem, result)))
 
-    gradients = reference.deform_conv_backward(problem.grad_output, *convolution_arguments(problem))
-    step = 1e-6
-    for name, gradient in gradients._asdict().items():
+    step = 1e-6  # moves a sample by far less than the band around the knots
+    for name, gradient in call(f"{operator}_backward", problem, reference).items():
         array = getattr(problem, name)
         assert (gradient is None) == (array is None)
         if gradient is not None:
@@ -159,11 +139,9 @@ def test_gradients_of_the_convolution_are_finite_differences(rng: np.random.Gene
 @ANY_GEOMETRY
 def test_col2im_is_the_adjoint_of_im2col(rng: np.random.Generator, geometry: Geometry) -> None:
     problem = draw(rng, geometry, "float64")
-    columns = reference.deform_im2col(*column_arguments(problem))
-    image = reference.deform_col2im(
-        problem.grad_columns, problem.offset, geometry.sizes, geometry.kernel, *geometry.places, problem.mask
-    )
-    assert np.sum(columns * problem.grad_columns) == pytest.approx(np.sum(image * problem.input), rel=1e-10)
+    columns = call("deform_im2col", problem, reference)["columns"]
+    image = call("deform_col2im", problem, reference)["input"]
+    assert np.sum(columns * problem.columns) == pytest.approx(np.sum(image * problem.input), rel=1e-10)
 
 
 @pytest.mark.parametrize(("position", "value", "slope"), [(-1, 0, 1), (0, 1, 1), (1, 2, 2), (3, 8, -8), (4, 0, 0)])
