@@ -14,13 +14,12 @@ Numbers = int | Sequence[int]
 
 def each(value: Numbers, n: int) -> tuple[int, ...]:
     """One number for each dimension."""
-    return (value,) * n if isinstance(value, int) else tuple(value)
+    return tuple(np.broadcast_to(value, n).tolist())
 
 
 def both_ends(padding: Numbers, n: int) -> tuple[int, ...]:
     """All begins, then all ends."""
-    numbers = each(padding, n)
-    return numbers * 2 if len(numbers) == n else numbers
+    return each(padding, 2 * n) if np.size(padding) == 2 * n else each(padding, n) * 2
 
 
 def deform_output_size(
