@@ -1,0 +1,81 @@
+"""Columns that never exist in full: problems whose columns would not fit, and how much memory a call takes."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import cudakit
+
+from .conftest import Arrays
+from .tolerances import assert_close
+
+# A peak of memory is a process's own, so each is measured in one. Samples lie all over a small image, whose padding
+# makes the output large: 9 * 256 columns for each of 128 * 128 pixels are 150 MB an image.
+MEASURE = """
+import resource, sys
+import numpy as np
+import cudakit
+
+backward, workspace, batch = (int(text) for text in sys.argv[1:])
+options = {"workspace": workspace} if workspace else {}
+rng = np.random.default_rng(0)
+
+def run(batch, side):
+    x, weight = rng.random((batch, 256, 8, 8), np.float32), rng.random((16, 256, 3, 3), np.float32)
+    places = np.mgrid[:side, :side].astype(np.float32)
+    offset = np.tile(rng.uniform(0, 8, (2, side, side)).astype(np.float32) - places, (batch, 9, 1, 1))
+    arguments = (x, offset, weight, None, 1, (side - 6) // 2)
+    grad = np.ones((batch, 16, side, side), np.float32)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    results = cudakit.deform_conv2d_backward(grad, *arguments, **options) if backward else [
+        cudakit.deform_conv2d(*arguments, **options)
+    ]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return peak * 1024 - sum(result.nbytes for result in results if result is not None)
+
+run(1, 16)  # compiles, and lets the threads of a matrix library take their buffers
+print(run(batch, 128))
+"""
+MEGABYTE = 1 << 20
+ALLOWANCE = 24 * MEGABYTE  # stacks, buffers of the matrix library, the allocator's rounding
+
+
+def extra_memory(backward: bool, workspace: int, batch: int) -> int:
+    """Return the bytes that a call takes beside its results."""
+    command = [sys.executable, "-c", MEASURE, str(int(backward)), str(workspace), str(batch)]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of a peak of memory is the system's own")
+@pytest.mark.parametrize("backward", [False, True])
+def test_memory_stays_below_the_workspace(backward: bool) -> None:
+    workspace = 16 * MEGABYTE
+    assert extra_memory(backward, workspace, 2) < workspace + ALLOWANCE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of a peak of memory is the system's own")
+@pytest.mark.parametrize("backward", [False, True])
+def test_memory_does_not_grow_with_the_batch(backward: bool) -> None:
+    one, several = (extra_memory(backward, 0, batch) for batch in (1, 4))
+    assert several < one + ALLOWANCE
+
+
+def test_columns_beyond_32_bits(arrays: Arrays) -> None:
+    """More than 2**31 columns: 4096 channels of a single pixel, which 724 * 725 output pixels look at."""
+    channels, height, width = 4096, 724, 725
+    rng = np.random.default_rng(3)
+    x, weight = rng.uniform(-1, 1, (1, channels, 1, 1)), rng.uniform(-1, 1, (2, channels, 1, 1))
+    distance = rng.uniform(-1.4, 1.4, (1, 2, height, width))
+    regular = np.mgrid[:height, :width] - np.array([362, 362]).reshape(2, 1, 1)
+    made = [arrays.make(values) for values in (x, distance - regular, weight)]
+    output = cudakit.deform_conv2d(*made, padding=(362, 362, 361, 362), workspace=1 << 26)
+    distance = arrays.back(made[1]) + regular  # as float32 holds it
+    share = np.prod(np.maximum(0, 1 - np.abs(distance)), axis=1, keepdims=True)
+    expected = share * np.einsum("ncyx,ocyx->no", x, weight)[:, :, None, None]
+    assert channels * height * width > 2**31
+    assert_close(arrays.back(output), expected, "float32", scale=8)
