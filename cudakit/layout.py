@@ -1,5 +1,6 @@
 """Images in memory: their layouts, whatever the data format, and copies from one to another."""
 
+from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ COPY_FIELDS = (
 )
 COPY = Kernel("copy.cu", "copy", "CopyParams", COPY_FIELDS, pointers=2)
 HOST_COPY_TILE = 32
+COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time
 
 
 class Image(NamedTuple):
@@ -100,3 +102,12 @@ def add_copy(plan: Plan, target: Target, source: tuple[Slot, Image], goal: tuple
 def part(image: Image, count: int) -> Image:
     """Return the layout of `count` of the batch's images."""
     return image._replace(shape=(count, *image.shape[1:]))
+
+
+def chunks(x: Image, target: Target) -> Iterator[tuple[int, int]]:
+    """Cut the batch into (first, count), so that copies of an image stay in cache, or take little memory on a GPU."""
+    batch, size = x.shape[0], prod(x.shape[1:]) * itemsize(x.dtype)
+    step = max(1, COPY_BYTES // size)
+    step += -step % target.threads
+    for first in range(0, batch, step):
+        yield first, min(step, batch - first)
