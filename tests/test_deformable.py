@@ -121,7 +121,9 @@ def test_channels_last(
 
 @EVERY_OPERATOR
 @pytest.mark.parametrize("channels", [4, 17])
-@pytest.mark.parametrize("layout", ["transposed", "reversed", "sliced", "read-only", "unaligned"])
+@pytest.mark.parametrize(
+    "layout", ["transposed", "reversed", "sliced", "part of the last axis", "read-only", "unaligned"]
+)
 def test_every_layout_of_channels_last(
     arrays: Arrays, rng: np.random.Generator, layout: str, channels: int, operator: str
 ) -> None:
