@@ -22,33 +22,25 @@ struct DeformConvParams {
     Geometry geometry;
 };
 
-// One item = a panel of output channels.
+// One item = PANEL output channels of a group.
 KERNEL(deform_conv_pack, DeformConvParams) {
     const Geometry& g = p.geometry;
     const Cut& cut = p.cut;
-    const index_t outputs = group_outputs(cut), panels = (outputs + NR - 1) / NR, taps = (index_t)g.taps;
-    const index_t per_group = (index_t)(g.channels / cut.groups), row = per_group * taps;
+    const index_t per_group = (index_t)(g.channels / cut.groups), taps = (index_t)g.taps, row = per_group * taps;
     FOR_EACH(item, p.items) {
-        for (index_t number = 0; number < (index_t)g.groups * chunks_in_group(g, cut); ++number) {
-            const Chunk chunk = chunk_of(g, cut, number);
-            for (index_t tap = 0; tap < taps; tap += taps_at_once(chunk)) {
-                for_pieces(g, cut, chunk, tap, [&](const Piece& piece) {
-                    const index_t panel = item - piece.group * panels, width = piece.end - piece.begin;
-                    if (panel < 0 || panel >= panels) return;
-                    acc_t* to = p.packed + piece.packed + panel * piece.depth * NR;
-                    const index_t o = piece.group * outputs + panel * NR;
-                    const int count = (int)smaller(index_t(NR), outputs - panel * NR);
-                    const scalar_t* from = p.weight + (o * per_group + piece.begin % per_group) * taps + tap;
-                    for (index_t c = 0; c < width; ++c) {
-                        for (index_t t = 0; t < piece.taps; ++t) {
-                            acc_t* line = to + (t * width + c) * NR;
-                            for (int i = 0; i < count; ++i) line[i] = widen(from[i * row + c * taps + t]);
-                            for (int i = count; i < NR; ++i) line[i] = 0;
-                        }
-                    }
-                });
+        for_panels(g, cut, item, [&](const Piece& piece, index_t o, int count) {
+            const index_t width = piece.end - piece.begin;
+            const scalar_t* from =
+                p.weight + (piece.group * group_outputs(cut) + o) * row + piece.begin % per_group * taps + piece.tap;
+            acc_t* to = p.packed + piece.packed + o * piece.depth;
+            for (index_t c = 0; c < width; ++c) {
+                for (index_t t = 0; t < piece.taps; ++t) {
+                    acc_t* line = to + (t * width + c) * NR;
+                    for (int i = 0; i < count; ++i) line[i] = widen(from[i * row + c * taps + t]);
+                    for (int i = count; i < NR; ++i) line[i] = 0;
+                }
             }
-        }
+        });
     }
 }
 

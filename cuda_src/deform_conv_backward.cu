@@ -41,8 +41,7 @@ DEVICE void pack_chunk(const DeformConvBackwardParams& p, const Chunk& chunk, ac
             const index_t width = piece.end - piece.begin;
             for (index_t o = 0; o < outputs; ++o) {
                 const scalar_t* row =
-                    p.weight +
-                    ((piece.group * outputs + o) * per_group + piece.begin % per_group) * taps + tap;
+                    p.weight + ((piece.group * outputs + o) * per_group + piece.begin % per_group) * taps + tap;
                 for (index_t t = 0, k = 0; t < piece.taps; ++t) {
                     for (index_t c = 0; c < width; ++c, ++k) {
                         to[(k / NR * outputs + o) * NR + k % NR] = widen(row[c * taps + t]);
@@ -151,36 +150,28 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
     }
 }
 
-// grad_weight from the slots' sums. One item = a panel of output channels.
+// grad_weight from the slots' sums. One item = PANEL output channels of a group.
 KERNEL(deform_conv_unpack, DeformConvBackwardParams) {
     const Geometry& g = p.geometry;
     const Cut& cut = p.cut;
-    const index_t outputs = group_outputs(cut), panels = (outputs + NR - 1) / NR, taps = (index_t)g.taps;
-    const index_t per_group = (index_t)(g.channels / cut.groups), row = per_group * taps;
+    const index_t per_group = (index_t)(g.channels / cut.groups), taps = (index_t)g.taps, row = per_group * taps;
     FOR_EACH(item, p.items) {
-        for (index_t number = 0; number < (index_t)g.groups * chunks_in_group(g, cut); ++number) {
-            const Chunk chunk = chunk_of(g, cut, number);
-            for (index_t tap = 0; tap < taps; tap += taps_at_once(chunk)) {
-                for_pieces(g, cut, chunk, tap, [&](const Piece& piece) {
-                    const index_t panel = item - piece.group * panels, width = piece.end - piece.begin;
-                    if (panel < 0 || panel >= panels) return;
-                    const acc_t* from = p.packed + piece.packed + panel * piece.depth * NR;
-                    const index_t o = piece.group * outputs + panel * NR;
-                    const int count = (int)smaller(index_t(NR), outputs - panel * NR);
-                    scalar_t* to = p.grad_weight + (o * per_group + piece.begin % per_group) * taps + tap;
-                    for (index_t c = 0; c < width; ++c) {
-                        for (index_t t = 0; t < piece.taps; ++t) {
-                            for (int i = 0; i < count; ++i) {
-                                acc_t sum = 0;
-                                for (index_t slot = 0; slot < (index_t)p.slots; ++slot) {
-                                    sum += from[slot * (index_t)p.packed_size + (t * width + c) * NR + i];
-                                }
-                                narrow(sum, to[i * row + c * taps + t]);
-                            }
+        for_panels(g, cut, item, [&](const Piece& piece, index_t o, int count) {
+            const index_t width = piece.end - piece.begin;
+            const acc_t* from = p.packed + piece.packed + o * piece.depth;
+            scalar_t* to = p.grad_weight + (piece.group * group_outputs(cut) + o) * row +
+                           piece.begin % per_group * taps + piece.tap;
+            for (index_t c = 0; c < width; ++c) {
+                for (index_t t = 0; t < piece.taps; ++t) {
+                    for (int i = 0; i < count; ++i) {
+                        acc_t sum = 0;
+                        for (index_t slot = 0; slot < (index_t)p.slots; ++slot) {
+                            sum += from[slot * (index_t)p.packed_size + (t * width + c) * NR + i];
                         }
+                        narrow(sum, to[i * row + c * taps + t]);
                     }
-                });
+                }
             }
-        }
+        });
     }
 }

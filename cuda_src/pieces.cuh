@@ -60,6 +60,22 @@ template <typename F> DEVICE void for_pieces(const Geometry& g, const Cut& cut, 
     }
 }
 
+// Calls f(piece, o, count) for every piece and panel of NR output channels o ... o + count - 1 of the item: one of the
+// blocks of PANEL that the outputs of all groups are counted in.
+template <typename F> DEVICE void for_panels(const Geometry& g, const Cut& cut, index_t item, F f) {
+    const index_t blocks = padded_outputs(cut) / PANEL, first = item % blocks * PANEL;
+    const index_t end = smaller(first + PANEL, group_outputs(cut));
+    for (index_t number = 0; number < (index_t)g.groups * chunks_in_group(g, cut); ++number) {
+        const Chunk chunk = chunk_of(g, cut, number);
+        for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
+            for_pieces(g, cut, chunk, tap, [&](const Piece& piece) {
+                if (piece.group != item / blocks) return;
+                for (index_t o = first; o < end; o += NR) f(piece, o, (int)smaller(index_t(NR), end - o));
+            });
+        }
+    }
+}
+
 // A tile of outputs, [pixel][group][padded channel], to or from memory in either layout.
 template <bool STORE, typename T> DEVICE void move_outputs(const Cut& cut, T* memory, index_t channel_stride,
                                                            index_t pixel_stride, index_t count, acc_t* rows) {

@@ -15,7 +15,16 @@ COPY_FIELDS = (
     *(("size", 3), ("from_stride", 3), ("to_stride", 3)),
 )
 COPY = Kernel("copy.cu", "copy", "CopyParams", COPY_FIELDS, pointers=2)
+SUM = Kernel(
+    "sum.cu",
+    "sum",
+    "SumParams",
+    (*((name, 1) for name in ("from", "to", "items", "count")), ("size", 2), ("from_stride", 3)),
+    pointers=2,
+)
 HOST_COPY_TILE = 32
+HOST_SUM_TILE = 16
+CUDA_SUM_LANES = 32
 COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time
 
 
@@ -111,3 +120,24 @@ def chunks(x: Image, target: Target) -> Iterator[tuple[int, int]]:
     step += -step % target.threads
     for first in range(0, batch, step):
         yield first, min(step, batch - first)
+
+
+def add_sum(
+    plan: Plan,
+    target: Target,
+    source: tuple[Slot, str],
+    goal: tuple[Slot, str],
+    sizes: tuple[int, int, int],
+    strides: tuple[int, int, int],
+) -> None:
+    """Append ``goal[i] = sum over a, b of source[i, a, b]``; slots come with their dtypes."""
+    count = sizes[0]
+    tile = HOST_SUM_TILE if target.device == CPU and strides[0] == 1 else 1
+    lanes = 1 if target.device == CPU else CUDA_SUM_LANES
+    items = -(-count // tile)
+    wide = is_wide((sizes, strides), ((items * lanes,), (1,)))
+    constants = type_constants(source[1], goal[1], wide) | {"TILE": tile, "LANES": lanes, "VEC": 1}
+    tail = pack_tail(SUM, items, count, sizes[1:], strides)
+    plan.launch(
+        Launch(load(SUM, tuple(constants.items()), target.device), tail, items, 1, prod(sizes)), source[0], goal[0]
+    )
