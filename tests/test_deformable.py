@@ -58,6 +58,8 @@ def test_float32_offsets_beside_half_data(
 def test_batches_and_channels(
     arrays: Arrays, rng: np.random.Generator, batch: int, channels: int, offset_groups: int, groups: int, operator: str
 ) -> None:
+    if channels == 0 and operator in CONVOLUTIONS:
+        pytest.skip("a weight without channels tells no groups")
     geometry = Geometry((3, 4), (2, 2), 1, 0, 1, offset_groups, groups, batch, channels, out_channels=5 * groups)
     check(arrays, operator, draw(rng, geometry).on(arrays))
 

@@ -66,16 +66,15 @@ def test_memory_does_not_grow_with_the_batch(backward: bool) -> None:
 
 
 def test_columns_beyond_32_bits(arrays: Arrays) -> None:
-    """More than 2**31 columns: 4096 channels of a single pixel, which 724 * 725 output pixels look at."""
-    channels, height, width = 4096, 724, 725
+    """More than 2**31 columns: 8192 channels of a single pixel, which 2**18 + 1 output pixels look at."""
+    channels, reach = 8192, 1 << 17
     rng = np.random.default_rng(3)
-    x, weight = rng.uniform(-1, 1, (1, channels, 1, 1)), rng.uniform(-1, 1, (2, channels, 1, 1))
-    distance = rng.uniform(-1.4, 1.4, (1, 2, height, width))
-    regular = np.mgrid[:height, :width] - np.array([362, 362]).reshape(2, 1, 1)
+    x, weight = rng.uniform(-1, 1, (1, channels, 1)), rng.uniform(-1, 1, (2, channels, 1))
+    distance = rng.uniform(-1.4, 1.4, (1, 1, 2 * reach + 1))
+    regular = np.arange(-reach, reach + 1.0)
     made = [arrays.make(values) for values in (x, distance - regular, weight)]
-    output = cudakit.deform_conv2d(*made, padding=(362, 362, 361, 362), workspace=1 << 26)
+    output = cudakit.deform_conv1d(*made, padding=reach, workspace=1 << 26)
     distance = arrays.back(made[1]) + regular  # as float32 holds it
-    share = np.prod(np.maximum(0, 1 - np.abs(distance)), axis=1, keepdims=True)
-    expected = share * np.einsum("ncyx,ocyx->no", x, weight)[:, :, None, None]
-    assert channels * height * width > 2**31
+    expected = np.maximum(0, 1 - np.abs(distance)) * np.einsum("ncx,ocx->no", x, weight)[..., None]
+    assert channels * regular.size > 2**31
     assert_close(arrays.back(output), expected, "float32", scale=8)
