@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import cudakit
 from cudakit.affine import AffineGridOptions
-from cudakit.array import Spec, contiguous_strides
+from cudakit.array import CPU, Spec, contiguous_strides
 from cudakit.conv_ops import ConvOptions
 from cudakit.deform_columns import DeformOptions
 from cudakit.deform_geometry import Window
@@ -23,7 +23,7 @@ from cudakit.sampling import GridSampleOptions
 from cudakit.sampling_plan import MODES, PADDING_MODES
 from cudakit.source import Kernel, render
 
-CUDA = Target(("cuda", 0), 1)
+CUDA, HOST = Target(("cuda", 0), 1), Target(CPU, 2)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 GRID_DTYPES = [(dtype, dtype) for dtype in DTYPES] + [("float16", "float32"), ("bfloat16", "float32")]
 IMAGES = [  # (channels, format): one channel at a time, groups of them, and few and many lanes
@@ -153,13 +153,13 @@ def operators() -> dict[str, Op]:
 
 
 @cache
-def specialisations() -> tuple[Specialisation, ...]:
-    """Return what all these calls would have compiled for a GPU, each once, in the order of the calls."""
+def specialisations(target: Target = CUDA) -> tuple[Specialisation, ...]:
+    """Return what all these calls would have compiled for a GPU or a CPU, each once, in the order of the calls."""
     found: dict[Specialisation, None] = {}
     for name, op in operators().items():
         for specs, options in CALLS[name]():
-            for step in op.prepare(specs, options, CUDA).steps:
-                if isinstance(step.launch, Launch):  # and not the filling of a workspace
-                    loaded = step.launch.kernel
+            for step in op.prepare(specs, options, target).steps:
+                loaded = step.launch.kernel if isinstance(step.launch, Launch) else None  # the filling of a workspace
+                if loaded is not None and loaded._device == target.device:
                     found[Specialisation(loaded._kernel, tuple(loaded._constants.items()))] = None
     return tuple(found)
