@@ -147,11 +147,17 @@ def test_gradients_of_half_precision_convolutions() -> None:
         assert getattr(problem, name).grad.dtype is getattr(torch, dtype)
 
 
-def test_deformable_operators_without_autograd_record_nothing() -> None:
-    problem = tensors(GEOMETRIES["2-D"])
-    with torch.no_grad():
-        for operator in OPERATORS:
-            assert not any(result.requires_grad for result in call(operator, problem).values())
+@pytest.mark.parametrize("name", ["2-D", "2-D plain"])
+def test_deformable_operators_record_nothing_without_need(name: str) -> None:
+    problem = tensors(GEOMETRIES[name])
+    plain = problem.map(lambda _, tensor: tensor.detach())
+    for operator in OPERATORS:
+        with torch.no_grad():
+            expected = call(operator, problem)
+        for key, result in call(operator, plain).items():
+            assert (result is None) == (expected[key] is None)
+            assert result is None or not (result.requires_grad or expected[key].requires_grad)
+            assert result is None or torch.equal(result, expected[key])
 
 
 def test_channels_last_memory_format_of_a_convolution() -> None:
