@@ -37,8 +37,8 @@ DEVICE void store_tile(scalar_t* to, index_t channel_stride, index_t pixel_strid
 }
 
 // Returns where the tile is: in `tile`, or in `other` after a transpose.
-DEVICE const acc_t* load_tile(const scalar_t* from, index_t channel_stride, index_t pixel_stride, int count, int width,
-                              acc_t tile[][VEC], acc_t* other) {
+DEVICE acc_t* load_tile(const scalar_t* from, index_t channel_stride, index_t pixel_stride, int count, int width,
+                        acc_t tile[][VEC], acc_t* other) {
     if (channel_stride == 1) {
         for (int j = 0; j < count; ++j) load_channels(from + j * pixel_stride, width, tile[j]);
         return tile[0];

@@ -4,7 +4,7 @@
 // target. A second caller meanwhile, or a process that was forked, simply works alone or starts its own workers.
 #include <pthread.h>
 
-typedef void (*kernel_t)(const void* params, long long begin, long long end);
+typedef void (*kernel_t)(const void* params, long long begin, long long end, long long worker);
 
 static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;  // held by the caller whose job is running
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // guards what follows
@@ -13,17 +13,18 @@ static pthread_cond_t done = PTHREAD_COND_INITIALIZER;
 static long long workers = 0;  // threads that exist
 static long long wanted = 0;   // workers that should still join the job
 static long long running = 0;  // workers that joined and have not finished
+static long long joined = 0;   // numbers given out; the caller is 0
 
 static kernel_t job_kernel;
 static const void* job_params;
 static long long job_items, job_piece, job_next;
 
-static void work() {
+static void work(long long worker) {
     for (;;) {
         const long long begin = __atomic_fetch_add(&job_next, job_piece, __ATOMIC_RELAXED);
         if (begin >= job_items) return;
         const long long end = begin + job_piece;
-        job_kernel(job_params, begin, end < job_items ? end : job_items);
+        job_kernel(job_params, begin, end < job_items ? end : job_items, worker);
     }
 }
 
@@ -33,8 +34,9 @@ static void* worker(void*) {
         while (wanted == 0) pthread_cond_wait(&wake, &lock);
         --wanted;
         ++running;
+        const long long number = ++joined;
         pthread_mutex_unlock(&lock);
-        work();
+        work(number);
         pthread_mutex_lock(&lock);
         if (--running == 0) pthread_cond_signal(&done);
     }
@@ -66,7 +68,7 @@ extern "C" __attribute__((visibility("default"))) void parallel_run(kernel_t ker
     const long long grains = (items + grain - 1) / grain;
     if (threads > grains) threads = grains;
     if (threads <= 1 || pthread_mutex_trylock(&busy) != 0) {
-        kernel(params, 0, items);
+        kernel(params, 0, items, 0);
         return;
     }
     pthread_mutex_lock(&lock);
@@ -75,12 +77,13 @@ extern "C" __attribute__((visibility("default"))) void parallel_run(kernel_t ker
     job_params = params;
     job_items = items;
     job_next = 0;
+    joined = 0;
     // Several pieces a thread, so that a slow core does not hold up the others.
     job_piece = (grains + 8 * threads - 1) / (8 * threads) * grain;
     wanted = threads - 1 < workers ? threads - 1 : workers;
     pthread_cond_broadcast(&wake);
     pthread_mutex_unlock(&lock);
-    work();
+    work(0);
     pthread_mutex_lock(&lock);
     wanted = 0;  // whoever has not come by now need not
     while (running > 0) pthread_cond_wait(&done, &lock);

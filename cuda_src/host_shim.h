@@ -1,7 +1,7 @@
 // Stands in for a CUDA compiler: the same kernel text, compiled by the host's C++ compiler.
 //
-// A kernel becomes `name(params, begin, end)`, which does the work items begin <= i < end in order. Who calls it from
-// several threads gives each thread its own range (host_pool.cpp). No header is included, so that a compile takes a
+// A kernel becomes `name(params, begin, end, worker)`, which does the work items begin <= i < end in order. Who calls it
+// from several threads gives each its own range and its own number (host_pool.cpp). No header is included, so that a compile takes a
 // fraction of a second and needs no standard library.
 #define CUDAKIT_HOST 1
 
@@ -15,10 +15,13 @@ typedef INDEX index_t;
 typedef unsigned INDEX uindex_t;
 
 #define DEVICE static inline __attribute__((always_inline))
-#define KERNEL(name, Params) template <int> static void name##_items(const Params& p, index_t begin, index_t end)
+#define CONSTANT static const
+#define KERNEL(name, Params)                                                                                           \
+    template <int> static void name##_items(const Params& p, index_t begin, index_t end, index_t worker)
 #define ENTRY(name, Params)                                                                                            \
-    extern "C" __attribute__((visibility("default"))) void name(const Params* p, long long begin, long long end) {     \
-        name##_items<0>(*p, (index_t)begin, (index_t)end);                                                             \
+    extern "C" __attribute__((visibility("default"))) void name(const Params* p, long long begin, long long end,       \
+                                                                long long worker) {                                    \
+        name##_items<0>(*p, (index_t)begin, (index_t)end, (index_t)worker);                                            \
     }
 #define FOR_EACH(i, count) for (index_t i = begin; i < end; ++i)
 #define LANE 0

@@ -1,6 +1,9 @@
 """Deformable convolution and spatial-transformer sampling for every array framework, with no build step."""
 
 from cudakit.affine import affine_grid, affine_grid_backward
+from cudakit.deform_conv import DeformConvGradients, deform_conv1d, deform_conv2d, deform_conv3d
+from cudakit.deform_conv_backward import deform_conv1d_backward, deform_conv2d_backward, deform_conv3d_backward
+from cudakit.deformable import DeformIm2colGradients, deform_col2im, deform_im2col, deform_im2col_backward
 from cudakit.errors import BackendUnavailable, CompileError
 from cudakit.launch import get_num_threads, set_num_threads
 from cudakit.sampling import GridSampleGradients, grid_sample, grid_sample_backward
@@ -8,9 +11,20 @@ from cudakit.sampling import GridSampleGradients, grid_sample, grid_sample_backw
 __all__ = [
     "BackendUnavailable",
     "CompileError",
+    "DeformConvGradients",
+    "DeformIm2colGradients",
     "GridSampleGradients",
     "affine_grid",
     "affine_grid_backward",
+    "deform_col2im",
+    "deform_conv1d",
+    "deform_conv1d_backward",
+    "deform_conv2d",
+    "deform_conv2d_backward",
+    "deform_conv3d",
+    "deform_conv3d_backward",
+    "deform_im2col",
+    "deform_im2col_backward",
     "get_num_threads",
     "grid_sample",
     "grid_sample_backward",

@@ -95,13 +95,17 @@ class Launch:
         How many items must stay together on a CPU thread.
     work : int
         Inner-loop steps of all items together, which decide how many threads it is worth to wake.
+    threads : int, optional
+        At most so many CPU threads; by default the number that is set.
     """
 
     __slots__ = ("grain", "items", "kernel", "tail", "threads")
 
-    def __init__(self, kernel: Loaded, tail: bytes, items: int, grain: int, work: int) -> None:
+    def __init__(
+        self, kernel: Loaded, tail: bytes, items: int, grain: int, work: int, threads: int | None = None
+    ) -> None:
         self.kernel, self.tail, self.items, self.grain = kernel, tail, items, grain
-        self.threads = min(_threads, 1 + work // SERIAL_WORK)
+        self.threads = min(threads or _threads, 1 + work // SERIAL_WORK)
 
     def __call__(self, pointers: bytes, stream: int) -> None:
         """Launch with these pointers, packed, on this stream (which means nothing on a CPU)."""

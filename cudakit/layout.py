@@ -1,5 +1,6 @@
 """Images in memory: their layouts, whatever the data format, and copies from one to another."""
 
+from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
@@ -14,7 +15,17 @@ COPY_FIELDS = (
     *(("size", 3), ("from_stride", 3), ("to_stride", 3)),
 )
 COPY = Kernel("copy.cu", "copy", "CopyParams", COPY_FIELDS, pointers=2)
+SUM = Kernel(
+    "sum.cu",
+    "sum",
+    "SumParams",
+    (*((name, 1) for name in ("from", "to", "items", "count")), ("size", 2), ("from_stride", 3)),
+    pointers=2,
+)
 HOST_COPY_TILE = 32
+HOST_SUM_TILE = 16
+CUDA_SUM_LANES = 32
+COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time
 
 
 class Image(NamedTuple):
@@ -100,3 +111,33 @@ def add_copy(plan: Plan, target: Target, source: tuple[Slot, Image], goal: tuple
 def part(image: Image, count: int) -> Image:
     """Return the layout of `count` of the batch's images."""
     return image._replace(shape=(count, *image.shape[1:]))
+
+
+def chunks(x: Image, target: Target) -> Iterator[tuple[int, int]]:
+    """Cut the batch into (first, count), so that copies of an image stay in cache, or take little memory on a GPU."""
+    batch, size = x.shape[0], prod(x.shape[1:]) * itemsize(x.dtype)
+    step = max(1, COPY_BYTES // size)
+    step += -step % target.threads
+    for first in range(0, batch, step):
+        yield first, min(step, batch - first)
+
+
+def add_sum(
+    plan: Plan,
+    target: Target,
+    source: tuple[Slot, str],
+    goal: tuple[Slot, str],
+    sizes: tuple[int, int, int],
+    strides: tuple[int, int, int],
+) -> None:
+    """Append ``goal[i] = sum over a, b of source[i, a, b]``; slots come with their dtypes."""
+    count = sizes[0]
+    tile = HOST_SUM_TILE if target.device == CPU and strides[0] == 1 else 1
+    lanes = 1 if target.device == CPU else CUDA_SUM_LANES
+    items = -(-count // tile)
+    wide = is_wide((sizes, strides), ((items * lanes,), (1,)))
+    constants = type_constants(source[1], goal[1], wide) | {"TILE": tile, "LANES": lanes, "VEC": 1}
+    tail = pack_tail(SUM, items, count, sizes[1:], strides)
+    plan.launch(
+        Launch(load(SUM, tuple(constants.items()), target.device), tail, items, 1, prod(sizes)), source[0], goal[0]
+    )

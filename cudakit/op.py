@@ -158,20 +158,24 @@ class Op:
     check : callable
         Takes the other arguments, checks them, and returns them as options: a named tuple.
     prepare : callable
-        (specs, options, target) -> `Plan`; it checks everything before anything is allocated.
+        (specs, options, target) -> `Plan`; it checks everything before anything is allocated. The spec of an array that
+        is None is None.
     backward : Op, optional
         The operator of the gradients. Its arrays are the gradient of the result and the `saved` arrays, its options
         are those of this one with a field ``needs``, and its results are a gradient for each of this one's arrays.
     saved : tuple of int
         Positions of the arrays that the gradients are computed from.
+    optional : tuple of str
+        Names of the arrays that may be None; their gradient is None then.
     """
 
     name: str
     arrays: tuple[str, ...]
     check: Callable[..., Any]
-    prepare: Callable[[tuple[Spec, ...], Any, Target], Plan]
+    prepare: Callable[[tuple[Any, ...], Any, Target], Plan]
     backward: "Op | None" = None
     saved: tuple[int, ...] = ()
+    optional: tuple[str, ...] = ()
 
     def __call__(self, arrays: tuple[Any, ...], *arguments: Any) -> tuple[Any, ...]:
         """Run on anybody's arrays and return theirs, one for each result."""
@@ -191,6 +195,8 @@ class Op:
     def common_framework(self, arrays: tuple[Any, ...]) -> Framework | str:
         """Return what all the arrays have in common, or raise `TypeError`."""
         for name, array in zip(self.arrays, arrays, strict=True):
+            if array is None and name in self.optional:
+                continue
             try:
                 framework = framework_of(array)
             except InvalidArgument as error:
@@ -203,7 +209,13 @@ class Op:
     def run(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
         """Run on arrays of one framework, without regard to autograd."""
         try:
-            key = (self, framework, options, get_num_threads(), *[framework.signature(array) for array in arrays])
+            key = (
+                self,
+                framework,
+                options,
+                get_num_threads(),
+                *[None if array is None else framework.signature(array) for array in arrays],
+            )
         except (InvalidArgument, *UNREADABLE):
             self._recipe(framework, arrays, options)  # says which array cannot be read
             raise
@@ -214,7 +226,7 @@ class Op:
         if plan.copies:
             return self.run(framework, _replace(arrays, plan.copies, framework.contiguous), options)
         pointer = framework.pointer
-        pointers = [pointer(array) for array in arrays]
+        pointers = [0 if array is None else pointer(array) for array in arrays]
         results: list[Any] = []
         for wanted in plan.results:
             result = None
@@ -229,14 +241,14 @@ class Op:
     def _recipe(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> "Recipe":
         """Check the arrays and plan for them."""
         views = [self._view(framework, name, array) for name, array in zip(self.arrays, arrays, strict=True)]
-        device = views[0].device
+        device = views[0].device if views[0] else CPU
         for name, view in zip(self.arrays, views, strict=True):
-            if view.device != device:
+            if view is not None and view.device != device:
                 rule = f"be on the device of {self.arrays[0]}, {device[0]}:{device[1]}"
                 self.refuse(InvalidArgument(name, rule, f"{view.device[0]}:{view.device[1]}", TypeError))
-        return self.plan(tuple(view.spec for view in views), options, device), device
+        return self.plan(tuple(view and view.spec for view in views), options, device), device
 
-    def plan(self, specs: tuple[Spec, ...], options: Any, device: Device) -> Plan:
+    def plan(self, specs: tuple[Spec | None, ...], options: Any, device: Device) -> Plan:
         """Return the plan for arrays like these, checked."""
         try:
             return _plan(self, specs, options, Target(device, get_num_threads()))
@@ -249,7 +261,9 @@ class Op:
             error.argument = argument
         raise error.named(self.name) from None
 
-    def _view(self, framework: Framework, name: str, array: Any) -> View:
+    def _view(self, framework: Framework, name: str, array: Any) -> View | None:
+        if array is None:
+            return None
         try:
             return framework.view(array)
         except InvalidArgument as error:
@@ -270,7 +284,7 @@ def _remember(key: Any, recipe: Recipe) -> Recipe:
 
 
 @lru_cache(PLANS)
-def _plan(op: Op, specs: tuple[Spec, ...], options: Any, target: Target) -> Plan:
+def _plan(op: Op, specs: tuple[Spec | None, ...], options: Any, target: Target) -> Plan:
     return op.prepare(specs, options, target)
 
 

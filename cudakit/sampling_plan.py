@@ -5,13 +5,12 @@ channels of a pixel are neighbours; each coordinate's taps are worked out once a
 of many channels that comes channels-first is copied to channels-last in between, which costs less than it saves.
 """
 
-from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
 from cudakit.array import CPU
 from cudakit.launch import Launch, load
-from cudakit.layout import Image, accumulator, add_copy, is_wide, itemsize, packed, part
+from cudakit.layout import Image, accumulator, add_copy, chunks, is_wide, itemsize, packed, part
 from cudakit.op import NULL, Output, Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
@@ -27,7 +26,6 @@ MANY_CHANNELS = 8  # from here on a channels-first image is copied to channels-l
 FEW_CHANNELS = 4  # up to here the planar form is taken even where channels are neighbours
 LARGEST_GROUP = 4  # channels that the planar form reads together
 CUDA_VECTOR_BYTES = 16
-COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time
 
 SAMPLE_FIELDS = (
     *((name, 1) for name in ("input", "grid", "output", "grad_output", "grad_input", "grad_grid")),
@@ -155,15 +153,6 @@ def add_sampling(
     plan.launch(Launch(loaded, tail, items, max(grain, 1), work), *pointers)
 
 
-def _chunks(x: Image, target: Target) -> Iterator[tuple[int, int]]:
-    """Cut the batch into (first, count), so that copies of an image stay in cache, or take little memory on a GPU."""
-    batch, size = x.shape[0], prod(x.shape[1:]) * itemsize(x.dtype)
-    step = max(1, COPY_BYTES // size)
-    step += -step % target.threads
-    for first in range(0, batch, step):
-        yield first, min(step, batch - first)
-
-
 def _shifted(pointers: Pointers, first: int, call: Sampling, output: Image) -> Pointers:
     """Return the pointers for the images from `first` on; those of the input are the caller's affair."""
     grid = first * call.pixels * len(call.input.space) * itemsize(call.grid_dtype)
@@ -190,9 +179,9 @@ def plan_forward(call: Sampling, output: Image, result: Output, target: Target) 
         return plan
     last = packed(x.shape, x.dtype, channels_last=True)
     form = choose_form(last, target, True)
-    chunks = list(_chunks(x, target))
-    space = plan.workspace(chunks[0][1] * last.strides[0] * item)
-    for first, count in chunks:
+    rounds = list(chunks(x, target))
+    space = plan.workspace(rounds[0][1] * last.strides[0] * item)
+    for first, count in rounds:
         source = (plan.input(0).at(first * x.strides[0] * item), part(x, count))
         add_copy(plan, target, source, (space, part(last, count)))
         piece = call._replace(input=part(last, count))
@@ -221,14 +210,14 @@ def plan_backward(
     readable = x.strides[2:] == layout.strides[2:] and (not form.channels or x.strides[1] == 1)
     copied = bool(wanted_grid) and not readable
     summed = bool(wanted_input) and not direct
-    chunks = list(_chunks(x, target)) if copied or summed else [(0, x.shape[0])]
-    size = chunks[0][1] * layout.strides[0]
+    rounds = list(chunks(x, target)) if copied or summed else [(0, x.shape[0])]
+    size = rounds[0][1] * layout.strides[0]
     space = plan.workspace(size * itemsize(x.dtype)) if copied else NULL
     total = plan.workspace(size * itemsize(grad.dtype)) if summed else NULL
     pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), plan.result(0), plan.result(1))
     if not wanted_grid or copied:  # without its gradient the grid's image is not read, but says where pixels lie
         call = call._replace(input=layout)
-    for first, count in chunks:
+    for first, count in rounds:
         source = plan.input(1).at(first * x.strides[0] * itemsize(x.dtype))
         goal = plan.result(0).at(first * final.strides[0] * itemsize(x.dtype))
         if copied:

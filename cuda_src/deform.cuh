@@ -1,0 +1,211 @@
+// Deformable convolution's way to look: for output pixel o and kernel tap i, along dimension d,
+//
+//     p_d = o_d stride_d - pad_d + i_d dilation_d + offset_d                               (arXiv 1703.06211, eq. 2)
+//
+// and a sample is linear, with zeros outside. Here: a tile's positions, the value of a sample, and what one sample adds
+// to each gradient. A mask (arXiv 1811.11168, eq. 1) multiplies the sample.
+#include "core.cuh"
+#include "interpolate.cuh"
+#include "samples.cuh"
+#include "channels.cuh"
+
+struct Geometry {
+    long long batch;
+    long long channels;
+    long long groups;   // of offsets
+    long long pixels;   // of the output
+    long long taps;     // of the kernel
+    long long size[3];  // of the input, slowest dimension first, as all of these
+    long long out[3];
+    long long kernel[3];
+    long long stride[3];
+    long long pad[3];  // at the beginning
+    long long dilation[3];
+    long long input_stride[5];   // batch, channel, dimensions
+    long long offset_stride[3];  // batch, channel, pixel
+    long long mask_stride[3];
+};
+
+constexpr int CORNERS = ROWS * TAPS;
+
+// p_d of a tile's pixels, without kernel and offset.
+struct Base {
+    acc_t at[NDIM][TILE];
+    index_t first;  // pixel of the output
+    int count;      // pixels that exist
+};
+
+DEVICE void make_base(const Geometry& g, index_t first, Base& base) {
+    base.first = first;
+    base.count = TILE == 1 ? 1 : (int)smaller(index_t(TILE), (index_t)g.pixels - first);
+    index_t o[NDIM], rest = first;
+    UNROLL for (int d = NDIM - 1; d >= 0; --d) {
+        o[d] = d ? rest % (index_t)g.out[d] : rest;
+        rest /= (index_t)g.out[d];
+    }
+    for (int j = 0; j < TILE; ++j) {
+        UNROLL for (int d = 0; d < NDIM; ++d) base.at[d][j] = acc_t(o[d] * (index_t)g.stride[d] - (index_t)g.pad[d]);
+        o[NDIM - 1] += 1;
+        UNROLL for (int d = NDIM - 1; d > 0; --d) {
+            if (o[d] < (index_t)g.out[d]) break;
+            o[d] = 0;
+            o[d - 1] += 1;
+        }
+    }
+}
+
+// A tile's numbers in one channel of offsets or masks; `other` where there is no pixel.
+DEVICE void load_pixels(const coord_t* from, index_t pixel_stride, const Base& base, acc_t other, acc_t* to) {
+    for (int j = base.count; j < TILE; ++j) to[j] = other;
+    load_line<TILE>(from + base.first * pixel_stride, pixel_stride, base.count, to);
+}
+
+// The samples of a tile at one tap of an offset group.
+DEVICE void look(const Geometry& g, const coord_t* offset, index_t n, index_t group, index_t tap, const Base& base,
+                 Samples& s) {
+    const index_t channel = (group * (index_t)g.taps + tap) * NDIM;
+    const coord_t* from = offset + n * (index_t)g.offset_stride[0] + channel * (index_t)g.offset_stride[1];
+    UNROLL for (int d = NDIM - 1; d >= 0; --d) {
+        const index_t i = d ? tap % (index_t)g.kernel[d] : tap;
+        tap /= (index_t)g.kernel[d];
+        const acc_t shift = acc_t(i * (index_t)g.dilation[d]);
+        const index_t size = (index_t)g.size[d], step = (index_t)g.input_stride[2 + d];
+        acc_t delta[TILE];
+        load_pixels(from + d * (index_t)g.offset_stride[1], (index_t)g.offset_stride[2], base, acc_t(-1e30), delta);
+        SIMD for (int j = 0; j < TILE; ++j) {
+            locate(s.axis[d], j, base.at[d][j] + shift + delta[j], size, step, false);
+        }
+    }
+    make_rows(s);
+}
+
+DEVICE void load_mask(const Geometry& g, const coord_t* mask, index_t n, index_t group, index_t tap, const Base& base,
+                      acc_t* to) {
+    if (mask) {
+        const index_t channel = group * (index_t)g.taps + tap;
+        const coord_t* from = mask + n * (index_t)g.mask_stride[0] + channel * (index_t)g.mask_stride[1];
+        load_pixels(from, (index_t)g.mask_stride[2], base, acc_t(0), to);
+    } else {
+        for (int j = 0; j < TILE; ++j) to[j] = 1;
+    }
+}
+
+// One corner of a sample: where, with which weight, and whether it may be read.
+struct Corner {
+    index_t at;
+    acc_t weight;
+    int inside;
+};
+
+DEVICE Corner corner(const Samples& s, int k, int j) {
+    const Axis& x = s.axis[NDIM - 1];
+    const int r = k / TAPS, t = k % TAPS;
+    return {row_at(s, r, j) + x.at[t][j], row_weight(s, r, j) * x.weight[t][j], row_inside(s, r, j) & x.inside[t][j]};
+}
+
+// Read instead of what is outside: a select keeps the loops over channels free of branches.
+CONSTANT scalar_t nothing[VEC] = {};
+
+// to[v] = scale * sample j in the channels image[0] ... image[width - 1]; width <= VEC. A corner of weight 0 is not
+// read, so that a sample at integer coordinates is that pixel, whatever the neighbours hold.
+DEVICE void sample_tap(const Samples& s, int j, acc_t scale, const scalar_t* image, int width, acc_t* to) {
+    if (LANES == 1) {
+        const scalar_t* from[CORNERS];
+        acc_t weight[CORNERS];
+        UNROLL for (int k = 0; k < CORNERS; ++k) {
+            const Corner c = corner(s, k, j);
+            const bool read = c.inside & (c.weight != 0);
+            from[k] = read ? image + c.at : nothing;
+            weight[k] = read ? c.weight * scale : acc_t(0);
+        }
+        SIMD for (int v = 0; v < width; ++v) {
+            acc_t value = 0;
+            UNROLL for (int k = 0; k < CORNERS; ++k) value = fused(weight[k], widen(from[k][v]), value);
+            to[v] = value;
+        }
+        return;
+    }
+    UNROLL for (int v = 0; v < VEC; ++v) to[v] = 0;
+    UNROLL for (int k = 0; k < CORNERS; ++k) {
+        const Corner c = corner(s, k, j);
+        if (!(c.inside & (c.weight != 0))) continue;
+        acc_t value[VEC];
+        load_channels(image + c.at, width, value);
+        UNROLL for (int v = 0; v < VEC; ++v) to[v] = fused(c.weight * scale, value[v], to[v]);
+    }
+}
+
+// What a sample's gradient column makes of its value and of its slopes, summed over channels.
+struct Dots {
+    acc_t value, slope[3];
+};
+
+// dots += sum over channels of column * (value, slopes) of sample j; then column = scale * value.
+DEVICE void differentiate_tap(const Samples& s, int j, acc_t scale, const scalar_t* image, int width, acc_t* column,
+                              Dots& dots) {
+    const Axis& x = s.axis[NDIM - 1];
+    if (LANES > 1) {
+        acc_t value[VEC] = {};
+        UNROLL for (int r = 0; r < ROWS; ++r) {
+            acc_t along = 0, slope = 0;
+            UNROLL for (int t = 0; t < TAPS; ++t) {
+                const Corner c = corner(s, r * TAPS + t, j);
+                if (!c.inside) continue;
+                acc_t pixel[VEC], dot = 0;
+                load_channels(image + c.at, width, pixel);
+                UNROLL for (int v = 0; v < VEC; ++v) {
+                    dot = fused(column[v], pixel[v], dot);
+                    value[v] = fused(c.weight, pixel[v], value[v]);
+                }
+                along = fused(x.weight[t][j], dot, along);
+                slope = fused(x.slope[t][j], dot, slope);
+            }
+            UNROLL for (int d = 0; d < NDIM - 1; ++d) dots.slope[d] += row_slope(s, d, r, j) * along;
+            dots.slope[NDIM - 1] += row_weight(s, r, j) * slope;
+            dots.value += row_weight(s, r, j) * along;
+        }
+        UNROLL for (int v = 0; v < VEC; ++v) column[v] = scale * value[v];
+        return;
+    }
+    const scalar_t* from[CORNERS];
+    UNROLL for (int k = 0; k < CORNERS; ++k) {
+        const Corner c = corner(s, k, j);
+        from[k] = c.inside ? image + c.at : nothing;
+    }
+    acc_t sum = 0, sum0 = 0, sum1 = 0, sum2 = 0;
+    SIMD_SUM(sum, sum0, sum1, sum2) for (int v = 0; v < width; ++v) {
+        acc_t value = 0, slope0 = 0, slope1 = 0, slope2 = 0;
+        UNROLL for (int r = 0; r < ROWS; ++r) {
+            acc_t along = 0, slope = 0;
+            UNROLL for (int t = 0; t < TAPS; ++t) {
+                const acc_t pixel = widen(from[r * TAPS + t][v]);
+                along = fused(x.weight[t][j], pixel, along);
+                slope = fused(x.slope[t][j], pixel, slope);
+            }
+            if (NDIM > 1) slope0 = fused(row_slope(s, 0, r, j), along, slope0);
+            if (NDIM > 2) slope1 = fused(row_slope(s, NDIM > 2, r, j), along, slope1);
+            slope2 = fused(row_weight(s, r, j), slope, slope2);
+            value = fused(row_weight(s, r, j), along, value);
+        }
+        sum += column[v] * value;
+        if (NDIM > 1) sum0 += column[v] * slope0;
+        if (NDIM > 2) sum1 += column[v] * slope1;
+        sum2 += column[v] * slope2;
+        column[v] = scale * value;
+    }
+    dots.value += sum;
+    if (NDIM > 1) dots.slope[0] += sum0;
+    if (NDIM > 2) dots.slope[NDIM > 2] += sum1;
+    dots.slope[NDIM - 1] += sum2;
+}
+
+// The adjoint of sample_tap.
+DEVICE void scatter_tap(const Samples& s, int j, acc_t scale, acc_t* image, int width, const acc_t* column) {
+    UNROLL for (int k = 0; k < CORNERS; ++k) {
+        const Corner c = corner(s, k, j);
+        if (!(c.inside & (c.weight != 0))) continue;
+        acc_t* target = image + c.at;
+        const acc_t weight = c.weight * scale;
+        SIMD for (int v = 0; v < width; ++v) add_to(target + v, weight * column[v]);
+    }
+}

@@ -1,0 +1,120 @@
+// deform_col2im and the gradients of deform_im2col. With the gradient of the columns, per sample of channel c:
+//
+//     grad_input[n, c, corner] += column * mask * weight(corner)
+//     grad_offset_d            += column * mask * slope_d           summed over the channels of the offset group
+//     grad_mask                += column * value
+//
+// The columns that the gradient of a convolution's weights needs, mask * value, come from the same pass.
+//
+// One item = a tile of output pixels at one tap of an offset group, shared by LANES lanes. On a CPU the items that add
+// to one target belong together: they are all tiles and taps of an image's block of channels.
+#include "deform.cuh"
+
+struct DeformCol2imParams {
+    const scalar_t* input;  // null: only grad_input is wanted
+    const coord_t* offset;
+    const coord_t* mask;         // null: none
+    const scalar_t* columns;     // gradient by the columns
+    scalar_t* samples;           // written, as columns are laid out, and may be the same; null: not needed
+    acc_t* grad_input;           // added to; null: not needed
+    coord_t* grad_offset;        // written, contiguous in the order of offset's strides; null: not needed
+    coord_t* grad_mask;          // written likewise; null: not needed
+    long long items;             // blocks * batch * groups of a block * taps * tiles
+    long long channel_block;     // channels of one item; below channels / groups only where grad_input alone is wanted
+    long long column_stride[4];  // batch, channel, tap, pixel
+    long long grad_stride[5];    // of grad_input
+    Geometry geometry;
+};
+
+struct Place {
+    index_t n, group, tap, first, channel, channel_end;
+};
+
+DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
+    const Geometry& g = p.geometry;
+    const index_t tiles = ((index_t)g.pixels + TILE - 1) / TILE, taps = (index_t)g.taps, batch = (index_t)g.batch;
+    const index_t count = (index_t)(g.channels / g.groups), length = (index_t)p.channel_block;
+    const index_t blocks = (count + length - 1) / length;
+    Place it;
+    if (TILE == 1 && LANES > 1) {  // taps of a pixel follow one another
+        it.tap = item % taps;
+        item /= taps;
+        it.group = item % (index_t)g.groups;
+        item /= (index_t)g.groups;
+        it.first = item % tiles;
+        it.n = item / tiles;
+        it.channel = 0;
+    } else {
+        it.first = item % tiles * TILE;
+        item /= tiles;
+        it.tap = item % taps;
+        item /= taps;
+        it.n = item % batch;
+        item /= batch;
+        it.group = item / blocks;
+        it.channel = (item - it.group * blocks) * length;
+    }
+    it.channel_end = it.group * count + smaller(it.channel + length, count);
+    it.channel += it.group * count;
+    return it;
+}
+
+DEVICE void store_gradients(const DeformCol2imParams& p, const Place& it, const Base& base, const Dots* dots,
+                            const acc_t* mask) {
+    const Geometry& g = p.geometry;
+    const index_t channel = it.group * (index_t)g.taps + it.tap;
+    for (int j = 0; j < base.count; ++j) {
+        if (p.grad_mask) {
+            narrow(dots[j].value, p.grad_mask[it.n * (index_t)g.mask_stride[0] + channel * (index_t)g.mask_stride[1] +
+                                              (base.first + j) * (index_t)g.mask_stride[2]]);
+        }
+        if (!p.grad_offset) continue;
+        coord_t* to = p.grad_offset + it.n * (index_t)g.offset_stride[0] +
+                      channel * NDIM * (index_t)g.offset_stride[1] + (base.first + j) * (index_t)g.offset_stride[2];
+        UNROLL for (int d = 0; d < NDIM; ++d) {
+            narrow(dots[j].slope[d] * mask[j], to[d * (index_t)g.offset_stride[1]]);
+        }
+    }
+}
+
+KERNEL(deform_col2im, DeformCol2imParams) {
+    const Geometry& g = p.geometry;
+    FOR_EACH(item, p.items) {
+        const Place it = place_of(p, item);
+        Base base;
+        make_base(g, it.first, base);
+        Samples s;
+        look(g, p.offset, it.n, it.group, it.tap, base, s);
+        acc_t mask[TILE];
+        load_mask(g, p.mask, it.n, it.group, it.tap, base, mask);
+        Dots dots[TILE] = {};
+        const index_t channel_stride = (index_t)p.column_stride[1], pixel_stride = (index_t)p.column_stride[3];
+        const index_t at =
+            it.n * (index_t)p.column_stride[0] + it.tap * (index_t)p.column_stride[2] + base.first * pixel_stride;
+        for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
+            const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
+            acc_t tile[TILE][VEC], other[TILE * VEC];
+            acc_t* column = load_tile(p.columns + at + c * channel_stride, channel_stride, pixel_stride, base.count,
+                                      width, tile, other);
+            if (p.grad_input) {
+                acc_t* grad = p.grad_input + it.n * (index_t)p.grad_stride[0] + c * (index_t)p.grad_stride[1];
+                for (int j = 0; j < base.count; ++j) scatter_tap(s, j, mask[j], grad, width, column + j * VEC);
+            }
+            if (p.input) {
+                const scalar_t* image = p.input + it.n * (index_t)g.input_stride[0] + c * (index_t)g.input_stride[1];
+                for (int j = 0; j < base.count; ++j) {
+                    differentiate_tap(s, j, mask[j], image, width, column + j * VEC, dots[j]);
+                }
+            }
+            if (!p.samples) continue;
+            scalar_t* to = p.samples + at + c * channel_stride;
+            store_tile(to, channel_stride, pixel_stride, base.count, width, (acc_t(*)[VEC])column);
+        }
+        if (!p.grad_offset && !p.grad_mask) continue;
+        for (int j = 0; j < base.count; ++j) {
+            dots[j].value = lane_sum(dots[j].value);
+            UNROLL for (int d = 0; d < NDIM; ++d) dots[j].slope[d] = lane_sum(dots[j].slope[d]);
+        }
+        if (LANE == 0) store_gradients(p, it, base, dots, mask);
+    }
+}

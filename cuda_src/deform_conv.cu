@@ -1,0 +1,104 @@
+// The host's deformable convolution, columns never leaving the cache:
+//
+//     output[n, o, p] = bias[o] + sum over c, i of weight[o, c, i] columns[n, c, i, p]             (see deform_im2col.cu)
+//
+// One item = a tile of PIXELS output pixels: a block of its columns is sampled, multiplied, and overwritten by the next.
+#include "deform.cuh"
+#include "product.cuh"
+#include "pieces.cuh"
+
+struct DeformConvParams {
+    const scalar_t* input;  // channels next to each other
+    const coord_t* offset;
+    const coord_t* mask;     // null: none
+    const scalar_t* weight;  // (out_channels, channels / groups, taps), contiguous
+    const scalar_t* bias;    // null: none
+    acc_t* packed;           // the weights in pieces
+    scalar_t* output;
+    acc_t* scratch;
+    long long items;             // batch * tiles
+    long long output_stride[3];  // batch, channel, pixel
+    Cut cut;
+    Geometry geometry;
+};
+
+// One item = PANEL output channels of a group.
+KERNEL(deform_conv_pack, DeformConvParams) {
+    const Geometry& g = p.geometry;
+    const Cut& cut = p.cut;
+    const index_t per_group = (index_t)(g.channels / cut.groups), taps = (index_t)g.taps, row = per_group * taps;
+    FOR_EACH(item, p.items) {
+        for_panels(g, cut, item, [&](const Piece& piece, index_t o, int count) {
+            const index_t width = piece.end - piece.begin;
+            const scalar_t* from =
+                p.weight + (piece.group * group_outputs(cut) + o) * row + piece.begin % per_group * taps + piece.tap;
+            acc_t* to = p.packed + piece.packed + o * piece.depth;
+            for (index_t c = 0; c < width; ++c) {
+                for (index_t t = 0; t < piece.taps; ++t) {
+                    acc_t* line = to + (t * width + c) * NR;
+                    for (int i = 0; i < count; ++i) line[i] = widen(from[i * row + c * taps + t]);
+                    for (int i = count; i < NR; ++i) line[i] = 0;
+                }
+            }
+        });
+    }
+}
+
+DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& chunk, index_t first_tap,
+                           const Base* base, int bases, acc_t* columns) {
+    const Geometry& g = p.geometry;
+    const index_t end = smaller(first_tap + taps_at_once(chunk), (index_t)g.taps);
+    const scalar_t* image = p.input + n * (index_t)g.input_stride[0];
+    for (index_t tap = first_tap; tap < end; ++tap) {
+        for (int b = 0; b < bases; ++b) {
+            Samples s;
+            look(g, p.offset, n, chunk.group, tap, base[b], s);
+            acc_t mask[TILE];
+            load_mask(g, p.mask, n, chunk.group, tap, base[b], mask);
+            for_pieces(g, p.cut, chunk, first_tap, [&](const Piece& piece) {
+                const int width = (int)(piece.end - piece.begin);
+                acc_t* to = columns + b * TILE * COLUMNS + piece.column + (tap - first_tap) * width;
+                for (int j = 0; j < base[b].count; ++j) {
+                    sample_tap(s, j, mask[j], image + piece.begin, width, to + j * COLUMNS);
+                }
+            });
+        }
+    }
+}
+
+KERNEL(deform_conv, DeformConvParams) {
+    const Geometry& g = p.geometry;
+    const Cut& cut = p.cut;
+    const index_t tiles = ((index_t)g.pixels + PIXELS - 1) / PIXELS, row = output_row(cut);
+    const index_t outputs = group_outputs(cut), padded = padded_outputs(cut);
+    acc_t* columns = p.scratch + worker * (index_t)cut.scratch;
+    acc_t* total = columns + PIXELS * COLUMNS;
+    FOR_EACH(item, p.items) {
+        const index_t n = item / tiles, first = (item - n * tiles) * PIXELS;
+        const index_t count = smaller(index_t(PIXELS), (index_t)g.pixels - first);
+        const int bases = (int)((count + TILE - 1) / TILE);
+        Base base[PIXELS / TILE];
+        for (int b = 0; b < bases; ++b) make_base(g, first + b * TILE, base[b]);
+        for (index_t o = 0; o < (index_t)cut.out_channels; ++o) {
+            total[o / outputs * padded + o % outputs] = p.bias ? widen(p.bias[o]) : acc_t(0);
+        }
+        for (index_t j = 1; j < count; ++j) {
+            SIMD for (index_t o = 0; o < row; ++o) total[j * row + o] = total[o];
+        }
+        for (index_t number = 0; number < (index_t)g.groups * chunks_in_group(g, cut); ++number) {
+            const Chunk chunk = chunk_of(g, cut, number);
+            for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
+                sample_columns(p, n, chunk, tap, base, bases, columns);
+                for_pieces(g, cut, chunk, tap, [&](const Piece& piece) {
+                    for (index_t o = 0; o < outputs; o += NR) {
+                        multiply_rows<true>(count, piece.depth, {columns + piece.column, COLUMNS, 1},
+                                            p.packed + piece.packed + o * piece.depth, NR,
+                                            total + piece.group * padded + o, row);
+                    }
+                });
+            }
+        }
+        scalar_t* output = p.output + n * (index_t)p.output_stride[0] + first * (index_t)p.output_stride[2];
+        move_outputs<true>(cut, output, (index_t)p.output_stride[1], (index_t)p.output_stride[2], count, total);
+    }
+}

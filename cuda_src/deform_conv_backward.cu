@@ -1,0 +1,177 @@
+// All gradients of the host's deformable convolution in one pass over tiles of pixels:
+//
+//     column[p, c, i] = sum over o of grad_output[o, p] weight[o, c, i]      becomes the gradients of deform_col2im.cu
+//     grad_weight[o, c, i] += sum over p of grad_output[o, p] mask value     from the samples of the same visit
+//
+// One item = a chunk of channels in every `slots`-th image: no two items add to the same element. What several chunks
+// share (offsets and masks of their group) and several slots share (weights) is summed by deform_conv_sum and
+// deform_conv_unpack.
+#include "deform.cuh"
+#include "product.cuh"
+#include "pieces.cuh"
+
+struct DeformConvBackwardParams {
+    const scalar_t* grad_output;
+    const scalar_t* input;  // channels next to each other; null: not read
+    const coord_t* offset;
+    const coord_t* mask;     // null: none
+    const scalar_t* weight;  // (out_channels, channels / groups, taps), contiguous
+    acc_t* grad_input;       // channels next to each other, added to; null: not needed
+    acc_t* part_offset;      // [chunk of the group][as offset]; null: not needed
+    acc_t* part_mask;        // [chunk of the group][as mask]; null: not needed
+    acc_t* packed;           // [slot][as packed weights], added to; null: not needed
+    scalar_t* grad_weight;   // written by deform_conv_unpack
+    acc_t* scratch;
+    long long items;  // slots * chunks
+    long long slots;
+    long long packed_size;       // numbers of one slot
+    long long output_stride[3];  // of grad_output: batch, channel, pixel
+    long long grad_stride[5];    // of grad_input
+    Cut cut;
+    Geometry geometry;
+};
+
+// The chunk's weights, piece after piece as panels of NR columns: [panel][output channel][NR].
+DEVICE void pack_chunk(const DeformConvBackwardParams& p, const Chunk& chunk, acc_t* to) {
+    const Geometry& g = p.geometry;
+    const index_t outputs = group_outputs(p.cut), taps = (index_t)g.taps,
+                  per_group = (index_t)(g.channels / p.cut.groups);
+    for (index_t tap = 0; tap < taps; tap += taps_at_once(chunk)) {
+        for_pieces(g, p.cut, chunk, tap, [&](const Piece& piece) {
+            const index_t width = piece.end - piece.begin;
+            for (index_t o = 0; o < outputs; ++o) {
+                const scalar_t* row =
+                    p.weight + ((piece.group * outputs + o) * per_group + piece.begin % per_group) * taps + tap;
+                for (index_t t = 0, k = 0; t < piece.taps; ++t) {
+                    for (index_t c = 0; c < width; ++c, ++k) {
+                        to[(k / NR * outputs + o) * NR + k % NR] = widen(row[c * taps + t]);
+                    }
+                }
+            }
+            to += (piece.depth + NR - 1) / NR * NR * outputs;
+        });
+    }
+}
+
+// What one tap of a tile adds to every gradient but the weights'; leaves in `columns` what those are made of.
+DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk& chunk, index_t chunk_in_group,
+                      index_t first_tap, index_t tap, const Base& base, acc_t* columns) {
+    const Geometry& g = p.geometry;
+    Samples s;
+    look(g, p.offset, n, chunk.group, tap, base, s);
+    acc_t mask[TILE];
+    load_mask(g, p.mask, n, chunk.group, tap, base, mask);
+    const bool slopes = p.part_offset || p.part_mask;
+    Dots dots[TILE] = {};
+    for_pieces(g, p.cut, chunk, first_tap, [&](const Piece& piece) {
+        const int width = (int)(piece.end - piece.begin);
+        acc_t* column = columns + piece.column + (tap - first_tap) * width;
+        const index_t image = n * (index_t)g.input_stride[0] + piece.begin;
+        for (int j = 0; j < base.count; ++j, column += COLUMNS) {
+            if (p.grad_input) {
+                acc_t* grad = p.grad_input + n * (index_t)p.grad_stride[0] + piece.begin;
+                scatter_tap(s, j, mask[j], grad, width, column);
+            }
+            if (slopes) {
+                differentiate_tap(s, j, mask[j], p.input + image, width, column, dots[j]);
+            } else if (p.packed) {
+                sample_tap(s, j, mask[j], p.input + image, width, column);
+            }
+        }
+    });
+    const index_t pair = chunk.group * (index_t)g.taps + tap;
+    for (int j = 0; j < base.count; ++j) {
+        if (p.part_mask) {
+            p.part_mask[(chunk_in_group * (index_t)g.batch + n) * (index_t)g.mask_stride[0] +
+                        pair * (index_t)g.mask_stride[1] + (base.first + j) * (index_t)g.mask_stride[2]] =
+                dots[j].value;
+        }
+        if (!p.part_offset) continue;
+        acc_t* to = p.part_offset + (chunk_in_group * (index_t)g.batch + n) * (index_t)g.offset_stride[0] +
+                    pair * NDIM * (index_t)g.offset_stride[1] + (base.first + j) * (index_t)g.offset_stride[2];
+        UNROLL for (int d = 0; d < NDIM; ++d) to[d * (index_t)g.offset_stride[1]] = dots[j].slope[d] * mask[j];
+    }
+}
+
+// One tile of pixels of one image.
+DEVICE void visit_tile(const DeformConvBackwardParams& p, index_t n, const Chunk& chunk, index_t chunk_in_group,
+                       index_t first, acc_t* packed, acc_t* columns, acc_t* grads, const acc_t* weights) {
+    const Geometry& g = p.geometry;
+    const Cut& cut = p.cut;
+    const index_t outputs = group_outputs(cut), padded = padded_outputs(cut), row = output_row(cut);
+    const index_t count = smaller(index_t(PIXELS), (index_t)g.pixels - first);
+    const bool back = p.grad_input || p.part_offset || p.part_mask;
+    const scalar_t* from = p.grad_output + n * (index_t)p.output_stride[0] + first * (index_t)p.output_stride[2];
+    move_outputs<false>(cut, (scalar_t*)from, (index_t)p.output_stride[1], (index_t)p.output_stride[2], count, grads);
+    for (index_t first_tap = 0; first_tap < (index_t)g.taps; first_tap += taps_at_once(chunk)) {
+        const index_t end = smaller(first_tap + taps_at_once(chunk), (index_t)g.taps);
+        if (back) {
+            for_pieces(g, cut, chunk, first_tap, [&](const Piece& piece) {
+                for (index_t k = 0; k < piece.depth; k += NR, weights += NR * outputs) {
+                    multiply_rows<false>(count, outputs, {grads + piece.group * padded, row, 1}, weights, NR,
+                                         columns + piece.column + k, COLUMNS);
+                }
+            });
+        }
+        for (index_t done = 0; done < count; done += TILE) {
+            Base base;
+            make_base(g, first + done, base);
+            for (index_t tap = first_tap; tap < end; ++tap) {
+                visit_tap(p, n, chunk, chunk_in_group, first_tap, tap, base, columns + done * COLUMNS);
+            }
+        }
+        if (!packed) continue;
+        for_pieces(g, cut, chunk, first_tap, [&](const Piece& piece) {
+            for (index_t o = 0; o < outputs; o += NR) {
+                multiply_rows<true>(piece.depth, count, {columns + piece.column, 1, COLUMNS},
+                                    grads + piece.group * padded + o, row, packed + piece.packed + o * piece.depth, NR);
+            }
+        });
+    }
+}
+
+KERNEL(deform_conv_backward, DeformConvBackwardParams) {
+    const Geometry& g = p.geometry;
+    const Cut& cut = p.cut;
+    const index_t chunks = (index_t)g.groups * chunks_in_group(g, cut);
+    acc_t* columns = p.scratch + worker * (index_t)cut.scratch;
+    acc_t* grads = columns + PIXELS * COLUMNS;
+    acc_t* weights = grads + PIXELS * output_row(cut);
+    FOR_EACH(item, p.items) {
+        const index_t slot = item / chunks, number = item - slot * chunks;
+        const Chunk chunk = chunk_of(g, cut, number);
+        acc_t* packed = p.packed ? p.packed + slot * (index_t)p.packed_size : nullptr;
+        pack_chunk(p, chunk, weights);
+        for (index_t n = slot; n < (index_t)g.batch; n += (index_t)p.slots) {
+            for (index_t first = 0; first < (index_t)g.pixels; first += PIXELS) {
+                visit_tile(p, n, chunk, number % chunks_in_group(g, cut), first, packed, columns, grads, weights);
+            }
+        }
+    }
+}
+
+// grad_weight from the slots' sums. One item = PANEL output channels of a group.
+KERNEL(deform_conv_unpack, DeformConvBackwardParams) {
+    const Geometry& g = p.geometry;
+    const Cut& cut = p.cut;
+    const index_t per_group = (index_t)(g.channels / cut.groups), taps = (index_t)g.taps, row = per_group * taps;
+    FOR_EACH(item, p.items) {
+        for_panels(g, cut, item, [&](const Piece& piece, index_t o, int count) {
+            const index_t width = piece.end - piece.begin;
+            const acc_t* from = p.packed + piece.packed + o * piece.depth;
+            scalar_t* to = p.grad_weight + (piece.group * group_outputs(cut) + o) * row +
+                           piece.begin % per_group * taps + piece.tap;
+            for (index_t c = 0; c < width; ++c) {
+                for (index_t t = 0; t < piece.taps; ++t) {
+                    for (int i = 0; i < count; ++i) {
+                        acc_t sum = 0;
+                        for (index_t slot = 0; slot < (index_t)p.slots; ++slot) {
+                            sum += from[slot * (index_t)p.packed_size + (t * width + c) * NR + i];
+                        }
+                        narrow(sum, to[i * row + c * taps + t]);
+                    }
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,53 @@
+// deform_im2col: columns[n, c, i, o] = mask[n, g, i, o] * sample of input[n, c] at p(o, i, g)     (arXiv 1703.06211, eq. 2)
+//
+// One item = a tile of output pixels at `tap_block` taps of the offset groups, shared by LANES lanes.
+#include "deform.cuh"
+
+struct DeformIm2colParams {
+    const scalar_t* input;
+    const coord_t* offset;
+    const coord_t* mask;         // null: none
+    scalar_t* columns;           // written
+    long long items;             // batch * tiles * blocks of taps
+    long long tap_block;         // (group, tap) pairs of one item
+    long long column_stride[4];  // batch, channel, tap, pixel
+    Geometry geometry;
+};
+
+KERNEL(deform_im2col, DeformIm2colParams) {
+    const Geometry& g = p.geometry;
+    const index_t tiles = ((index_t)g.pixels + TILE - 1) / TILE, pairs = (index_t)(g.groups * g.taps);
+    const index_t blocks = (pairs + (index_t)p.tap_block - 1) / (index_t)p.tap_block;
+    const index_t count = (index_t)(g.channels / g.groups), channel_stride = (index_t)p.column_stride[1];
+    FOR_EACH(item, p.items) {
+        // Taps of a pixel follow one another where lanes share it, pixels of a tap where every lane has its own.
+        const bool pixels_first = TILE == 1 && LANES == 1;
+        const index_t places = (index_t)g.batch * tiles;
+        const index_t block = pixels_first ? item / places : item % blocks;
+        const index_t place = pixels_first ? item - block * places : item / blocks;
+        const index_t n = place / tiles;
+        Base base;
+        make_base(g, (place - n * tiles) * TILE, base);
+        const index_t end = smaller((block + 1) * (index_t)p.tap_block, pairs);
+        for (index_t pair = block * (index_t)p.tap_block; pair < end; ++pair) {
+            const index_t group = pair / (index_t)g.taps, tap = pair - group * (index_t)g.taps;
+            Samples s;
+            look(g, p.offset, n, group, tap, base, s);
+            acc_t mask[TILE];
+            load_mask(g, p.mask, n, group, tap, base, mask);
+            const scalar_t* image = p.input + n * (index_t)g.input_stride[0];
+            scalar_t* to = p.columns + n * (index_t)p.column_stride[0] + tap * (index_t)p.column_stride[2] +
+                           base.first * (index_t)p.column_stride[3];
+            for (index_t c = LANE * VEC; c < count; c += LANES * VEC) {
+                const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), count - c);
+                const index_t channel = group * count + c;
+                acc_t tile[TILE][VEC];
+                for (int j = 0; j < base.count; ++j) {
+                    sample_tap(s, j, mask[j], image + channel * (index_t)g.input_stride[1], width, tile[j]);
+                }
+                store_tile(to + channel * channel_stride, channel_stride, (index_t)p.column_stride[3], base.count,
+                           width, tile);
+            }
+        }
+    }
+}

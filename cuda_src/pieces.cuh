@@ -1,0 +1,117 @@
+// How a host's convolution is cut so that everything it works on stays in cache.
+//
+// Output pixels go in tiles of PIXELS. The sum over (channel, tap) goes in *chunks* of channels, each of one offset group
+// and at most `channel_block`, times blocks of taps, so that a pixel's columns are at most BLOCK numbers. The part of
+// such a block that belongs to one group of the convolution is a *piece*: one matrix product with depth
+// (end - begin) * taps, the channel fastest.
+//
+// Packed weights hold piece after piece, each as panels of NR output channels: [panel][depth][NR].
+
+constexpr int LINE = 64 / (int)sizeof(acc_t);  // numbers in a line of the cache
+constexpr int PANEL = 2 * LINE;                // output channels of a group are padded to a multiple: NR at the widest
+constexpr int COLUMNS = BLOCK + 3 * LINE;      // row of the columns' tile: room for a panel, and an odd number of lines
+
+struct Cut {
+    long long groups;         // of the convolution
+    long long out_channels;   // of all groups
+    long long channel_block;  // most channels of a chunk
+    long long scratch;        // numbers that one worker may use
+};
+
+struct Chunk {
+    index_t begin, end, group;  // channels, of that offset group
+};
+
+struct Piece {
+    index_t begin, end, group;  // channels, of that group of the convolution
+    index_t tap, taps;
+    index_t column;  // where its columns begin in a row of the tile
+    index_t packed;  // where its weights begin
+    index_t depth;   // (end - begin) * taps
+};
+
+DEVICE index_t group_outputs(const Cut& cut) { return (index_t)(cut.out_channels / cut.groups); }
+DEVICE index_t padded_outputs(const Cut& cut) { return (group_outputs(cut) + PANEL - 1) / PANEL * PANEL; }
+// Row of a tile of outputs: an odd number of lines, so that a column of it does not fall on a few sets of the cache.
+DEVICE index_t output_row(const Cut& cut) { return (index_t)cut.groups * padded_outputs(cut) + LINE; }
+
+DEVICE index_t chunks_in_group(const Geometry& g, const Cut& cut) {
+    return ((index_t)(g.channels / g.groups) + (index_t)cut.channel_block - 1) / (index_t)cut.channel_block;
+}
+
+DEVICE Chunk chunk_of(const Geometry& g, const Cut& cut, index_t number) {
+    const index_t count = (index_t)(g.channels / g.groups), group = number / chunks_in_group(g, cut);
+    const index_t begin = (number - group * chunks_in_group(g, cut)) * (index_t)cut.channel_block;
+    return {group * count + begin, group * count + smaller(begin + (index_t)cut.channel_block, count), group};
+}
+
+DEVICE index_t taps_at_once(const Chunk& chunk) { return larger(index_t(1), BLOCK / (chunk.end - chunk.begin)); }
+
+// Calls f(piece) for the pieces of a chunk at the taps from `tap` on.
+template <typename F> DEVICE void for_pieces(const Geometry& g, const Cut& cut, const Chunk& chunk, index_t tap, F f) {
+    const index_t per_group = (index_t)(g.channels / cut.groups), taps_in_all = (index_t)g.taps;
+    const index_t taps = smaller(taps_at_once(chunk), taps_in_all - tap);
+    const index_t before = chunk.begin * taps_in_all + tap * (chunk.end - chunk.begin);
+    for (index_t begin = chunk.begin; begin < chunk.end;) {
+        const index_t group = begin / per_group, end = smaller(chunk.end, (group + 1) * per_group);
+        const index_t column = (begin - chunk.begin) * taps;
+        f(Piece{begin, end, group, tap, taps, column, (before + column) * padded_outputs(cut), (end - begin) * taps});
+        begin = end;
+    }
+}
+
+// Calls f(piece, o, count) for every piece and panel of NR output channels o ... o + count - 1 of the item: one of the
+// blocks of PANEL that the outputs of all groups are counted in.
+template <typename F> DEVICE void for_panels(const Geometry& g, const Cut& cut, index_t item, F f) {
+    const index_t blocks = padded_outputs(cut) / PANEL, first = item % blocks * PANEL;
+    const index_t end = smaller(first + PANEL, group_outputs(cut));
+    for (index_t number = 0; number < (index_t)g.groups * chunks_in_group(g, cut); ++number) {
+        const Chunk chunk = chunk_of(g, cut, number);
+        for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
+            for_pieces(g, cut, chunk, tap, [&](const Piece& piece) {
+                if (piece.group != item / blocks) return;
+                for (index_t o = first; o < end; o += NR) f(piece, o, (int)smaller(index_t(NR), end - o));
+            });
+        }
+    }
+}
+
+// A tile of outputs, [pixel][group][padded channel], to or from memory in either layout.
+template <bool STORE, typename T> DEVICE void move_outputs(const Cut& cut, T* memory, index_t channel_stride,
+                                                           index_t pixel_stride, index_t count, acc_t* rows) {
+    const index_t outputs = group_outputs(cut), row = output_row(cut);
+    acc_t tile[TILE * TILE], other[TILE * TILE];
+    for (index_t o = 0; o < (index_t)cut.out_channels; ++o) {
+        const index_t group = o / outputs, first = o - group * outputs;
+        const int width = (int)smaller(index_t(TILE), outputs - first);
+        acc_t* column = rows + group * padded_outputs(cut) + first;
+        for (index_t j0 = 0; j0 < count; j0 += TILE) {
+            const int height = (int)smaller(index_t(TILE), count - j0);
+            T* corner = memory + o * channel_stride + j0 * pixel_stride;
+            if (channel_stride == 1) {
+                for (int j = 0; j < height; ++j) {
+                    acc_t* line = column + (j0 + j) * row;
+                    if (STORE)
+                        store_line<TILE>(line, corner + j * pixel_stride, 1, width);
+                    else
+                        load_line<TILE>(corner + j * pixel_stride, 1, width, line);
+                }
+            } else if (STORE) {
+                for (int j = 0; j < height; ++j) load_line<TILE>(column + (j0 + j) * row, 1, width, tile + j * TILE);
+                const acc_t* turned = transpose<TILE, TILE>(tile, other);
+                for (int i = 0; i < width; ++i) {
+                    store_line<TILE>(turned + i * TILE, corner + i * channel_stride, pixel_stride, height);
+                }
+            } else {
+                for (int i = 0; i < width; ++i) {
+                    load_line<TILE>(corner + i * channel_stride, pixel_stride, height, tile + i * TILE);
+                }
+                const acc_t* turned = transpose<TILE, TILE>(tile, other);
+                for (int j = 0; j < height; ++j) {
+                    store_line<TILE>(turned + j * TILE, column + (j0 + j) * row, 1, width);
+                }
+            }
+        }
+        o += width - 1;
+    }
+}

@@ -1,0 +1,66 @@
+// Matrix products of the host's convolutions, on tiles that lie in cache: the same instructions that a BLAS would run,
+// without its threads, its copies of operands, and its lack of half precision. A GPU has cuBLAS.
+//
+// The registers hold a block of MR rows and NR columns of the result; per step of the sum, NR / LENGTH vectors of the
+// right operand are loaded, and each number of the left one is spread over a vector.
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, MR = 12;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, MR = 6;
+#else
+constexpr int VECTOR_BYTES = 16, MR = 6;
+#endif
+constexpr int LENGTH = VECTOR_BYTES / (int)sizeof(acc_t), NR = 2 * LENGTH;
+
+typedef acc_t vector_t __attribute__((vector_size(VECTOR_BYTES)));
+typedef acc_t loose_vector_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(acc_t)), may_alias));
+
+// A row-major matrix, or the part of it that begins at `at`.
+struct Matrix {
+    acc_t* at;
+    index_t row, column;  // strides
+};
+
+// to[m][n] (+)= sum over k < depth of a[m][k] b[k][n], for MR rows and NR columns; those of `b` and `to` are neighbours.
+template <bool ADD> static __attribute__((noinline)) void multiply_block(index_t depth, Matrix a, const acc_t* b,
+                                                                         index_t b_row, acc_t* to, index_t to_row) {
+    vector_t sum[MR][2];
+    UNROLL for (int m = 0; m < MR; ++m) {
+        UNROLL for (int v = 0; v < 2; ++v) {
+            sum[m][v] = ADD ? *(const loose_vector_t*)(to + m * to_row + v * LENGTH) : vector_t{};
+        }
+    }
+    for (index_t k = 0; k < depth; ++k) {
+        const vector_t right[2] = {*(const loose_vector_t*)(b + k * b_row),
+                                   *(const loose_vector_t*)(b + k * b_row + LENGTH)};
+        UNROLL for (int m = 0; m < MR; ++m) {
+            const acc_t left = a.at[m * a.row + k * a.column];
+            UNROLL for (int v = 0; v < 2; ++v) {
+                UNROLL for (int i = 0; i < LENGTH; ++i) sum[m][v][i] = fused(left, right[v][i], sum[m][v][i]);
+            }
+        }
+    }
+    UNROLL for (int m = 0; m < MR; ++m) {
+        UNROLL for (int v = 0; v < 2; ++v) * (loose_vector_t*)(to + m * to_row + v * LENGTH) = sum[m][v];
+    }
+}
+
+// The same for any number of rows: those that do not exist are worked out all the same (`a` must hold something there)
+// and left out.
+template <bool ADD> DEVICE void multiply_rows(index_t rows, index_t depth, Matrix a, const acc_t* b, index_t b_row,
+                                              acc_t* to, index_t to_row) {
+    for (index_t m = 0; m < rows; m += MR) {
+        const Matrix left = {a.at + m * a.row, a.row, a.column};
+        if (m + MR <= rows) {
+            multiply_block<ADD>(depth, left, b, b_row, to + m * to_row, to_row);
+            continue;
+        }
+        acc_t edge[MR * NR];
+        multiply_block<false>(depth, left, b, b_row, edge, NR);
+        for (index_t i = 0; i < rows - m; ++i) {
+            acc_t* line = to + (m + i) * to_row;
+            for (int j = 0; j < NR; ++j) line[j] = ADD ? line[j] + edge[i * NR + j] : edge[i * NR + j];
+        }
+    }
+}

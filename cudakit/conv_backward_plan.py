@@ -1,0 +1,223 @@
+"""How the gradients of a deformable convolution are launched on a CPU."""
+
+from math import prod
+from typing import NamedTuple
+
+from cudakit.array import CPU
+from cudakit.conv_plan import (
+    BLOCK,
+    CUT_FIELDS,
+    Amount,
+    Convolution,
+    Size,
+    Slots,
+    choose_amount,
+    images_at_once,
+)
+from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
+from cudakit.deform_plan import coordinates_from
+from cudakit.launch import Launch, load
+from cudakit.layout import accumulator, add_copy, add_sum, itemsize, packed, part
+from cudakit.op import NULL, Plan, Slot, Target
+from cudakit.source import Kernel
+from cudakit.structs import pack_tail
+
+FIELDS = (
+    *((name, 1) for name in ("grad_output", "input", "offset", "mask", "weight", "grad_input", "part_offset")),
+    *((name, 1) for name in ("part_mask", "packed", "grad_weight", "scratch", "items", "slots", "packed_size")),
+    *(("output_stride", 3), ("grad_stride", 5)),
+    *CUT_FIELDS,
+    *GEOMETRY_FIELDS,
+)
+BACKWARD, UNPACK = (
+    Kernel("deform_conv_backward.cu", name, "DeformConvBackwardParams", FIELDS, pointers=11)
+    for name in ("deform_conv_backward", "deform_conv_unpack")
+)
+CHANNEL_STEP = 16  # a chunk of channels is a multiple of it, where there are that many
+
+
+class Split(NamedTuple):
+    """How the work on images is shared out: chunks of an offset group's channels, and images at a time."""
+
+    parts: int  # chunks of a group
+    block: int  # channels of a chunk
+    slots: int
+
+
+def split(d: Deformation, threads: int) -> Split:
+    """Give every thread images of its own where there are enough, else channels of its own."""
+    count = d.channels // d.groups
+    parts, slots = -(-count // BLOCK), 1
+    if parts * d.groups < 4 * threads and parts * d.groups % threads:
+        slots = min(d.batch, threads)
+        parts = max(parts, -(-threads // (slots * d.groups)))
+    block = -(-count // parts)
+    block = min(count, BLOCK, -(-block // CHANNEL_STEP) * CHANNEL_STEP)
+    return Split(-(-count // block), block, slots)
+
+
+class Buffers(NamedTuple):
+    """Where sums are kept before they become results, and whether they must be brought there."""
+
+    image: Slot
+    grad_input: Slot
+    offset: Slot
+    mask: Slot
+    packed: Slot
+    scratch: Slot
+
+
+class _Backward:
+    """Appends the launches of one call.
+
+    Parameters
+    ----------
+    plan, target
+        What to append to, and for what.
+    conv : Convolution
+        The call.
+    slots : Slots
+        Of the arrays.
+    grad_output : Slot
+        Of the gradient by the output.
+    results : Slots
+        Of the gradients, null where they are not wanted.
+    """
+
+    def __init__(
+        self, plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
+    ) -> None:
+        self.plan, self.target, self.conv = plan, target, conv
+        self.slots, self.grad_output, self.results = slots, grad_output, results
+        d, x = conv.d, conv.input
+        self.item, self.wide = itemsize(d.dtype), conv.accumulator_bytes
+        self.split = split(d, target.threads)
+        self.reads = any(slot != NULL for slot in (results.offset, results.mask, results.weight))
+        self.copied = self.reads and x.strides[1] != 1
+        self.layout = packed(x.shape, x.dtype, channels_last=True) if self.copied or not self.reads else x
+        self.final = packed(x.shape, x.dtype, channels_last=d.last)
+        self.grad = packed(x.shape, accumulator(x.dtype), channels_last=True)
+        self.summed = results.input != NULL and self.grad != self.final
+        # One chunk and one dtype: the sums are the results.
+        self.parted = self.split.parts > 1 or d.coordinates != accumulator(d.dtype)
+
+    def run(self) -> None:
+        """Append everything but the gradient of the bias."""
+        conv, results = self.conv, self.results
+        amount = self._amount()
+        buffers = self._buffers(amount)
+        size = conv.packed_size * self.wide * amount.slots
+        if results.weight != NULL:
+            self.plan.zero(buffers.packed, size, CPU)
+        for first in range(0, conv.d.batch, amount.images):
+            self._round(first, min(amount.images, conv.d.batch - first), amount, buffers)
+        if results.weight != NULL:
+            pointers = [NULL] * 11
+            pointers[8:10] = buffers.packed, results.weight
+            self._launch(UNPACK, conv.d, amount, conv.panels, conv.packed_size, tuple(pointers))
+
+    def _image_bytes(self) -> int:
+        """Return the temporary memory of one image."""
+        d, results = self.conv.d, self.results
+        size = d.channels * prod(d.space)
+        shared = (results.offset, d.offset_channels), (results.mask, d.mask_channels)
+        parts = sum(channels for slot, channels in shared if slot != NULL and self.parted)
+        return (
+            size * self.item * self.copied
+            + size * self.wide * self.summed
+            + self.split.parts * parts * d.pixels * self.wide
+        )
+
+    @property
+    def _scratch(self) -> int:
+        """Numbers of one worker: a tile, and a chunk's weights as the kernel packs them."""
+        conv, block = self.conv, self.split.block
+        panel = conv.padded // max(1, conv.panels // conv.groups)
+        pieces = -(-conv.d.taps // max(1, BLOCK // block)) * (block // (conv.d.channels // conv.groups) + 2)
+        weights = (conv.d.taps * block + panel * pieces) * (conv.out_channels // conv.groups)
+        return conv.tile_size + weights
+
+    def _amount(self) -> Amount:
+        conv, target = self.conv, self.target
+        packed_bytes = conv.packed_size * self.wide if self.results.weight != NULL else 0
+        slots = self.split.slots
+        threads = min(target.threads, slots * self.split.parts * conv.d.groups)
+        images = images_at_once(conv.d.batch, self._image_bytes(), slots)
+        size = Size(0, self._scratch * self.wide, packed_bytes, self._image_bytes())
+        return choose_amount(conv, Amount(threads, slots, images), size)
+
+    def _buffers(self, amount: Amount) -> Buffers:
+        plan, d, results = self.plan, self.conv.d, self.results
+        image = d.channels * prod(d.space) * amount.images
+        parts = self.split.parts * d.pixels * amount.images * self.wide
+        return Buffers(
+            plan.workspace(image * self.item) if self.copied else NULL,
+            plan.workspace(image * self.wide) if self.summed else NULL,
+            plan.workspace(parts * d.offset_channels) if self.parted and results.offset != NULL else NULL,
+            plan.workspace(parts * d.mask_channels) if self.parted and results.mask != NULL else NULL,
+            plan.workspace(self.conv.packed_size * self.wide * amount.slots) if results.weight != NULL else NULL,
+            plan.workspace(self._scratch * self.wide * amount.workers),
+        )
+
+    def _round(self, first: int, count: int, amount: Amount, buffers: Buffers) -> None:
+        """Append what is done for some images of the batch."""
+        plan, target, conv, results = self.plan, self.target, self.conv, self.results
+        d, x = conv.d, conv.input
+        source = self.slots.input.at(first * x.strides[0] * self.item) if self.reads else NULL
+        if self.copied:
+            add_copy(plan, target, (source, part(x, count)), (buffers.image, part(self.layout, count)))
+        goal = results.input.at(first * self.final.strides[0] * self.item)
+        if self.summed:
+            plan.zero(buffers.grad_input, count * self.grad.strides[0] * self.wide, CPU)
+        offset, mask = coordinates_from(d, first, self.slots.offset, self.slots.mask)
+        grads = coordinates_from(d, first, results.offset, results.mask)
+        pointers = (
+            self.grad_output.at(first * conv.output.strides[0] * self.item),
+            *(buffers.image if self.copied else source, offset, mask, self.slots.weight),
+            buffers.grad_input if self.summed else goal,
+            *((buffers.offset, buffers.mask) if self.parted else grads),
+            *(buffers.packed, NULL, buffers.scratch),
+        )
+        slots = min(amount.slots, count)
+        items = slots * self.split.parts * d.groups
+        self._launch(BACKWARD, d.part(count), amount._replace(slots=slots), items, 2 * count * conv.work, pointers)
+        if self.parted:
+            for grad, sums, channels in zip(
+                grads, (buffers.offset, buffers.mask), (d.offset_channels, d.mask_channels), strict=True
+            ):
+                self._add_parts(grad, sums, count * channels * d.pixels)
+        if self.summed:
+            add_copy(plan, target, (buffers.grad_input, part(self.grad, count)), (goal, part(self.final, count)))
+
+    def _add_parts(self, grad: Slot, sums: Slot, size: int) -> None:
+        """Append the sums over chunks of a group, for a gradient of so many numbers."""
+        if grad != NULL:
+            source, goal = (sums, accumulator(self.conv.d.dtype)), (grad, self.conv.d.coordinates)
+            add_sum(self.plan, self.target, source, goal, (size, 1, self.split.parts), (1, 0, size))
+
+    def _launch(
+        self, kernel: Kernel, d: Deformation, amount: Amount, items: int, work: int, pointers: tuple[Slot, ...]
+    ) -> None:
+        conv = self.conv
+        tail = pack_tail(
+            *(kernel, items, amount.slots, conv.packed_size, conv.output_strides, self.grad.strides),
+            *(*conv.cut(self.split.block), self._scratch),
+            *geometry_values(d, self.layout.strides),
+        )
+        loaded = load(kernel, conv.prelude(self.layout), CPU)
+        self.plan.launch(Launch(loaded, tail, items, 1, work, amount.workers), *pointers)
+
+
+def plan_backward(
+    plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
+) -> None:
+    """Append the gradients that `results` has slots for; those of input and weights are in the data format."""
+    d, strides = conv.d, conv.output_strides
+    if results.bias != NULL:
+        sizes = (conv.out_channels, d.batch, d.pixels)
+        add_sum(
+            *(plan, target, (grad_output, d.dtype), (results.bias, d.dtype), sizes),
+            (strides[1], strides[0], strides[2]),
+        )
+    if any(slot != NULL for slot in results._replace(bias=NULL)):
+        _Backward(plan, target, conv, slots, grad_output, results).run()

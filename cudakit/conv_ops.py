@@ -1,0 +1,167 @@
+"""The records of the deformable convolutions: what they check and how they are planned."""
+
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+from cudakit import checks
+from cudakit.array import Spec
+from cudakit.conv_backward_plan import plan_backward
+from cudakit.conv_plan import Convolution, Slots, plan_forward
+from cudakit.deform_geometry import (
+    DATA_FORMATS,
+    Deformation,
+    Window,
+    checked_image,
+    deformation,
+    hashable,
+    scattered,
+    window,
+)
+from cudakit.errors import InvalidArgument
+from cudakit.layout import Image, image, packed
+from cudakit.op import NULL, Op, Output, Plan, Target
+
+NAMES = ("input", "offset", "weight", "bias", "mask")
+KERNEL_NAMES = {1: "k", 2: "k_h, k_w", 3: "k_d, k_h, k_w"}
+
+
+class ConvOptions(NamedTuple):
+    """What a convolution takes besides arrays."""
+
+    moves: Window
+    data_format: str
+    workspace: int | None
+    allow_tf32: bool
+    needs: tuple[str, ...] = NAMES
+
+
+def _options(stride: Any, padding: Any, dilation: Any, *rest: Any) -> ConvOptions:
+    """Check what is no array: (stride, padding, dilation, data_format, workspace, allow_tf32[, needs])."""
+    try:
+        return _checked(*map(hashable, (stride, padding, dilation)), *rest)
+    except TypeError:  # something unhashable, which the cache does not take and no option may be
+        return _checked.__wrapped__(stride, padding, dilation, *rest)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _checked(
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    data_format: Any,
+    workspace: Any,
+    allow_tf32: Any,
+    needs: Any = NAMES,
+) -> ConvOptions:
+    moves = window(stride, padding, dilation)
+    checks.choice("data_format", data_format, DATA_FORMATS)
+    if workspace is not None:
+        rule = "be None or a positive number of bytes"
+        (workspace,) = checks.integers("workspace", (workspace,), rule, length=(1,), minimum=1)
+    checks.boolean("allow_tf32", allow_tf32)
+    return ConvOptions(moves, data_format, workspace, allow_tf32, checks.names("needs", needs, NAMES))
+
+
+def _groups(weight: Spec, x: Image) -> int:
+    """Check the shape of the weights and return the number of the convolution's groups."""
+    n, channels = len(x.space), x.shape[1]
+    shape = f"(C_out, C/groups, {KERNEL_NAMES[n]})"
+    if len(weight.shape) != n + 2 or 0 in weight.shape[1:]:
+        raise InvalidArgument("weight", f"have shape {shape}", weight.shape)
+    if channels % weight.shape[1] or channels == 0:
+        raise InvalidArgument("weight", f"have shape {shape} with a C/groups that divides C={channels}", weight.shape)
+    groups = channels // weight.shape[1]
+    if weight.shape[0] % groups:
+        rule = f"have shape {shape} with C_out a multiple of groups={groups}"
+        raise InvalidArgument("weight", rule, weight.shape)
+    return groups
+
+
+def _convolution(
+    n: int, specs: tuple[Spec | None, ...], options: ConvOptions, grad_output: Spec | None = None
+) -> tuple[Convolution, Output]:
+    """Check the arrays of a call; return it and what its output is."""
+    input, offset, weight, bias, mask = specs
+    assert input is not None and offset is not None and weight is not None
+    x = checked_image("input", input, options.data_format, (n,))
+    checks.floating("weight", weight)
+    checks.same_dtype("weight", weight, "input", x.dtype)
+    groups = _groups(weight, x)
+    d = deformation(x, offset, mask, weight.shape[2:], options.moves, options.data_format)
+    count = weight.shape[0]
+    if bias is not None:
+        checks.same_dtype("bias", bias, "input", x.dtype)
+        checks.shape("bias", bias, (f"C_out={count}",))
+    output = packed((d.batch, count, *d.out), d.dtype, channels_last=d.last)
+    expected = d.shape(count, d.out)
+    if grad_output is not None:
+        checks.same_dtype("grad_output", grad_output, "input", x.dtype)
+        checks.shape("grad_output", grad_output, expected)
+        output = image(grad_output, d.last)
+    return Convolution(d, x, groups, count, output, options.workspace), Output(expected, d.dtype)
+
+
+def _slots(plan: Plan, first: int, specs: tuple[Spec | None, ...]) -> Slots:
+    """Return the slots of a plan's inputs from `first` on."""
+    return Slots(*(plan.input(first + i) if spec is not None else NULL for i, spec in enumerate(specs)))
+
+
+def _prepare(n: int, specs: tuple[Any, ...], options: ConvOptions, target: Target) -> Plan:
+    conv, output = _convolution(n, specs, options)
+    copies = scattered(specs, (1, 2, 3, 4)) or (() if conv.input.flat else (0,))
+    if copies:
+        return Plan(5, copies=copies)
+    plan = Plan(5, (output,))
+    if 0 in output.shape:
+        return plan
+    plan_forward(plan, target, conv, _slots(plan, 0, specs), plan.result(0))
+    return plan
+
+
+def _results(specs: tuple[Spec | None, ...], needs: tuple[str, ...], zero: set[str]) -> tuple[Output | None, ...]:
+    """Return the gradients to allocate."""
+    wanted = (spec if name in needs else None for name, spec in zip(NAMES, specs, strict=True))
+    named = zip(NAMES, wanted, strict=True)
+    return tuple(None if spec is None else Output(spec.shape, spec.dtype, name in zero) for name, spec in named)
+
+
+def _prepare_backward(n: int, specs: tuple[Any, ...], options: ConvOptions, target: Target) -> Plan:
+    grad_output, *rest = specs
+    arrays = tuple(rest)
+    conv, output = _convolution(n, arrays, options, grad_output)
+    copies = (
+        *(() if conv.output.flat else (0,)),
+        *(() if conv.input.flat else (1,)),
+        *scattered(specs, (2, 3, 5)),
+    )
+    if copies:
+        return Plan(6, copies=copies)
+    empty = 0 in output.shape
+    zero = set(NAMES) if empty else {"input"} if _adds_in_place(conv.d, target) else set()
+    plan = Plan(6, _results(arrays, options.needs, zero))
+    if not empty:
+        results = Slots(*map(plan.result, range(5)))
+        plan_backward(plan, target, conv, _slots(plan, 1, arrays), plan.input(0), results)
+    return plan
+
+
+def _adds_in_place(d: Deformation, target: Target) -> bool:
+    """Whether the gradient of the input is added up in the result itself."""
+    return d.last and d.dtype in ("float32", "float64")
+
+
+def _make(n: int) -> Op:
+    backward = Op(
+        f"deform_conv{n}d_backward",
+        ("grad_output", *NAMES),
+        _options,
+        partial(_prepare_backward, n),
+        optional=("bias", "mask"),
+    )
+    prepare = partial(_prepare, n)
+    saved = tuple(range(len(NAMES)))
+    return Op(f"deform_conv{n}d", NAMES, _options, prepare, backward, saved, optional=("bias", "mask"))
+
+
+DEFORM_CONV1D, DEFORM_CONV2D, DEFORM_CONV3D = map(_make, (1, 2, 3))
+CONVOLUTIONS = {1: DEFORM_CONV1D, 2: DEFORM_CONV2D, 3: DEFORM_CONV3D}

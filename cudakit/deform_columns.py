@@ -1,0 +1,213 @@
+"""The records of `deform_im2col`, its adjoint, and their gradients: what they check and how they are planned."""
+
+from functools import lru_cache
+from math import prod
+from typing import Any, NamedTuple
+
+from cudakit import checks
+from cudakit.array import Spec
+from cudakit.deform_geometry import (
+    DATA_FORMATS,
+    Deformation,
+    Integers,
+    Window,
+    checked_image,
+    columns_shape,
+    deformation,
+    hashable,
+    numbers,
+    per_dimension,
+    scattered,
+    window,
+)
+from cudakit.deform_plan import Gradients, gradient_layouts, plan_columns, plan_gradients
+from cudakit.errors import InvalidArgument
+from cudakit.layout import Image, packed
+from cudakit.op import NULL, Op, Output, Plan, Target
+
+NAMES = ("input", "offset", "mask")
+COLUMN_NAMES = ("columns", "offset", "mask")
+
+
+class DeformOptions(NamedTuple):
+    """What the operators take besides arrays; `input_size` is that of `deform_col2im`."""
+
+    kernel_size: Integers
+    moves: Window
+    data_format: str
+    input_size: Integers = ()
+    needs: tuple[str, ...] = NAMES
+
+
+def _options(kernel_size: Any, stride: Any, padding: Any, dilation: Any, *rest: Any) -> DeformOptions:
+    """Check what is no array: (kernel_size, stride, padding, dilation, data_format[, input_size[, needs]])."""
+    try:
+        return _checked(*map(hashable, (kernel_size, stride, padding, dilation)), *rest)
+    except TypeError:  # something unhashable, which the cache does not take and no option may be
+        return _checked.__wrapped__(kernel_size, stride, padding, dilation, *rest)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _checked(
+    kernel_size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    data_format: Any,
+    input_size: Any = (),
+    needs: Any = NAMES,
+) -> DeformOptions:
+    kernel = numbers("kernel_size", kernel_size, minimum=1)
+    moves = window(stride, padding, dilation)
+    checks.choice("data_format", data_format, DATA_FORMATS)
+    size = numbers("input_size", input_size, minimum=1) if input_size != () else ()
+    return DeformOptions(kernel, moves, data_format, size, checks.names("needs", needs, NAMES))
+
+
+def _sampled(input: Spec, offset: Spec, mask: Spec | None, options: DeformOptions) -> tuple[Deformation, Image]:
+    """Check the arrays of `deform_im2col`."""
+    x = checked_image("input", input, options.data_format, (1, 2, 3))
+    kernel = per_dimension("kernel_size", options.kernel_size, len(x.space))
+    return deformation(x, offset, mask, kernel, options.moves, options.data_format), x
+
+
+def _prepare_im2col(specs: tuple[Any, ...], options: DeformOptions, target: Target) -> Plan:
+    input, offset, mask = specs
+    d, x = _sampled(input, offset, mask, options)
+    copies = scattered(specs, (1, 2)) or (() if x.flat else (0,))
+    if copies:
+        return Plan(3, copies=copies)
+    shape = columns_shape(d)
+    plan = Plan(3, (Output(shape, d.dtype),))
+    if 0 not in shape:
+        mask_slot = plan.input(2) if d.masked else NULL
+        plan_columns(plan, target, d, x, (plan.input(0), plan.input(1), mask_slot, plan.result(0)))
+    return plan
+
+
+def _check_columns(argument: str, columns: Spec, d: Deformation) -> None:
+    checks.same_dtype(argument, columns, "input", d.dtype)
+    expected = columns_shape(d)
+    names = (f"N={d.batch}", f"L={d.pixels}", f"K*C={expected[2]}")
+    order = names if d.last else (names[0], f"C*K={expected[1]}", names[1])
+    checks.shape(argument, columns, order)
+
+
+def _input_gradient(d: Deformation, target: Target) -> Output:
+    """Return the result that columns are added up into, zero where nothing will be written or it is added to."""
+    final, grad = gradient_layouts(d, target)
+    return Output(d.shape(d.channels, d.space), d.dtype, zero=grad == final or 0 in columns_shape(d))
+
+
+def _prepare_im2col_backward(specs: tuple[Any, ...], options: DeformOptions, target: Target) -> Plan:
+    grad, input, offset, mask = specs
+    d, x = _sampled(input, offset, mask, options)
+    _check_columns("grad_columns", grad, d)
+    wanted = set(options.needs) & {"offset", "mask"}
+    copies = scattered(specs, (0, 2, 3)) or (() if x.flat else (1,))
+    if copies:
+        return Plan(4, copies=copies)
+    empty = 0 in columns_shape(d)
+    results = (
+        _input_gradient(d, target) if "input" in options.needs else None,
+        Output(offset.shape, offset.dtype, zero=empty) if "offset" in wanted else None,
+        Output(mask.shape, mask.dtype, zero=empty) if "mask" in wanted and mask is not None else None,
+    )
+    plan = Plan(4, results)
+    if empty:
+        return plan
+    slots = Gradients(
+        *(plan.input(1) if wanted else NULL, plan.input(2), plan.input(3) if d.masked else NULL, plan.input(0)),
+        *(NULL, *map(plan.result, range(3))),
+    )
+    plan_gradients(plan, target, d, x if wanted else None, slots)
+    return plan
+
+
+def _added(columns: Spec, offset: Spec, mask: Spec | None, options: DeformOptions) -> Deformation:
+    """Check the arrays of `deform_col2im`."""
+    checks.floating("columns", columns)
+    last = options.data_format == "channels_last"
+    checks.dimensions("columns", columns, (3,), "(N, L, K*C)" if last else "(N, C*K, L)")
+    checks.dimensions("offset", offset, (3, 4, 5), "(N, O..., G*K*n)" if last else "(N, G*K*n, O...)")
+    n = len(offset.shape) - 2
+    kernel = per_dimension("kernel_size", options.kernel_size, n)
+    space = per_dimension("input_size", options.input_size, n)
+    count = columns.shape[2 if last else 1]
+    if count % prod(kernel):
+        order = f"N, L, K*C={prod(kernel)}*C" if last else f"N, C*K=C*{prod(kernel)}, L"
+        raise InvalidArgument("columns", f"have shape ({order})", columns.shape)
+    x = packed((columns.shape[0], count // prod(kernel), *space), columns.dtype, channels_last=last)
+    d = deformation(x, offset, mask, kernel, options.moves, options.data_format)
+    _check_columns("columns", columns, d)
+    return d
+
+
+def _prepare_col2im(specs: tuple[Any, ...], options: DeformOptions, target: Target) -> Plan:
+    columns, offset, mask = specs
+    d = _added(columns, offset, mask, options)
+    copies = scattered(specs, (0, 1, 2))
+    if copies:
+        return Plan(3, copies=copies)
+    plan = Plan(3, (_input_gradient(d, target),))
+    if 0 not in columns_shape(d):
+        slots = Gradients(NULL, plan.input(1), plan.input(2) if d.masked else NULL, plan.input(0))
+        plan_gradients(plan, target, d, None, slots._replace(grad_input=plan.result(0)))
+    return plan
+
+
+def _prepare_col2im_backward(specs: tuple[Any, ...], options: DeformOptions, target: Target) -> Plan:
+    """Plan the gradients of `deform_col2im`: what its adjoint makes of the gradient of the image."""
+    grad, columns, offset, mask = specs
+    d = _added(columns, offset, mask, options)
+    x = checked_image("grad_output", grad, options.data_format, (d.n,))
+    copies = scattered(specs, (1, 2, 3)) or (() if x.flat else (0,))
+    if copies:
+        return Plan(4, copies=copies)
+    empty = 0 in columns_shape(d)
+    wanted = [name in options.needs and spec is not None for name, spec in zip(COLUMN_NAMES, specs[1:], strict=True)]
+    outputs = [Output(spec.shape, spec.dtype, zero=empty) if spec is not None else None for spec in specs[1:]]
+    plan = Plan(4, tuple(output if want else None for output, want in zip(outputs, wanted, strict=True)))
+    if empty:
+        return plan
+    read = (plan.input(0), plan.input(2), plan.input(3) if d.masked else NULL)
+    if wanted[0]:
+        plan_columns(plan, target, d, x, (*read, plan.result(0)))
+    if wanted[1] or wanted[2]:
+        slots = Gradients(*read, plan.input(1), NULL, NULL, plan.result(1), plan.result(2))
+        plan_gradients(plan, target, d, x, slots)
+    return plan
+
+
+DEFORM_IM2COL_BACKWARD = Op(
+    "deform_im2col_backward",
+    ("grad_columns", "input", "offset", "mask"),
+    _options,
+    _prepare_im2col_backward,
+    optional=("mask",),
+)
+DEFORM_IM2COL = Op(
+    "deform_im2col",
+    NAMES,
+    _options,
+    _prepare_im2col,
+    DEFORM_IM2COL_BACKWARD,
+    saved=(0, 1, 2),
+    optional=("mask",),
+)
+DEFORM_COL2IM_BACKWARD = Op(
+    "deform_col2im_backward",
+    ("grad_output", *COLUMN_NAMES),
+    _options,
+    _prepare_col2im_backward,
+    optional=("mask",),
+)
+DEFORM_COL2IM = Op(
+    "deform_col2im",
+    COLUMN_NAMES,
+    _options,
+    _prepare_col2im,
+    DEFORM_COL2IM_BACKWARD,
+    saved=(0, 1, 2),
+    optional=("mask",),
+)
