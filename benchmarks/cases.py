@@ -6,7 +6,7 @@ take PyTorch's tensors in place of NumPy's arrays.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 OURS = "cudakit"
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,8 @@ class Row:
         What the family's sides need to know besides arrays.
     make : callable
         Returns the arrays that are read, by name; the same ones every time.
-    tolerance : float
-        Largest difference between two sides, in units of the largest result.
     flips : float
-        Share of elements that may differ by more: those beside a discontinuity.
+        Share of elements that may differ by more than the tolerance: those beside a discontinuity.
     dtype : str
         What the arrays, which are made in float32, are turned into; on a GPU only.
     """
@@ -44,9 +43,20 @@ class Row:
     section: str
     case: Any
     make: Callable[[], Arrays]
-    tolerance: float = 1e-4
     flips: float = 0.0
     dtype: str = "float32"
+
+    @property
+    def tolerance(self) -> float:
+        """Return the largest difference between two sides, in units of the largest element of a result."""
+        return TOLERANCES[self.dtype]
+
+
+def in_dtype(row: Row, dtype: str) -> Row:
+    """Return the same row on arrays of a dtype."""
+    if dtype == row.dtype:
+        return row
+    return replace(row, name=f"{row.name}_{dtype}", section=f"{row.section}, {dtype}", dtype=dtype)
 
 
 class Prepared(NamedTuple):

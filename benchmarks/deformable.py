@@ -10,10 +10,9 @@ import numpy as np
 import cudakit
 
 from . import deformable_peers as peers
-from .cases import OURS, Array, Arrays, Family, Prepared, Row, Side, Tiny, in_layout, to_numpy
+from .cases import OURS, TOLERANCES, Array, Arrays, Family, Prepared, Row, Side, Tiny, in_dtype, in_layout, to_numpy
 
 FLIPS = 2e-3  # share of the gradients of offsets that stem from a sample so near to a knot that rounding picks its side
-TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 class Deform(NamedTuple):
@@ -91,7 +90,7 @@ def arrays(case: Deform) -> Arrays:
     return found
 
 
-def row(size: str, case: Deform, dtype: str = "float32") -> Row:
+def row(size: str, case: Deform) -> Row:
     """Return a row of a table."""
     version = f"v{1 + case.mask}"
     if case.columns:
@@ -101,10 +100,7 @@ def row(size: str, case: Deform, dtype: str = "float32") -> Row:
         section = f"deform_conv2d, {'backward (all gradients)' if case.backward else 'forward'}"
     if case.last:
         name, section = f"{name}_last", f"{section}, channels last"
-    if dtype != "float32":
-        name, section = f"{name}_{dtype}", f"{section}, {dtype}"
-    flips = FLIPS if case.backward else 0.0
-    return Row(name, section, case, lambda: arrays(case), TOLERANCES[dtype], flips, dtype)
+    return Row(name, section, case, lambda: arrays(case), flips=FLIPS if case.backward else 0.0)
 
 
 def _variants(sizes: dict[str, Deform], masks: tuple[bool, ...]) -> Iterator[tuple[str, Deform]]:
@@ -125,8 +121,8 @@ def rows(small: bool) -> list[Row]:
 
 def gpu_rows(small: bool) -> list[Row]:
     """Return the family's rows on a GPU."""
-    variants = list(_variants(SMALL_SIZES if small else GPU_SIZES, (True,)))
-    return [row(*variant, dtype) for dtype in TOLERANCES for variant in variants]
+    found = [row(*variant) for variant in _variants(SMALL_SIZES if small else GPU_SIZES, (True,))]
+    return [in_dtype(row, dtype) for dtype in TOLERANCES for row in found]
 
 
 def _ours(row: Row, arrays: Arrays, _: int) -> Prepared:
@@ -181,15 +177,9 @@ FAMILY = Family(
     memory=("dc_n4c128_64_v2_fwd", "dc_n4c128_64_v2_bwd"),
     notes=NOTES,
 )
-GPU_NOTES = (
-    "Times are between CUDA events around calls in a row, on copies of the arrays that together exceed the L2 cache. "
-    "float32 is computed without TF32.",
-    "Errors in half precision are against the same arrays in float32. Peers work out coordinates in the arrays' dtype.",
-)
 GPU_FAMILY = FAMILY._replace(
     rows=gpu_rows,
     sides={OURS: _ours} | RIVALS | FLOORS,
     rivals=tuple(RIVALS),
     memory=(),
-    notes=(*NOTES, *GPU_NOTES),
 )

@@ -7,6 +7,7 @@ from typing import Any
 import rich.table
 from rich.console import Console
 
+from . import gpu
 from .cases import OURS, Family
 from .overhead import BARE, BEYOND
 from .peers import title
@@ -99,7 +100,8 @@ def _all_tables(report: Result, family: Family) -> Iterator[Table]:
         yield memory_table(report["memory"])
 
 
-def _machine_lines(report: Result) -> list[str]:
+def machine_lines(report: Result) -> list[str]:
+    """Return what was measured where, a paragraph each."""
     machine = report["machine"]
     there = ", ".join(f"{title(name)} {version}" for name, version in report["versions"].items() if version != "absent")
     absent = [title(name) for name, version in report["versions"].items() if version == "absent"]
@@ -118,12 +120,13 @@ def _notes(report: Result, family: Family) -> tuple[str, ...]:
     disturbed = any(time["disturbed"] for row in rows for time in row["sides"].values())
     failed = Counter(failure for row in rows for failure in row["failures"].items())
     failures = (f"{title(side)} failed in {count} row(s): {why}" for (side, why), count in failed.items())
-    return (*family.notes, *((DISTURBED,) if disturbed else ()), *failures)
+    device = gpu.NOTES if report["device"] == "cuda" else ()
+    return (*family.notes, *device, *((DISTURBED,) if disturbed else ()), *failures)
 
 
 def show(report: Result, family: Family, console: Console) -> None:
     """Print the report."""
-    for line in _machine_lines(report):
+    for line in machine_lines(report):
         console.print(line, highlight=False, soft_wrap=True)
     for heading, head, rows in _all_tables(report, family):
         table = rich.table.Table(title=heading, title_justify="left", min_width=len(heading))
@@ -144,7 +147,7 @@ def markdown(report: Result, family: Family) -> str:
     lines = [f"# {family.title} on a {'GPU' if cuda else 'CPU'}", "", f"Reproduce with `{command}`.", ""]
     if report["small"]:
         lines += ["**Small sizes: a check of the programme, not a measurement.**", ""]
-    lines += ["\n\n".join(_machine_lines(report)), ""]
+    lines += ["\n\n".join(machine_lines(report)), ""]
     lines += [
         "Medians; in brackets, how many times as long as cudakit. See [README.md](README.md) for what is measured.",
         "",
@@ -153,10 +156,10 @@ def markdown(report: Result, family: Family) -> str:
     lines += [f"- Fastest rival: the fastest of {rivals}, over cudakit; above 1, cudakit is faster."]
     lines += [f"- {note}" for note in _notes(report, family)]
     for heading, head, rows in _all_tables(report, family):
-        lines += ["", f"## {heading}", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
-        lines += [_line(cells) for cells in rows]
+        lines += ["", f"## {heading}", "", *table_lines(head, rows)]
     return "\n".join([*lines, ""])
 
 
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def table_lines(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]

@@ -8,7 +8,7 @@ import numpy as np
 
 import cudakit
 
-from .cases import OURS, Array, Arrays, Family, Prepared, Row, Side, Tiny, in_layout, to_numpy
+from .cases import OURS, TOLERANCES, Array, Arrays, Family, Prepared, Row, Side, Tiny, in_dtype, in_layout, to_numpy
 from .peers import load, onnxruntime_call, openvino_call
 
 SIZES = ((8, 3, 512, 512), (4, 64, 128, 128), (1, 8, 64, 64, 64))
@@ -118,6 +118,11 @@ def rows(small: bool) -> list[Row]:
     return found + [_affine_row(Affine(size, backward)) for backward in (False, True) for size in sizes]
 
 
+def gpu_rows(small: bool) -> list[Row]:
+    """Return the family's rows on a GPU."""
+    return [in_dtype(row, dtype) for dtype in TOLERANCES for row in rows(small)]
+
+
 def _ours(row: Row, arrays: Arrays, _: int) -> Prepared:
     case, values = row.case, tuple(arrays.values())
     if isinstance(case, Affine):
@@ -131,7 +136,7 @@ def _ours(row: Row, arrays: Arrays, _: int) -> Prepared:
 def _torch(row: Row, arrays: Arrays, _: int) -> Prepared:
     torch, case = load("torch"), row.case
     aten, functional = torch.ops.aten, torch.nn.functional
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
     if isinstance(case, Affine):
         function = aten.affine_grid_generator_backward if case.backward else aten.affine_grid_generator
         return Prepared(lambda: function(*tensors.values(), list(case.size), False), to_numpy)
@@ -247,10 +252,12 @@ NOTES = (
     "In the channels-last tables torch is given tensors with channels-last strides.",
     "torch's gradients are timed without autograd around them (`torch.ops.aten.grid_sampler_2d_backward`).",
 )
+RIVALS = ("torch", "openvino", "onnxruntime")
 TINY = Tiny(
     "grid_sample (1, 1, 4, 4) to (1, 1, 2, 2)",
     "x, grid = np.ones((1, 1, 4, 4), np.float32), np.zeros((1, 2, 2, 2), np.float32)",
     "cudakit.grid_sample(x, grid)",
     _sampling_row(Sampling((1, 1, 4, 4), (2, 2), "bilinear", backward=False, last=False)),
 )
-FAMILY = Family("sampling", "Sampling", rows, SIDES, ("torch", "openvino", "onnxruntime"), TINY, notes=NOTES)
+FAMILY = Family("sampling", "Sampling", rows, SIDES, RIVALS, TINY, notes=NOTES)
+GPU_FAMILY = FAMILY._replace(rows=gpu_rows, sides={OURS: _ours, "torch": _torch}, rivals=("torch",))
