@@ -111,7 +111,7 @@ def machine_lines(report: Result) -> list[str]:
         f"{machine['cpu']}, {machine['cores']} cores; {report['date']}, commit {report['commit']}.",
         f"Python {machine['python']}, {machine['compiler']}; {there}."
         + f" Absent: {', '.join(absent)}." * bool(absent),
-        f"Copying, read and written: {copies}." * bool(copies),
+        *([f"Copying, read and written: {copies}."] if copies else []),
     ]
 
 
