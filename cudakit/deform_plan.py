@@ -203,10 +203,10 @@ def plan_columns(plan: Plan, target: Target, d: Deformation, x: Image, slots: tu
         add_im2col(plan, target, d.part(count), part(last, count), columns, (space, offset, mask, to))
 
 
-def gradient_layouts(d: Deformation, target: Target) -> tuple[Image, Image]:
+def gradient_layouts(d: Deformation, target: Target, columns: Columns) -> tuple[Image, Image]:
     """Return how the gradient of the input lies in the end and while it is added up."""
     shape = (d.batch, d.channels, *d.space)
-    last = d.last or wants_neighbours(d, plain_columns(d), target)
+    last = d.last or wants_neighbours(d, columns, target)
     return (
         packed(shape, d.dtype, channels_last=d.last),
         packed(shape, accumulator(d.dtype), channels_last=last),
@@ -227,7 +227,7 @@ def plan_gradients(plan: Plan, target: Target, d: Deformation, x: Image | None, 
     `x` is the layout of the input, None where it is not read; `slots.grad_input` is a result in the data format.
     """
     columns, item = plain_columns(d), itemsize(d.dtype)
-    final, grad = gradient_layouts(d, target)
+    final, grad = gradient_layouts(d, target, columns)
     summed = slots.grad_input != NULL and grad != final
     copied = x is not None and wants_neighbours(d, columns, target) and x.strides[1] != 1
     layout = x if x is not None and not copied else grad._replace(dtype=d.dtype)

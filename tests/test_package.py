@@ -16,6 +16,7 @@ import cudakit
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = {f"cuda_src/{path.name}" for path in (ROOT / "cuda_src").iterdir() if path.is_file()}
+MODULES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cudakit").rglob("*.py")}
 
 IMPORT_ONLY = """
 import sys
@@ -63,13 +64,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sdist_holds_the_sources(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert names >= SOURCES | {"cudakit/py.typed", "LICENSE", "README.md"}
+    assert names >= SOURCES | MODULES | {"cudakit/py.typed", "LICENSE", "README.md"}
 
 
 def test_wheel_holds_the_sources(built: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
         names = set(archive.namelist())
-    assert names >= {f"cudakit/{name}" for name in SOURCES} | {"cudakit/py.typed"}
+    assert names >= {f"cudakit/{name}" for name in SOURCES} | MODULES | {"cudakit/py.typed"}
     folders = {name.split("/", 1)[0] for name in names if ".dist-info/" not in name}
     assert folders == {"cudakit"}
 
