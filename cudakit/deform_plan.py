@@ -130,8 +130,8 @@ def add_im2col(
     """Append `deform_im2col`; `slots` are those of input, offset, mask and columns."""
     form = choose_form(d, x, columns, target)
     pairs, places = d.groups * d.taps, d.batch * -(-d.visited // form.tile)
-    # One tap at a time gives a GPU the most threads, and keeps to few pages where pixels of columns are neighbours; else
-    # more of them share what a tile's pixels have in common.
+    # One tap at a time gives a GPU the most threads, and keeps to few pages where the pixels of columns are neighbours;
+    # else more of them share what a tile's pixels have in common.
     alone = target.device != CPU or columns.strides[3] == 1
     block = 1 if alone else -(-pairs // max(1, -(-4 * target.threads // places)))
     items = places * -(-pairs // block)
