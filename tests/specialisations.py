@@ -61,21 +61,24 @@ def sampling_calls(backward: bool) -> Iterator[Call]:
         yield (x, x, grid) if backward else (x, grid), GridSampleOptions(mode, padding_mode, False, data_format)
 
 
-def deformable_arrays(dtype: str, offset_dtype: str, space: tuple[int, ...], image: tuple[int, str]) -> dict[str, Spec]:
-    """Return the arrays of deformable operators with a kernel of one tap: as many pixels out as in."""
+def deformable_arrays(
+    dtype: str, offset_dtype: str, space: tuple[int, ...], image: tuple[int, str], stride: int
+) -> dict[str, Spec]:
+    """Return the arrays of deformable operators with a kernel of one tap."""
     (channels, data_format), n = image, len(space)
+    out = tuple((size - 1) // stride + 1 for size in space)
 
     def batch(kind: str, count: int, sizes: tuple[int, ...]) -> Spec:
         return spec(kind, 2, *((*sizes, count) if data_format == "channels_last" else (count, *sizes)))
 
     return {
         "input": batch(dtype, channels, space),
-        "columns": batch(dtype, channels, (prod(space),)),
-        "offset": batch(offset_dtype, n, space),
-        "mask": batch(offset_dtype, 1, space),
+        "columns": batch(dtype, channels, (prod(out),)),
+        "offset": batch(offset_dtype, n, out),
+        "mask": batch(offset_dtype, 1, out),
         "weight": spec(dtype, channels, channels, *[1] * n),
         "bias": spec(dtype, channels),
-        "output": batch(dtype, channels, space),
+        "output": batch(dtype, channels, out),
     }
 
 
@@ -83,8 +86,9 @@ def deformable_calls(names: tuple[str, ...], ns: tuple[int, ...], make: Callable
     """Yield the calls of a deformable operator of these arrays; `make` gives the options of (space, format)."""
     for (dtype, offset_dtype), n, sizes, image in itertools.product(GRID_DTYPES, ns, SPACES, IMAGES):
         space = sizes[:n]
-        arrays = deformable_arrays(dtype, offset_dtype, space, image)
-        yield tuple(arrays[name] for name in names), make(space, image[1])
+        options = make(space, image[1])
+        arrays = deformable_arrays(dtype, offset_dtype, space, image, *options.moves.stride)
+        yield tuple(arrays[name] for name in names), options
 
 
 def column_options(space: tuple[int, ...], data_format: str) -> DeformOptions:
@@ -92,9 +96,10 @@ def column_options(space: tuple[int, ...], data_format: str) -> DeformOptions:
     return DeformOptions((1,), PLAIN, data_format, space)
 
 
-def convolution_options(_: tuple[int, ...], data_format: str) -> ConvOptions:
-    """Return the options of a deformable convolution."""
-    return ConvOptions(PLAIN, data_format, None, False)
+def convolution_options(space: tuple[int, ...], data_format: str) -> ConvOptions:
+    """Return the options of a deformable convolution; a large image has few outputs, lest its plan have many steps."""
+    moves = PLAIN if max(space) < 1 << 31 else PLAIN._replace(stride=(1 << 28,))
+    return ConvOptions(moves, data_format, None, False)
 
 
 COLUMN_CALLS = {
