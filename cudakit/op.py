@@ -7,10 +7,10 @@ launch. The adapters of frameworks read these records and know no family.
 
 import ctypes
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from importlib import import_module
 from operator import add, itemgetter
 from typing import Any, NamedTuple, NoReturn
 
@@ -145,6 +145,9 @@ def _allocate(size: int, device: Device, stream: int) -> Any:
     return Workspace(size, device, stream)
 
 
+OPS: "dict[str, Op]" = {}  # every operator by its name
+
+
 @dataclass(frozen=True, eq=False)
 class Op:
     """One operator.
@@ -156,7 +159,8 @@ class Op:
     arrays : tuple of str
         Names of the array arguments, in order.
     check : callable
-        Takes the other arguments, checks them, and returns them as options: a named tuple.
+        Takes the other arguments, checks them, and returns them as options: a named tuple of numbers, strings, tuples
+        of them, and such named tuples. A field ``batch`` is the size of the batch.
     prepare : callable
         (specs, options, target) -> `Plan`; it checks everything before anything is allocated. The spec of an array that
         is None is None.
@@ -167,6 +171,13 @@ class Op:
         Positions of the arrays that the gradients are computed from.
     optional : tuple of str
         Names of the arrays that may be None; their gradient is None then.
+    coordinates : tuple of str
+        Names of the arrays that say where to look, which want the digits of float32 whatever the others are.
+    weights : tuple of str
+        Names of the arrays, or arrays whose gradients these are, that have no batch axis; the others have it first.
+    infer : callable, optional
+        (specs, options) -> the `Output` of each result, without checks and in plain arithmetic, because sizes may be
+        symbols. The operators of gradients need none where every gradient has the shape and dtype of one of its arrays.
     """
 
     name: str
@@ -176,19 +187,29 @@ class Op:
     backward: "Op | None" = None
     saved: tuple[int, ...] = ()
     optional: tuple[str, ...] = ()
+    coordinates: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    infer: Callable[[tuple[Any, ...], Any], tuple[Output | None, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        OPS[self.name] = self
 
     def __call__(self, arrays: tuple[Any, ...], *arguments: Any) -> tuple[Any, ...]:
         """Run on anybody's arrays and return theirs, one for each result."""
+        if _is_traced():  # nothing that is remembered between calls may become a condition of the trace
+            return _adapter("torch")(self, arrays, arguments)
         framework = self.common_framework(arrays)
         if isinstance(framework, str):
-            results: tuple[Any, ...] = import_module(f"cudakit.{framework}").call(self, arrays, arguments)
-            return results
+            return _adapter(framework)(self, arrays, arguments)
         return self.run(framework, arrays, self.options(arguments))
 
     def options(self, arguments: tuple[Any, ...]) -> Any:
         """Return the checked options."""
         try:
-            return self.check(*arguments)
+            try:
+                return _options(self.check, *arguments)
+            except TypeError:  # something unhashable, such as a list
+                return self.check(*arguments)
         except InvalidArgument as error:
             self.refuse(error)
 
@@ -281,6 +302,28 @@ def _remember(key: Any, recipe: Recipe) -> Recipe:
         _recipes.clear()
     _recipes[key] = recipe
     return recipe
+
+
+@lru_cache(PLANS, typed=True)  # typed: 1 is not True
+def _options(check: Callable[..., Any], *arguments: Any) -> Any:
+    return check(*arguments)
+
+
+def _is_traced() -> bool:
+    """Whether ``torch.compile`` reads this code instead of running it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and torch.compiler.is_dynamo_compiling()
+
+
+def _adapter(framework: str) -> Callable[..., tuple[Any, ...]]:
+    """Import the adapter of a framework, by statements that ``torch.compile`` can trace."""
+    if framework == "torch":
+        from cudakit.torch import call as call_torch
+
+        return call_torch
+    from cudakit.jax import call as call_jax
+
+    return call_jax
 
 
 @lru_cache(PLANS)
