@@ -152,7 +152,7 @@ class _Operator:
         if any(isinstance(size, torch.SymInt) for size in _numbers((specs, options))):
             outputs = (self.op.infer or self.infer)(specs, options)
         else:
-            outputs = self.op.plan(specs, options, CPU if place.type == "cpu" else ("cuda", place.index or 0)).results
+            outputs = self.op.plan(specs, options, CPU).results  # the same on every device
         return self.results(
             tuple([x if x is None else torch.empty(x.shape, dtype=DTYPES[x.dtype], device=place) for x in outputs])
         )
