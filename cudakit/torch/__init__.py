@@ -90,12 +90,12 @@ class _Differentiable(torch.autograd.Function):
 
 def call(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     """Run an operator on tensors, recording it for autograd where one of them asks for a gradient."""
-    if torch.is_autocast_enabled(tensors[0].device.type):
-        tensors = _autocast(op, tensors)
     if torch.compiler.is_compiling() or _watched(tensors):
         from cudakit.torch.operators import dispatch
 
-        return dispatch(op, tensors, arguments)
+        return dispatch(op, _autocast(op, tensors), arguments)
+    if torch._C._is_any_autocast_enabled():
+        tensors = _autocast(op, tensors)
     options = op.options(arguments)
     if op.backward is not None and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
         return (_Differentiable.apply(op, options, *tensors),)
@@ -112,14 +112,15 @@ def _watched(tensors: Tensors) -> bool:
 
 
 def _autocast(op: Op, tensors: Tensors) -> Tensors:
-    """Cast the arguments as the module's docstring says; what is no floating tensor stays, to be refused."""
+    """Cast as the module's docstring says, under autocast; what is no floating tensor stays, to be refused."""
+    device = tensors[0].device.type
     named = [(name, x) for name, x in zip(op.arrays, tensors, strict=True) if x is not None]
-    if not all(x.is_floating_point() for _, x in named):
+    if not torch.is_autocast_enabled(device) or not all(x.is_floating_point() for _, x in named):
         return tensors
     data = [x.dtype for name, x in named if name not in op.coordinates] or [x.dtype for _, x in named]
     dtype = reduce(torch.promote_types, data)
     if op.weights and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(named[0][1].device.type)
+        dtype = torch.get_autocast_dtype(device)
     wide = torch.promote_types(dtype, torch.float32)
     casts = (wide if name in op.coordinates else dtype for name in op.arrays)
     return tuple(x if x is None else x.to(cast) for x, cast in zip(tensors, casts, strict=True))
