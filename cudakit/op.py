@@ -177,7 +177,7 @@ class Op:
         Names of the arrays, or arrays whose gradients these are, that have no batch axis; the others have it first.
     infer : callable, optional
         (specs, options) -> the `Output` of each result, without checks and in plain arithmetic, because sizes may be
-        symbols. The operators of gradients need none where every gradient has the shape and dtype of one of its arrays.
+        symbols. An operator of gradients needs none where these are the gradients by all its arrays but the first.
     """
 
     name: str
@@ -276,6 +276,15 @@ class Op:
         except InvalidArgument as error:
             self.refuse(error)
 
+    def outputs(self, specs: tuple[Any, ...], options: Any) -> tuple[Output | None, ...]:
+        """Return what the results look like, without checks."""
+        if self.infer is not None:
+            return self.infer(specs, options)
+        named = zip(self.arrays[1:], specs[1:], strict=True)
+        return tuple(
+            [Output(x.shape, x.dtype) if x is not None and name in options.needs else None for name, x in named]
+        )
+
     def refuse(self, error: InvalidArgument, argument: str = "") -> NoReturn:
         """Raise a failed check in this operator's name."""
         if argument:
@@ -317,13 +326,23 @@ def _is_traced() -> bool:
 
 def _adapter(framework: str) -> Callable[..., tuple[Any, ...]]:
     """Import the adapter of a framework, by statements that ``torch.compile`` can trace."""
-    if framework == "torch":
-        from cudakit.torch import call as call_torch
+    match framework:
+        case "torch":
+            from cudakit import torch
 
-        return call_torch
-    from cudakit.jax import call as call_jax
+            return torch.call
+        case "jax":
+            from cudakit import jax
 
-    return call_jax
+            return jax.call
+        case "tensorflow":
+            from cudakit import tensorflow
+
+            return tensorflow.call
+        case _:
+            from cudakit import paddle
+
+            return paddle.call
 
 
 @lru_cache(PLANS)

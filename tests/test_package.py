@@ -14,7 +14,10 @@ import pytest
 
 import cudakit
 
+from .conftest import require
+
 ROOT = Path(__file__).resolve().parent.parent
+MODULES = {str(path.relative_to(ROOT)) for path in (ROOT / "cudakit").rglob("*.py")}
 SOURCES = {f"cuda_src/{path.name}" for path in (ROOT / "cuda_src").iterdir() if path.is_file()}
 
 IMPORT_ONLY = """
@@ -23,6 +26,14 @@ before = set(sys.modules)
 import cudakit
 frameworks = {"torch", "jax", "cupy", "tensorflow", "paddle"}
 print(*sorted(frameworks & (set(sys.modules) - before)))
+"""
+
+ONE_FRAMEWORK = """
+import sys
+import torch
+import cudakit
+cudakit.affine_grid(torch.zeros(1, 2, 3), (1, 1, 2, 2))
+print(*sorted({"jax", "cupy", "tensorflow", "paddle", "torch._dynamo"} & set(sys.modules)))
 """
 
 SAMPLE = """
@@ -63,13 +74,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sdist_holds_the_sources(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert names >= SOURCES | {"cudakit/py.typed", "LICENSE", "README.md"}
+    assert names >= SOURCES | MODULES | {"cudakit/py.typed", "LICENSE", "README.md"}
 
 
 def test_wheel_holds_the_sources(built: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
         names = set(archive.namelist())
-    assert names >= {f"cudakit/{name}" for name in SOURCES} | {"cudakit/py.typed"}
+    assert names >= {f"cudakit/{name}" for name in SOURCES} | MODULES | {"cudakit/py.typed"}
     folders = {name.split("/", 1)[0] for name in names if ".dist-info/" not in name}
     assert folders == {"cudakit"}
 
@@ -92,6 +103,11 @@ def test_sources_are_found_as_resources() -> None:
 def test_import_brings_no_framework_and_no_warning(tmp_path: Path) -> None:
     printed = run(sys.executable, "-I", "-W", "error", "-c", IMPORT_ONLY, cwd=tmp_path)
     assert printed.split() == []
+
+
+def test_one_framework_brings_no_other(tmp_path: Path) -> None:
+    require("torch")
+    assert run(sys.executable, "-c", ONE_FRAMEWORK, cwd=tmp_path).split() == []
 
 
 def test_version_is_the_distributions() -> None:

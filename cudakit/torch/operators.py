@@ -12,7 +12,7 @@ import torch
 from cudakit.array import CPU, Spec, contiguous_strides
 from cudakit.batching import enlarged, foldable
 from cudakit.errors import InvalidArgument
-from cudakit.op import OPS, Op, Output
+from cudakit.op import OPS, Op
 from cudakit.torch import DTYPES, FRAMEWORK, Tensors, dtype_name
 
 _SCHEMAS: dict[Any, str] = {
@@ -150,18 +150,12 @@ class _Operator:
         specs = tuple(x if x is None else _spec(x) for x in tensors)
         place = next(x.device for x in tensors if x is not None)
         if any(isinstance(size, torch.SymInt) for size in _numbers((specs, options))):
-            outputs = (self.op.infer or self.infer)(specs, options)
+            outputs = self.op.outputs(specs, options)
         else:
             outputs = self.op.plan(specs, options, CPU).results  # the same on every device
         return self.results(
             tuple([x if x is None else torch.empty(x.shape, dtype=DTYPES[x.dtype], device=place) for x in outputs])
         )
-
-    def infer(self, specs: tuple[Spec | None, ...], options: Any) -> tuple[Output | None, ...]:
-        """Return the gradients' shapes and dtypes, which are those of the arrays."""
-        given = dict(zip(self.op.arrays, specs, strict=True))
-        wanted = [given[name] if name in options.needs else None for name in _GRADIENTS[self.op.name]]
-        return tuple([spec if spec is None else Output(spec.shape, spec.dtype) for spec in wanted])
 
     def set_up(self, ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         """Keep what the gradients are computed from."""
