@@ -1,11 +1,13 @@
 """What a benchmark is made of: rows, the sides that compute them, and the check that all sides agree.
 
 A family is one file with a `Family` in it (`sampling.py`), one line in `FAMILIES` of `run.py`, and a `test_*.py` of a
-few lines; nothing else knows what is computed.
+few lines; nothing else knows what is computed. A family that runs on a GPU has a second `Family` for it, whose sides
+take PyTorch's tensors in place of NumPy's arrays.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 OURS = "cudakit"
+TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,30 @@ class Row:
         What the family's sides need to know besides arrays.
     make : callable
         Returns the arrays that are read, by name; the same ones every time.
-    tolerance : float
-        Largest difference between two sides, in units of the largest result.
     flips : float
-        Share of elements that may differ by more: those beside a discontinuity.
+        Share of elements that may differ by more than the tolerance: those beside a discontinuity.
+    dtype : str
+        What the arrays, which are made in float32, are turned into; on a GPU only.
     """
 
     name: str
     section: str
     case: Any
     make: Callable[[], Arrays]
-    tolerance: float = 1e-4
     flips: float = 0.0
+    dtype: str = "float32"
+
+    @property
+    def tolerance(self) -> float:
+        """Return the largest difference between two sides, in units of the largest element of a result."""
+        return TOLERANCES[self.dtype]
+
+
+def in_dtype(row: Row, dtype: str) -> Row:
+    """Return the same row on arrays of a dtype."""
+    if dtype == row.dtype:
+        return row
+    return replace(row, name=f"{row.name}_{dtype}", section=f"{row.section}, {dtype}", dtype=dtype)
 
 
 class Prepared(NamedTuple):
@@ -60,23 +75,66 @@ class Prepared(NamedTuple):
 Side = Callable[[Row, Arrays, int], Prepared | None]
 
 
+class Tiny(NamedTuple):
+    """A call on next to nothing: what it takes is overhead.
+
+    `title` says which call it is, `setup` and `call` are its source text for a fresh interpreter, `row` is its row.
+    """
+
+    title: str
+    setup: str
+    call: str
+    row: Row
+
+
 class Family(NamedTuple):
     """Operators that are measured together.
 
     `rows(small)` lists the rows, in small sizes for a quick check; `sides` has cudakit first; `rivals` are the peers
-    whose fastest one is the row's yardstick; `notes` are printed below the tables.
+    whose fastest one is the row's yardstick; `floors` compute something less, so that their results are not compared;
+    `memory` names the rows whose peak memory is measured; `notes` are printed with the tables.
     """
 
     name: str
+    title: str
     rows: Callable[[bool], list[Row]]
     sides: dict[str, Side]
     rivals: tuple[str, ...]
+    tiny: Tiny
+    floors: tuple[str, ...] = ()
+    memory: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def traffic(arrays: Arrays, results: tuple[Array, ...]) -> int:
+def in_layout(array: Array, last: bool) -> Array:
+    """Return (N, C, S...) as it is, or in memory as (N, S..., C)."""
+    return np.ascontiguousarray(np.moveaxis(array, 1, -1)) if last else array
+
+
+def to_numpy(value: Any) -> tuple[Array, ...]:
+    """Return one result or several as NumPy arrays; those that were not asked for are left out."""
+    items = value if isinstance(value, tuple | list) else (value,)
+    return tuple(_numpy(item) for item in items if item is not None)
+
+
+def _numpy(item: Any) -> Array:
+    return np.asarray(item.detach().float().cpu() if hasattr(item, "detach") else item)  # NumPy has no bfloat16
+
+
+def traffic(row: Row, arrays: Arrays, results: tuple[Array, ...]) -> int:
     """Return the bytes of reading every argument once and writing every result once."""
-    return sum(array.nbytes for array in (*arrays.values(), *results))
+    itemsize = 4 if row.dtype == "float32" else 2
+    return itemsize * sum(prod(array.shape) for array in (*arrays.values(), *results))
+
+
+def largest_error(found: tuple[Array, ...], expected: tuple[Array, ...]) -> float:
+    """Return the largest difference, in units of the largest element of the result that it is in."""
+    return max(float(_differences(one, other).max()) for one, other in zip(found, expected, strict=True))
+
+
+def _differences(found: Array, expected: Array) -> Array:
+    difference: Array = np.abs(found - expected) / (np.abs(expected).max() + 1e-30)
+    return difference
 
 
 def disagreement(row: Row, found: tuple[Array, ...], expected: tuple[Array, ...], slack: float = 1.0) -> str:
@@ -84,7 +142,7 @@ def disagreement(row: Row, found: tuple[Array, ...], expected: tuple[Array, ...]
     for position, (one, other) in enumerate(zip(found, expected, strict=True)):
         if one.shape != other.shape:
             return f"result {position} has shape {one.shape} instead of {other.shape}"
-        difference = np.abs(one - other) / (np.abs(other).max() + 1e-30)
+        difference = _differences(one, other)
         share = np.mean(~(difference <= row.tolerance * slack))
         if share > row.flips:
             return f"{share:.2%} of result {position} differ, by up to {difference.max():.2g} of the largest element"

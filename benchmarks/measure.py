@@ -4,6 +4,8 @@ import gc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import cycle
+from math import inf
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter, process_time, sleep
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cases import OURS, Arrays, Family, Prepared, Row, disagreement, traffic
+from .cases import OURS, Arrays, Family, Prepared, Row, disagreement, largest_error, traffic
 from .peers import present
 
 ROUNDS = 15
@@ -84,13 +86,40 @@ def _turn(call: Callable[[], Any], expected: float) -> list[Sample]:
     return burst(call, min(max(int(BURST_SECONDS / expected), 1), LONGEST_BURST))
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> dict[str, list[Sample]]:
+def summary(samples: Sequence[Sample]) -> Result:
+    """Return median and quartiles in milliseconds, of how many calls they are, and whether those were disturbed."""
+    seconds, disturbed = calm(samples)
+    low, middle, high = (1e3 * value for value in quantiles(seconds, n=4))
+    return {"median_ms": middle, "quartiles_ms": [low, high], "calls": len(seconds), "disturbed": disturbed}
+
+
+class Device(NamedTuple):
+    """Where the sides run.
+
+    `copies` returns a row's arrays there, as many times as there are copies for calls to take in turn; `exact` returns
+    the same values in float32. `once` times one call, `turn` several in a row, given about how long one takes.
+    """
+
+    copies: Callable[[Row], list[Arrays]]
+    exact: Callable[[Arrays], Arrays]
+    once: Callable[[Callable[[], Any]], float]
+    turn: Callable[[Callable[[], Any], float], list[Sample]]
+
+
+CPU = Device(lambda row: [row.make()], lambda arrays: arrays, timed, _turn)
+
+
+def interleaved(
+    calls: dict[str, Callable[[], Any]], device: Device = CPU, rounds: int = ROUNDS
+) -> dict[str, list[Sample]]:
     """Time several calls in turns: one side's burst, the next side's, and so on, round after round.
 
     Parameters
     ----------
     calls : dict of callable
         The sides, warmed up.
+    device : Device
+        How they are timed.
     rounds : int
         Turns of each side; slow ones have fewer, spread over the rounds.
 
@@ -99,7 +128,8 @@ def interleaved(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> di
     dict of list of Sample
         Every timed call.
     """
-    expected = {side: min(timed(call), timed(call)) for side, call in calls.items()}
+    expected = {side: device.once(call) for side, call in calls.items()}
+    expected |= {side: device.once(calls[side]) for side, seconds in expected.items() if seconds < SIDE_SECONDS}
     turns = {side: min(max(int(SIDE_SECONDS / expected[side]), FEWEST_TURNS), rounds) for side in calls}
     samples: dict[str, list[Sample]] = {side: [] for side in calls}
     gc.collect()
@@ -108,48 +138,76 @@ def interleaved(calls: dict[str, Callable[[], Any]], rounds: int = ROUNDS) -> di
         for number in range(rounds):
             for side, call in calls.items():
                 if (number + 1) * turns[side] // rounds > number * turns[side] // rounds:
-                    samples[side] += _turn(call, expected[side])
+                    samples[side] += device.turn(call, expected[side])
     finally:
         gc.enable()
     return samples
 
 
-def summary(samples: Sequence[Sample]) -> Result:
-    """Return median and quartiles in milliseconds, of how many calls they are, and whether those were disturbed."""
-    seconds, disturbed = calm(samples)
-    low, middle, high = (1e3 * value for value in quantiles(seconds, n=4))
-    return {"median_ms": middle, "quartiles_ms": [low, high], "calls": len(seconds), "disturbed": disturbed}
+class Checked(NamedTuple):
+    """The sides of a row, after one call of each.
+
+    `traffic` is cudakit's, in bytes; `errors` are the largest ones of those that agree, `wrong` says how the others do
+    not, `failures` why a side could not be called.
+    """
+
+    traffic: int
+    calls: dict[str, Callable[[], Any]]
+    errors: dict[str, float]
+    wrong: dict[str, str]
+    failures: dict[str, str]
 
 
-def prepare(family: Family, row: Row, arrays: Arrays, threads: int) -> dict[str, Prepared]:
-    """Return the sides that are installed and know the row's operator."""
-    made = {side: make(row, arrays, threads) for side, make in family.sides.items() if present(side)}
-    return {side: prepared for side, prepared in made.items() if prepared is not None}
+def in_turn(ready: list[Prepared]) -> Callable[[], Any]:
+    """Return a call that takes the copies of the arrays one after another."""
+    calls = cycle(prepared.call for prepared in ready)
+    return ready[0].call if len(ready) == 1 else lambda: next(calls)()
 
 
-def measure_row(family: Family, row: Row, threads: int) -> Result:
+def check(family: Family, row: Row, copies: list[Arrays], threads: int, device: Device = CPU) -> Checked:
+    """Prepare the sides that are installed and know the row's operator, and see whether they agree with cudakit."""
+    ours = family.sides[OURS](row, device.exact(copies[0]), threads)
+    assert ours is not None
+    expected = ours.results(ours.call())
+    checked = Checked(traffic(row, copies[0], expected), {}, {}, {}, {})
+    for side in filter(present, family.sides):
+        try:
+            made = [family.sides[side](row, arrays, threads) for arrays in copies]
+            ready = [prepared for prepared in made if prepared is not None]
+            found = ready[0].results(ready[0].call()) if ready else ()
+        except Exception as error:  # whatever a library raises where it lacks a dtype or memory
+            if side == OURS:
+                raise
+            checked.failures[side] = f"{type(error).__name__}: {error}".splitlines()[0]
+            continue
+        if ready:
+            checked.calls[side] = in_turn(ready)
+        if ready and side not in family.floors:
+            exact = side == OURS or row.dtype == "float32"  # peers work out coordinates in half precision too
+            message = disagreement(row, found, expected, ready[0].slack if exact else inf)
+            if message:
+                checked.wrong[side] = message
+            else:
+                checked.errors[side] = largest_error(found, expected)
+    return checked
+
+
+def measure_row(family: Family, row: Row, threads: int, device: Device = CPU) -> Result:
     """Check that the sides agree with cudakit, then time them."""
-    arrays = row.make()
-    sides = prepare(family, row, arrays, threads)
-    expected = sides[OURS].results(sides[OURS].call())
-    wrong = {}
-    for side, prepared in sides.items():
-        message = disagreement(row, prepared.results(prepared.call()), expected, prepared.slack)
-        if message:
-            wrong[side] = message
-    moved = traffic(arrays, expected)
-    del expected
-    samples = interleaved({side: prepared.call for side, prepared in sides.items()})
-    times = {side: summary(found) for side, found in samples.items()}
+    checked = check(family, row, device.copies(row), threads, device)
+    times = {side: summary(samples) for side, samples in interleaved(checked.calls, device).items()}
     ours = times[OURS]["median_ms"]
     return {
         "row": row.name,
         "section": row.section,
-        "bytes": moved,
-        "gb_per_s": moved / ours / 1e6,
+        "dtype": row.dtype,
+        "bytes": checked.traffic,
+        "gb_per_s": checked.traffic / ours / 1e6,
         "sides": times,
         "ratios": {side: time["median_ms"] / ours for side, time in times.items() if side != OURS},
-        "disagreements": wrong,
+        "errors": checked.errors,
+        "disagreements": checked.wrong,
+        "failures": checked.failures,
     }
 
 

@@ -13,9 +13,8 @@ from typing import Any
 
 from cudakit.host import HostKernel
 
-from . import sampling
-from .cases import OURS
-from .measure import Sample, burst, calm, prepare, settle
+from .cases import OURS, Family, Tiny
+from .measure import Sample, burst, calm, check, settle
 from .peers import set_threads
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +22,7 @@ LOOP = 100
 REPEATS = 21
 CHILDREN = 9
 COLD_CHILDREN = 3
-BARE, BEYOND = "bare kernel", "Python beyond the kernel"
+BARE, BEYOND = "bare kernels", "beyond the kernels"
 
 IMPORT = """
 from time import perf_counter
@@ -37,15 +36,15 @@ FIRST_CALL = """
 from time import perf_counter
 import numpy as np
 import cudakit
-x, grid = np.ones((1, 1, 4, 4), np.float32), np.zeros((1, 2, 2, 2), np.float32)
+{setup}
 start = perf_counter()
-cudakit.grid_sample(x, grid)
+{call}
 print(perf_counter() - start)
 """
 
 
 def bare_launch(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Return the launch of the compiled kernel inside a call, alone, with arguments that are packed already."""
+    """Return the launches of compiled kernels inside a call, alone, with arguments that are packed already."""
     found: list[dict[str, Any]] = []
 
     def watch(frame: FrameType, event: str, _: Any) -> None:
@@ -58,11 +57,11 @@ def bare_launch(call: Callable[[], Any]) -> Callable[[], Any]:
         result = call()
     finally:
         sys.setprofile(None)
-    (launch,) = found
-    run, values = launch.pop("self").launch, tuple(launch.values())
+    launches = [(launch.pop("self").launch, tuple(launch.values())) for launch in found]
 
-    def again(_: Any = result) -> None:  # the kernel writes there
-        run(*values)
+    def again(_: Any = result) -> None:  # the kernels write there
+        for run, values in launches:
+            run(*values)
 
     return again
 
@@ -72,11 +71,12 @@ def _loop(call: Callable[[], Any]) -> None:
         call()
 
 
-def call_overhead() -> dict[str, float]:
-    """Return the microseconds of a call on a tiny array with one thread, for each side and for the bare kernel."""
+def call_overhead(family: Family) -> dict[str, float]:
+    """Return the microseconds of a call on tiny arrays with one thread, for each side and for the bare kernels."""
     set_threads(1)
-    row = sampling.tiny_row()
-    calls = {side: prepared.call for side, prepared in prepare(sampling.FAMILY, row, row.make(), 1).items()}
+    row = family.tiny.row
+    sides = check(family, row, [row.make()], 1).calls
+    calls = {side: call for side, call in sides.items() if side not in family.floors}
     calls[BARE] = bare_launch(calls[OURS])
     samples: dict[str, list[Sample]] = {name: [] for name in calls}
     for _ in range(REPEATS):
@@ -96,12 +96,13 @@ def _child(code: str, cache: Path) -> list[float]:
     return [1e3 * float(word) for word in done.stdout.split()]
 
 
-def start_up() -> dict[str, float]:
+def start_up(tiny: Tiny) -> dict[str, float]:
     """Return the milliseconds of the import beyond NumPy's, and of a first call on a cold and on a warm cache."""
+    first_call = FIRST_CALL.format(setup=tiny.setup, call=tiny.call)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cold = [_child(FIRST_CALL, folder / str(number))[0] for number in range(COLD_CHILDREN)]
-        warm = [_child(FIRST_CALL, folder / "0")[0] for _ in range(CHILDREN)]
+        cold = [_child(first_call, folder / str(number))[0] for number in range(COLD_CHILDREN)]
+        warm = [_child(first_call, folder / "0")[0] for _ in range(CHILDREN)]
         imports = [_child(IMPORT, folder / "0") for _ in range(CHILDREN)]
     return {
         "import numpy": median(numpy for numpy, _ in imports),

@@ -3,7 +3,7 @@
 import importlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -11,23 +11,30 @@ import numpy as np
 
 import cudakit
 
-from .cases import OURS, Array, Arrays
+from .cases import OURS, Array
 
 
 class Peer(NamedTuple):
-    """A library: what it calls itself, and its module."""
+    """A library, or something made of one: its title, and the library's module."""
 
     title: str
     module: str
 
 
-PEERS = {
+LIBRARIES = {
     "torch": Peer("torch", "torch"),
+    "torchvision": Peer("torchvision", "torchvision"),
     "openvino": Peer("OpenVINO", "openvino"),
     "onnxruntime": Peer("ONNX Runtime", "onnxruntime"),
     "opencv": Peer("OpenCV", "cv2"),
     "scipy": Peer("SciPy", "scipy"),
     "jax": Peer("JAX", "jax"),
+}
+PEERS = LIBRARIES | {
+    "torch_composite": Peer("torch by hand", "torch"),
+    "dense_conv": Peer("dense convolution", "torch"),
+    "gemm_only": Peer("matrix product", "torch"),
+    "copy_only": Peer("copy", "torch"),
 }
 ONNX_OPSET = 20
 ONNX_IR = 10
@@ -35,12 +42,12 @@ ONNX_IR = 10
 
 @cache
 def load(module: str) -> Any:
-    """Return a module, or None where it is not installed; what it warns of while loading is not our business."""
+    """Return a module, or None where it does not load; what it warns of while loading is not our business."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
-    except ImportError:
+    except (ImportError, RuntimeError):  # the latter from a torchvision that was built for another torch
         return None
 
 
@@ -54,9 +61,10 @@ def present(side: str) -> bool:
     return side == OURS or load(PEERS[side].module) is not None
 
 
-def versions() -> dict[str, str]:
-    """Return the version of every side, "absent" for one that is not installed."""
-    found = {name: load(peer.module) for name, peer in PEERS.items()}
+def versions(sides: Iterable[str]) -> dict[str, str]:
+    """Return the version of every library that the sides use, "absent" for one that is not installed."""
+    used = {PEERS[side].module for side in sides if side != OURS}
+    found = {name: load(peer.module) for name, peer in LIBRARIES.items() if peer.module in used}
     return {
         OURS: cudakit.__version__,
         "numpy": np.__version__,
@@ -101,7 +109,9 @@ def openvino_call(build: Callable[..., Any], inputs: tuple[Array, ...], threads:
     return lambda: request.infer(share_outputs=True)
 
 
-def onnxruntime_call(operator: str, inputs: Arrays, rank: int, threads: int, **attributes: Any) -> Any:
+def onnxruntime_call(
+    operator: str, inputs: Mapping[str, Array | None], rank: int, threads: int, **attributes: Any
+) -> Any:
     """Make an ONNX Runtime session of one operator; None without the `onnx` package, which writes its model.
 
     Parameters
@@ -109,7 +119,7 @@ def onnxruntime_call(operator: str, inputs: Arrays, rank: int, threads: int, **a
     operator : str
         Name of the ONNX operator.
     inputs : dict of array
-        Its arguments.
+        Its arguments in order; None for one that is left out.
     rank : int
         Number of dimensions of its float32 output.
     threads : int
@@ -121,16 +131,17 @@ def onnxruntime_call(operator: str, inputs: Arrays, rank: int, threads: int, **a
     if onnx is None:
         return None
     helper = onnx.helper
+    given = {name: array for name, array in inputs.items() if array is not None}
     values = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-        for name, array in inputs.items()
+        for name, array in given.items()
     ]
     output = helper.make_tensor_value_info("output", onnx.TensorProto.FLOAT, [None] * rank)
-    node = helper.make_node(operator, list(inputs), ["output"], **attributes)
+    node = helper.make_node(operator, [name if name in given else "" for name in inputs], ["output"], **attributes)
     graph = helper.make_graph([node], operator, values, [output])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", ONNX_OPSET)], ir_version=ONNX_IR)
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return lambda: session.run(None, inputs)
+    return lambda: session.run(None, given)

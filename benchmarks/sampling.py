@@ -8,14 +8,13 @@ import numpy as np
 
 import cudakit
 
-from .cases import OURS, Array, Arrays, Family, Prepared, Row, Side
+from .cases import OURS, TOLERANCES, Array, Arrays, Family, Prepared, Row, Side, Tiny, in_dtype, in_layout, to_numpy
 from .peers import load, onnxruntime_call, openvino_call
 
 SIZES = ((8, 3, 512, 512), (4, 64, 128, 128), (1, 8, 64, 64, 64))
 SMALL_SIZES = ((2, 3, 24, 24), (2, 32, 12, 12), (1, 8, 8, 8, 8))
 AFFINE_SIZES = ((8, 1, 512, 512), (1, 1, 64, 64, 64))
 SMALL_AFFINE_SIZES = ((2, 1, 24, 24), (1, 1, 8, 8, 8))
-TINY = (1, 1, 4, 4), (2, 2)  # an image and the output's size: next to nothing to compute
 TORCH_MODES = {"bilinear": 0, "bicubic": 2}
 FLIPS = 2e-3  # share of samples so near to a knot that rounding decides on which side
 OPENCV_CHANNELS = 4  # beyond these its bilinear weights are multiples of 1/32, and bicubic is an error
@@ -62,11 +61,6 @@ def pixels(grid: Array, space: tuple[int, ...]) -> Array:
     """Return the positions of a grid in pixels, (N, n, O...), slowest dimension first."""
     sizes = np.array(space, np.float32)
     return np.ascontiguousarray(np.moveaxis(((grid[..., ::-1] + 1) * sizes - 1) / 2, -1, 1))
-
-
-def in_layout(array: Array, last: bool) -> Array:
-    """Return (N, C, S...) as it is, or in memory as (N, S..., C)."""
-    return np.ascontiguousarray(np.moveaxis(array, 1, -1)) if last else array
 
 
 def _sampling_arrays(case: Sampling) -> Arrays:
@@ -124,40 +118,35 @@ def rows(small: bool) -> list[Row]:
     return found + [_affine_row(Affine(size, backward)) for backward in (False, True) for size in sizes]
 
 
-def tiny_row() -> Row:
-    """Return a row whose time is that of the call alone."""
-    return _sampling_row(Sampling(*TINY, "bilinear", backward=False, last=False))
-
-
-def _tuple(value: Any) -> tuple[Array, ...]:
-    """Return one result or several as NumPy arrays."""
-    return tuple(np.asarray(item) for item in (value if isinstance(value, tuple | list) else (value,)))
+def gpu_rows(small: bool) -> list[Row]:
+    """Return the family's rows on a GPU."""
+    return [in_dtype(row, dtype) for dtype in TOLERANCES for row in rows(small)]
 
 
 def _ours(row: Row, arrays: Arrays, _: int) -> Prepared:
     case, values = row.case, tuple(arrays.values())
     if isinstance(case, Affine):
         function: Callable[..., Any] = cudakit.affine_grid_backward if case.backward else cudakit.affine_grid
-        return Prepared(lambda: function(*values, case.size), _tuple)
+        return Prepared(lambda: function(*values, case.size), to_numpy)
     layout = "channels_last" if case.last else "channels_first"
     sample: Callable[..., Any] = cudakit.grid_sample_backward if case.backward else cudakit.grid_sample
-    return Prepared(lambda: sample(*values, case.mode, data_format=layout), _tuple)
+    return Prepared(lambda: sample(*values, case.mode, data_format=layout), to_numpy)
 
 
 def _torch(row: Row, arrays: Arrays, _: int) -> Prepared:
     torch, case = load("torch"), row.case
     aten, functional = torch.ops.aten, torch.nn.functional
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
     if isinstance(case, Affine):
         function = aten.affine_grid_generator_backward if case.backward else aten.affine_grid_generator
-        return Prepared(lambda: function(*tensors.values(), list(case.size), False), _tuple)
+        return Prepared(lambda: function(*tensors.values(), list(case.size), False), to_numpy)
     if case.last:  # the same values and strides, in torch's order of dimensions
         tensors |= {name: tensors[name].movedim(-1, 1) for name in tensors if name != "grid"}
     values = tuple(tensors.values())
 
     def results(value: Any) -> tuple[Array, ...]:
-        images = [np.moveaxis(item, 1, -1) if case.last else item for item in _tuple(value)]
-        return (images[0], *_tuple(value)[1:])
+        images = [np.moveaxis(item, 1, -1) if case.last else item for item in to_numpy(value)]
+        return (images[0], *to_numpy(value)[1:])
 
     if not case.backward:
         return Prepared(lambda: functional.grid_sample(*values, case.mode, "zeros", False), results)
@@ -174,7 +163,7 @@ def _openvino(row: Row, arrays: Arrays, threads: int) -> Prepared | None:
     def build(opset: Any, *parameters: Any) -> Any:
         return opset.grid_sample(*parameters, attributes)
 
-    return Prepared(openvino_call(build, tuple(arrays.values()), threads), lambda found: _tuple(list(found.values())))
+    return Prepared(openvino_call(build, tuple(arrays.values()), threads), lambda found: to_numpy(list(found.values())))
 
 
 def _onnxruntime(row: Row, arrays: Arrays, threads: int) -> Prepared | None:
@@ -188,7 +177,7 @@ def _onnxruntime(row: Row, arrays: Arrays, threads: int) -> Prepared | None:
         mode = {"bilinear": "linear", "bicubic": "cubic"}[case.mode]
         options = {"align_corners": 0, "mode": mode, "padding_mode": "zeros"}
         call = onnxruntime_call("GridSample", arrays, len(case.shape), threads, **options)
-    return call and Prepared(call, _tuple)
+    return call and Prepared(call, to_numpy)
 
 
 def _opencv(row: Row, arrays: Arrays, _: int) -> Prepared | None:
@@ -227,7 +216,7 @@ def _scipy(row: Row, arrays: Arrays, _: int) -> Prepared | None:
                 ndimage.map_coordinates(image, where, place, order=1, mode="grid-constant")
         return result
 
-    return Prepared(call, _tuple)
+    return Prepared(call, to_numpy)
 
 
 def _jax(row: Row, arrays: Arrays, _: int) -> Prepared | None:
@@ -244,7 +233,7 @@ def _jax(row: Row, arrays: Arrays, _: int) -> Prepared | None:
 
     sample = jax.vmap(one)
     function = jax.jit((lambda grad, *both: jax.vjp(sample, *both)[1](grad)) if case.backward else sample)
-    return Prepared(lambda: jax.block_until_ready(function(*values)), _tuple)
+    return Prepared(lambda: jax.block_until_ready(function(*values)), to_numpy)
 
 
 SIDES: dict[str, Side] = {
@@ -263,4 +252,12 @@ NOTES = (
     "In the channels-last tables torch is given tensors with channels-last strides.",
     "torch's gradients are timed without autograd around them (`torch.ops.aten.grid_sampler_2d_backward`).",
 )
-FAMILY = Family("sampling", rows, SIDES, ("torch", "openvino", "onnxruntime"), NOTES)
+RIVALS = ("torch", "openvino", "onnxruntime")
+TINY = Tiny(
+    "grid_sample (1, 1, 4, 4) to (1, 1, 2, 2)",
+    "x, grid = np.ones((1, 1, 4, 4), np.float32), np.zeros((1, 2, 2, 2), np.float32)",
+    "cudakit.grid_sample(x, grid)",
+    _sampling_row(Sampling((1, 1, 4, 4), (2, 2), "bilinear", backward=False, last=False)),
+)
+FAMILY = Family("sampling", "Sampling", rows, SIDES, RIVALS, TINY, notes=NOTES)
+GPU_FAMILY = FAMILY._replace(rows=gpu_rows, sides={OURS: _ours, "torch": _torch}, rivals=("torch",))

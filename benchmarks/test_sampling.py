@@ -4,7 +4,7 @@ from typing import Any
 
 from .cases import OURS, Prepared, Row
 from .overhead import bare_launch
-from .sampling import FAMILY, tiny_row
+from .sampling import FAMILY
 
 __all__ = ["FAMILY"]  # which rows and sides there are
 
@@ -15,7 +15,7 @@ def test_speed(benchmark: Any, row: Row, prepared: Prepared) -> None:
 
 
 def test_bare_kernel(benchmark: Any) -> None:
-    row = tiny_row()
+    row = FAMILY.tiny.row
     ours = FAMILY.sides[OURS](row, row.make(), 1)
     assert ours is not None
     benchmark.pedantic(bare_launch(ours.call), rounds=5, iterations=100, warmup_rounds=1)

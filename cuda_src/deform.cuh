@@ -13,7 +13,8 @@ struct Geometry {
     long long batch;
     long long channels;
     long long groups;   // of offsets
-    long long pixels;   // of the output
+    long long pixels;   // of the output that are visited
+    long long first;    // of these
     long long taps;     // of the kernel
     long long size[3];  // of the input, slowest dimension first, as all of these
     long long out[3];
@@ -26,6 +27,20 @@ struct Geometry {
     long long mask_stride[3];
 };
 
+// Where columns lie: channels in blocks of `block`, which a product with several groups wants apart.
+struct ColumnLayout {
+    long long stride[4];  // batch, channel, tap, pixel
+    long long block;
+    long long block_stride;
+};
+
+// `pixel` counts from the first pixel that is visited.
+DEVICE index_t column_at(const ColumnLayout& l, index_t n, index_t channel, index_t tap, index_t pixel) {
+    const index_t block = channel / (index_t)l.block, within = channel - block * (index_t)l.block;
+    return n * (index_t)l.stride[0] + block * (index_t)l.block_stride + within * (index_t)l.stride[1] +
+           tap * (index_t)l.stride[2] + pixel * (index_t)l.stride[3];
+}
+
 constexpr int CORNERS = ROWS * TAPS;
 
 // p_d of a tile's pixels, without kernel and offset.
@@ -35,10 +50,11 @@ struct Base {
     int count;      // pixels that exist
 };
 
+// `first` counts from the first pixel that is visited.
 DEVICE void make_base(const Geometry& g, index_t first, Base& base) {
-    base.first = first;
+    base.first = (index_t)g.first + first;
     base.count = TILE == 1 ? 1 : (int)smaller(index_t(TILE), (index_t)g.pixels - first);
-    index_t o[NDIM], rest = first;
+    index_t o[NDIM], rest = base.first;
     UNROLL for (int d = NDIM - 1; d >= 0; --d) {
         o[d] = d ? rest % (index_t)g.out[d] : rest;
         rest /= (index_t)g.out[d];

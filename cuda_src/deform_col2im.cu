@@ -13,16 +13,16 @@
 struct DeformCol2imParams {
     const scalar_t* input;  // null: only grad_input is wanted
     const coord_t* offset;
-    const coord_t* mask;         // null: none
-    const scalar_t* columns;     // gradient by the columns
-    scalar_t* samples;           // written, as columns are laid out, and may be the same; null: not needed
-    acc_t* grad_input;           // added to; null: not needed
-    coord_t* grad_offset;        // written, contiguous in the order of offset's strides; null: not needed
-    coord_t* grad_mask;          // written likewise; null: not needed
-    long long items;             // blocks * batch * groups of a block * taps * tiles
-    long long channel_block;     // channels of one item; below channels / groups only where grad_input alone is wanted
-    long long column_stride[4];  // batch, channel, tap, pixel
-    long long grad_stride[5];    // of grad_input
+    const coord_t* mask;       // null: none
+    const scalar_t* columns;   // gradient by the columns
+    scalar_t* samples;         // written, as columns are laid out, and may be the same; null: not needed
+    acc_t* grad_input;         // added to; null: not needed
+    coord_t* grad_offset;      // written, contiguous in the order of offset's strides; null: not needed
+    coord_t* grad_mask;        // written likewise; null: not needed
+    long long items;           // blocks * batch * groups of a block * taps * tiles
+    long long channel_block;   // channels of one item; below channels / groups only where grad_input alone is wanted
+    long long grad_stride[5];  // of grad_input
+    ColumnLayout layout;       // of columns
     Geometry geometry;
 };
 
@@ -88,14 +88,12 @@ KERNEL(deform_col2im, DeformCol2imParams) {
         acc_t mask[TILE];
         load_mask(g, p.mask, it.n, it.group, it.tap, base, mask);
         Dots dots[TILE] = {};
-        const index_t channel_stride = (index_t)p.column_stride[1], pixel_stride = (index_t)p.column_stride[3];
-        const index_t at =
-            it.n * (index_t)p.column_stride[0] + it.tap * (index_t)p.column_stride[2] + base.first * pixel_stride;
+        const index_t channel_stride = (index_t)p.layout.stride[1], pixel_stride = (index_t)p.layout.stride[3];
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
             const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
             acc_t tile[TILE][VEC], other[TILE * VEC];
-            acc_t* column = load_tile(p.columns + at + c * channel_stride, channel_stride, pixel_stride, base.count,
-                                      width, tile, other);
+            const index_t at = column_at(p.layout, it.n, c, it.tap, it.first);
+            acc_t* column = load_tile(p.columns + at, channel_stride, pixel_stride, base.count, width, tile, other);
             if (p.grad_input) {
                 acc_t* grad = p.grad_input + it.n * (index_t)p.grad_stride[0] + c * (index_t)p.grad_stride[1];
                 for (int j = 0; j < base.count; ++j) scatter_tap(s, j, mask[j], grad, width, column + j * VEC);
@@ -107,8 +105,7 @@ KERNEL(deform_col2im, DeformCol2imParams) {
                 }
             }
             if (!p.samples) continue;
-            scalar_t* to = p.samples + at + c * channel_stride;
-            store_tile(to, channel_stride, pixel_stride, base.count, width, (acc_t(*)[VEC])column);
+            store_tile(p.samples + at, channel_stride, pixel_stride, base.count, width, (acc_t(*)[VEC])column);
         }
         if (!p.grad_offset && !p.grad_mask) continue;
         for (int j = 0; j < base.count; ++j) {

@@ -6,11 +6,11 @@
 struct DeformIm2colParams {
     const scalar_t* input;
     const coord_t* offset;
-    const coord_t* mask;         // null: none
-    scalar_t* columns;           // written
-    long long items;             // batch * tiles * blocks of taps
-    long long tap_block;         // (group, tap) pairs of one item
-    long long column_stride[4];  // batch, channel, tap, pixel
+    const coord_t* mask;  // null: none
+    scalar_t* columns;    // written
+    long long items;      // batch * tiles * blocks of taps
+    long long tap_block;  // (group, tap) pairs of one item
+    ColumnLayout layout;  // of columns
     Geometry geometry;
 };
 
@@ -18,7 +18,7 @@ KERNEL(deform_im2col, DeformIm2colParams) {
     const Geometry& g = p.geometry;
     const index_t tiles = ((index_t)g.pixels + TILE - 1) / TILE, pairs = (index_t)(g.groups * g.taps);
     const index_t blocks = (pairs + (index_t)p.tap_block - 1) / (index_t)p.tap_block;
-    const index_t count = (index_t)(g.channels / g.groups), channel_stride = (index_t)p.column_stride[1];
+    const index_t count = (index_t)(g.channels / g.groups);
     FOR_EACH(item, p.items) {
         // Taps of a pixel follow one another where lanes share it, pixels of a tap where every lane has its own.
         const bool pixels_first = TILE == 1 && LANES == 1;
@@ -36,8 +36,6 @@ KERNEL(deform_im2col, DeformIm2colParams) {
             acc_t mask[TILE];
             load_mask(g, p.mask, n, group, tap, base, mask);
             const scalar_t* image = p.input + n * (index_t)g.input_stride[0];
-            scalar_t* to = p.columns + n * (index_t)p.column_stride[0] + tap * (index_t)p.column_stride[2] +
-                           base.first * (index_t)p.column_stride[3];
             for (index_t c = LANE * VEC; c < count; c += LANES * VEC) {
                 const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), count - c);
                 const index_t channel = group * count + c;
@@ -45,8 +43,8 @@ KERNEL(deform_im2col, DeformIm2colParams) {
                 for (int j = 0; j < base.count; ++j) {
                     sample_tap(s, j, mask[j], image + channel * (index_t)g.input_stride[1], width, tile[j]);
                 }
-                store_tile(to + channel * channel_stride, channel_stride, (index_t)p.column_stride[3], base.count,
-                           width, tile);
+                scalar_t* to = p.columns + column_at(p.layout, n, channel, tap, base.first - (index_t)g.first);
+                store_tile(to, (index_t)p.layout.stride[1], (index_t)p.layout.stride[3], base.count, width, tile);
             }
         }
     }

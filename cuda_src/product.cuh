@@ -16,6 +16,12 @@ constexpr int LENGTH = VECTOR_BYTES / (int)sizeof(acc_t), NR = 2 * LENGTH;
 typedef acc_t vector_t __attribute__((vector_size(VECTOR_BYTES)));
 typedef acc_t loose_vector_t __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(acc_t)), may_alias));
 
+DEVICE vector_t spread(acc_t value) {
+    vector_t all;
+    for (int i = 0; i < LENGTH; ++i) all[i] = value;
+    return all;
+}
+
 // One multiply-add in every lane. A plain loop: compilers know it for one instruction.
 DEVICE vector_t multiply_add(vector_t a, vector_t b, vector_t c) {
     vector_t sum;
@@ -30,8 +36,10 @@ struct Matrix {
 };
 
 // to[m][n] (+)= sum over k < depth of a[m][k] b[k][n], for MR rows and NR columns; those of `b` and `to` are neighbours.
-template <bool ADD> static __attribute__((noinline)) void multiply_block(index_t depth, Matrix a, const acc_t* b,
-                                                                         index_t b_row, acc_t* to, index_t to_row) {
+// Not for GCC to clone: where it knows that numbers of `a` are neighbours, it loads vectors of them for the first alone.
+template <bool ADD> static __attribute__((noinline, noclone)) void multiply_block(index_t depth, Matrix a,
+                                                                                  const acc_t* b, index_t b_row,
+                                                                                  acc_t* to, index_t to_row) {
     vector_t sum[MR][2];
     UNROLL for (int m = 0; m < MR; ++m) {
         UNROLL for (int v = 0; v < 2; ++v) {
@@ -42,7 +50,7 @@ template <bool ADD> static __attribute__((noinline)) void multiply_block(index_t
         const vector_t right[2] = {*(const loose_vector_t*)(b + k * b_row),
                                    *(const loose_vector_t*)(b + k * b_row + LENGTH)};
         UNROLL for (int m = 0; m < MR; ++m) {
-            const vector_t left = a.at[m * a.row + k * a.column] - vector_t{};
+            const vector_t left = spread(a.at[m * a.row + k * a.column]);
             UNROLL for (int v = 0; v < 2; ++v) sum[m][v] = multiply_add(left, right[v], sum[m][v]);
         }
     }

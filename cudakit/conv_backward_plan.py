@@ -15,7 +15,7 @@ from cudakit.conv_plan import (
     images_at_once,
 )
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
-from cudakit.deform_plan import coordinates_from
+from cudakit.deform_plan import coordinates_from, gradient_layouts, plain_columns
 from cudakit.launch import Launch, load
 from cudakit.layout import accumulator, add_copy, add_sum, itemsize, packed, part
 from cudakit.op import NULL, Plan, Slot, Target
@@ -95,14 +95,13 @@ class _Backward:
         self.reads = any(slot != NULL for slot in (results.offset, results.mask, results.weight))
         self.copied = self.reads and x.strides[1] != 1
         self.layout = packed(x.shape, x.dtype, channels_last=True) if self.copied or not self.reads else x
-        self.final = packed(x.shape, x.dtype, channels_last=d.last)
-        self.grad = packed(x.shape, accumulator(x.dtype), channels_last=True)
+        self.final, self.grad = gradient_layouts(d, target, plain_columns(d))
         self.summed = results.input != NULL and self.grad != self.final
         # One chunk and one dtype: the sums are the results.
         self.parted = self.split.parts > 1 or d.coordinates != accumulator(d.dtype)
 
     def run(self) -> None:
-        """Append everything but the gradient of the bias."""
+        """Append all launches."""
         conv, results = self.conv, self.results
         amount = self._amount()
         buffers = self._buffers(amount)
@@ -211,13 +210,5 @@ class _Backward:
 def plan_backward(
     plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
 ) -> None:
-    """Append the gradients that `results` has slots for; those of input and weights are in the data format."""
-    d, strides = conv.d, conv.output_strides
-    if results.bias != NULL:
-        sizes = (conv.out_channels, d.batch, d.pixels)
-        add_sum(
-            *(plan, target, (grad_output, d.dtype), (results.bias, d.dtype), sizes),
-            (strides[1], strides[0], strides[2]),
-        )
-    if any(slot != NULL for slot in results._replace(bias=NULL)):
-        _Backward(plan, target, conv, slots, grad_output, results).run()
+    """Append the gradients that `results` has slots for; that of the bias is not among them."""
+    _Backward(plan, target, conv, slots, grad_output, results).run()

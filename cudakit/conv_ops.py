@@ -3,13 +3,11 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-from cudakit import checks
-from cudakit.array import Spec
-from cudakit.conv_backward_plan import plan_backward
-from cudakit.conv_plan import Convolution, Slots, plan_forward
+from cudakit import checks, conv_backward_plan, conv_cuda_plan, conv_plan
+from cudakit.array import CPU, Spec
+from cudakit.conv_plan import Convolution, Slots
 from cudakit.deform_geometry import (
     DATA_FORMATS,
-    Deformation,
     Window,
     checked_image,
     deformation,
@@ -17,9 +15,10 @@ from cudakit.deform_geometry import (
     scattered,
     window,
 )
+from cudakit.deform_plan import gradient_layouts
 from cudakit.errors import InvalidArgument
-from cudakit.layout import Image, image, packed
-from cudakit.op import NULL, Op, Output, Plan, Target
+from cudakit.layout import Image, add_sum, image, packed
+from cudakit.op import NULL, Op, Output, Plan, Slot, Target
 
 NAMES = ("input", "offset", "weight", "bias", "mask")
 KERNEL_NAMES = {1: "k", 2: "k_h, k_w", 3: "k_d, k_h, k_w"}
@@ -112,11 +111,17 @@ def _prepare(n: int, specs: tuple[Any, ...], options: ConvOptions, target: Targe
     plan = Plan(5, (output,))
     if 0 in output.shape:
         return plan
-    plan_forward(plan, target, conv, _slots(plan, 0, specs), plan.result(0))
+    slots = _slots(plan, 0, specs)
+    if target.device == CPU:
+        conv_plan.plan_forward(plan, target, conv, slots, plan.result(0))
+    else:
+        conv_cuda_plan.plan_forward(plan, target, conv, slots, plan.result(0), options.allow_tf32)
     return plan
 
 
-def _results(specs: tuple[Spec | None, ...], needs: tuple[str, ...], zero: set[str]) -> tuple[Output | None, ...]:
+def _results(
+    specs: tuple[Spec | None, ...], needs: tuple[str, ...], zero: tuple[str, ...]
+) -> tuple[Output | None, ...]:
     """Return the gradients to allocate."""
     wanted = (spec if name in needs else None for name, spec in zip(NAMES, specs, strict=True))
     named = zip(NAMES, wanted, strict=True)
@@ -128,24 +133,45 @@ def _prepare_backward(n: int, specs: tuple[Any, ...], options: ConvOptions, targ
     arrays = tuple(rest)
     conv, output = _convolution(n, arrays, options, grad_output)
     copies = (
-        *(() if conv.output.flat else (0,)),
+        *(() if _readable(conv, target) else (0,)),
         *(() if conv.input.flat else (1,)),
         *scattered(specs, (2, 3, 5)),
     )
     if copies:
         return Plan(6, copies=copies)
-    empty = 0 in output.shape
-    zero = set(NAMES) if empty else {"input"} if _adds_in_place(conv.d, target) else set()
-    plan = Plan(6, _results(arrays, options.needs, zero))
-    if not empty:
-        results = Slots(*map(plan.result, range(5)))
-        plan_backward(plan, target, conv, _slots(plan, 1, arrays), plan.input(0), results)
+    plan = Plan(6, _results(arrays, options.needs, _zeroed(conv, 0 in output.shape, target)))
+    results = Slots(*map(plan.result, range(5)))
+    if 0 in output.shape:
+        return plan
+    if results.bias != NULL:
+        _add_bias_gradient(plan, target, conv, results.bias)
+    if any(slot != NULL for slot in results._replace(bias=NULL)):
+        slots = _slots(plan, 1, arrays)
+        if target.device == CPU:
+            conv_backward_plan.plan_backward(plan, target, conv, slots, plan.input(0), results)
+        else:
+            conv_cuda_plan.plan_backward(plan, target, conv, slots, plan.input(0), results, options.allow_tf32)
     return plan
 
 
-def _adds_in_place(d: Deformation, target: Target) -> bool:
-    """Whether the gradient of the input is added up in the result itself."""
-    return d.last and d.dtype in ("float32", "float64")
+def _readable(conv: Convolution, target: Target) -> bool:
+    """Whether the gradient of the output can be read as it is: cuBLAS wants neighbours."""
+    return conv.output.flat and (target.device == CPU or 1 in conv.output_strides[1:])
+
+
+def _zeroed(conv: Convolution, empty: bool, target: Target) -> tuple[str, ...]:
+    """Return the names of the gradients that must be allocated as zeros."""
+    if empty:
+        return NAMES
+    final, grad = gradient_layouts(conv.d, target, conv_cuda_plan.columns_of(conv.d, conv.groups))
+    return ("input",) if grad == final else ()
+
+
+def _add_bias_gradient(plan: Plan, target: Target, conv: Convolution, result: Slot) -> None:
+    batch, channel, pixel = conv.output_strides
+    sizes = (conv.out_channels, conv.d.batch, conv.d.pixels)
+    dtype = conv.d.dtype
+    add_sum(plan, target, (plan.input(0), dtype), (result, dtype), sizes, (channel, batch, pixel))
 
 
 def _make(n: int) -> Op:

@@ -13,7 +13,7 @@ from cudakit.source import Kernel
 from cudakit.structs import pack_tail
 
 PIXELS = 96  # of an output tile: a multiple of HOST_TILE and of the rows that registers hold
-BLOCK = 512  # numbers in a pixel's columns at a time
+BLOCK = 256
 LINE_BYTES = 64
 SIMD_STEPS = 8  # multiply-adds that count as one step of work
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from cudakit.array import Device, numpy_dtype
 from cudakit.errors import BackendUnavailable, CompileError
+from cudakit.product import Product, column_major
 from cudakit.source import CUDA_OPTIONS
 
 try:
@@ -97,3 +98,30 @@ def device_count() -> int:
     except cupy.cuda.runtime.CUDARuntimeError:
         return 0
     return count
+
+
+# cudaDataType_t, and the type that products are summed in.
+_DATA_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+_ONE, _ZERO = ({name: np.array(value, name) for name in ("float32", "float64")} for value in (1, 0))
+
+
+def multiply(product: Product, pointers: tuple[int, ...], ordinal: int, stream: int) -> None:
+    """Run matrix products by cuBLAS, on `stream`. Sums are kept in float32 for half precision."""
+    from cupy.cuda import cublas
+
+    first, second, columns = column_major(product)
+    (m, n, k), (x, y, out) = product.sizes, pointers
+    if columns.swapped:
+        m, n, x, y = n, m, y, x
+    number = "float64" if product.dtype == "float64" else "float32"
+    compute = {"float64": cublas.CUBLAS_COMPUTE_64F, "float32": cublas.CUBLAS_COMPUTE_32F}[number]
+    if product.tf32 and product.dtype == "float32":
+        compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
+    alpha, beta = _ONE[number].ctypes.data, (_ONE if product.add else _ZERO)[number].ctypes.data
+    kind, kind_out = _DATA_TYPES[product.dtype], _DATA_TYPES[product.out]
+    with cupy.cuda.Device(ordinal), cupy.cuda.Stream.from_external(_Stream(stream)):
+        cublas.gemmStridedBatchedEx(
+            *(cupy.cuda.device.get_cublas_handle(), first.transposed, second.transposed, m, n, k, alpha),
+            *(x, kind, first.leading, first.batch, y, kind, second.leading, second.batch, beta),
+            *(out, kind_out, columns.leading, columns.batch, product.batch, compute, cublas.CUBLAS_GEMM_DEFAULT),
+        )

@@ -19,7 +19,7 @@ from cudakit.deform_geometry import (
     scattered,
     window,
 )
-from cudakit.deform_plan import Gradients, gradient_layouts, plan_columns, plan_gradients
+from cudakit.deform_plan import Gradients, gradient_layouts, plain_columns, plan_columns, plan_gradients
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, packed
 from cudakit.op import NULL, Op, Output, Plan, Target
@@ -101,7 +101,7 @@ def _check_columns(argument: str, columns: Spec, d: Deformation) -> None:
 
 def _input_gradient(d: Deformation, target: Target) -> Output:
     """Return the result that columns are added up into, zero where nothing will be written or it is added to."""
-    final, grad = gradient_layouts(d, target)
+    final, grad = gradient_layouts(d, target, plain_columns(d))
     return Output(d.shape(d.channels, d.space), d.dtype, zero=grad == final or 0 in columns_shape(d))
 
 

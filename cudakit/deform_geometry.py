@@ -77,6 +77,8 @@ class Deformation(NamedTuple):
     coordinates: str  # dtype of offsets and masks
     last: bool  # data_format "channels_last"
     masked: bool
+    first: int = 0  # pixel of the output that is visited
+    some: int = 0  # such pixels; 0: all
 
     @property
     def n(self) -> int:
@@ -92,6 +94,11 @@ class Deformation(NamedTuple):
     def pixels(self) -> int:
         """Pixels of an output image."""
         return prod(self.out)
+
+    @property
+    def visited(self) -> int:
+        """Pixels of an output image that one launch visits."""
+        return self.some or self.pixels
 
     @property
     def offset_channels(self) -> int:
@@ -124,7 +131,7 @@ class Deformation(NamedTuple):
 GEOMETRY_FIELDS = tuple(
     (f"geometry.{name}", count)
     for name, count in (
-        *((name, 1) for name in ("batch", "channels", "groups", "pixels", "taps")),
+        *((name, 1) for name in ("batch", "channels", "groups", "pixels", "first", "taps")),
         *((name, 3) for name in ("size", "out", "kernel", "stride", "pad", "dilation")),
         *(("input_stride", 5), ("offset_stride", 3), ("mask_stride", 3)),
     )
@@ -134,7 +141,7 @@ GEOMETRY_FIELDS = tuple(
 def geometry_values(d: Deformation, input_strides: Integers) -> tuple[int | Integers, ...]:
     """Return the values of `GEOMETRY_FIELDS`."""
     return (
-        *(d.batch, d.channels, d.groups, d.pixels, d.taps),
+        *(d.batch, d.channels, d.groups, d.visited, d.first, d.taps),
         *(d.space, d.out, d.kernel, d.stride, d.pad, d.dilation),
         *(input_strides, d.strides(d.offset_channels), d.strides(d.mask_channels)),
     )

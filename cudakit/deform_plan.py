@@ -3,7 +3,7 @@
 The columns may lie in either data format, or in groups of the convolution one after the other.
 """
 
-from math import prod
+from math import gcd, prod
 from typing import NamedTuple
 
 from cudakit.array import CPU
@@ -23,13 +23,14 @@ from cudakit.structs import pack_tail
 HOST_TILE = 32
 HOST_VECTOR = 64
 CUDA_VECTOR_BYTES = 16
+LAYOUT_FIELDS = (("layout.stride", 4), ("layout.block", 1), ("layout.block_stride", 1))
 IM2COL = Kernel(
     "deform_im2col.cu",
     "deform_im2col",
     "DeformIm2colParams",
     (
         *((name, 1) for name in ("input", "offset", "mask", "columns", "items", "tap_block")),
-        ("column_stride", 4),
+        *LAYOUT_FIELDS,
         *GEOMETRY_FIELDS,
     ),
     pointers=4,
@@ -42,7 +43,8 @@ COL2IM = Kernel(
         *((name, 1) for name in ("input", "offset", "mask", "columns")),
         *((name, 1) for name in ("samples", "grad_input", "grad_offset", "grad_mask")),
         *((name, 1) for name in ("items", "channel_block")),
-        *(("column_stride", 4), ("grad_stride", 5)),
+        ("grad_stride", 5),
+        *LAYOUT_FIELDS,
         *GEOMETRY_FIELDS,
     ),
     pointers=8,
@@ -58,14 +60,26 @@ class Form(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Columns in memory: strides (batch, channel, tap, pixel)."""
+    """Columns in memory: strides (batch, channel, tap, pixel) and blocks of channels (deform.cuh: `ColumnLayout`)."""
 
     strides: Integers
+    block: int
+    block_stride: int = 0
 
     @property
     def neighbours(self) -> bool:
-        """Whether the channels lie next to each other."""
+        """Whether the channels of a block lie next to each other."""
         return self.strides[1] == 1
+
+    def span(self, d: Deformation) -> tuple[Integers, Integers]:
+        """Return (shape, strides)."""
+        blocks = d.channels // self.block
+        return (d.batch, blocks, self.block, d.taps, d.visited), (self.strides[0], self.block_stride, *self.strides[1:])
+
+
+def plain_columns(d: Deformation) -> Columns:
+    """Return the layout of columns in the data format."""
+    return Columns(columns_strides(d), d.channels)
 
 
 def choose_form(d: Deformation, x: Image, columns: Columns, target: Target) -> Form:
@@ -75,15 +89,23 @@ def choose_form(d: Deformation, x: Image, columns: Columns, target: Target) -> F
         vector = 4
         while vector < min(count, HOST_VECTOR):
             vector *= 2
+        if columns.block < d.channels:  # a vector does not reach into the next block
+            vector = min(vector, _power_of_two_in(gcd(count, columns.block)))
         return Form(HOST_TILE, 1, vector)
     vector = CUDA_VECTOR_BYTES // itemsize(d.dtype)
-    steps = (count, x.strides[0], *x.strides[2:], *columns.strides[2:], columns.strides[0])
+    steps = (count, columns.block, columns.block_stride, x.strides[0], *x.strides[2:])
+    steps += (columns.strides[0], *columns.strides[2:])
     if not (columns.neighbours and x.strides[1] == 1 and x.aligned) or any(step % vector for step in steps):
         return Form(1, 1, 1)
     lanes = 2
     while lanes < 32 and lanes * 2 * vector <= count:
         lanes *= 2
     return Form(1, lanes, vector)
+
+
+def _power_of_two_in(number: int) -> int:
+    """Return the largest power of two that divides a number."""
+    return number & -number
 
 
 def wants_neighbours(d: Deformation, columns: Columns, target: Target) -> bool:
@@ -102,24 +124,19 @@ def constants(d: Deformation, form: Form, *layouts: tuple[Integers, Integers]) -
     return found | {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector}
 
 
-def columns_layout(d: Deformation, columns: Columns) -> tuple[Integers, Integers]:
-    """Return (shape, strides) of columns."""
-    return (d.batch, d.channels, d.taps, d.pixels), columns.strides
-
-
 def add_im2col(
     plan: Plan, target: Target, d: Deformation, x: Image, columns: Columns, slots: tuple[Slot, Slot, Slot, Slot]
 ) -> None:
     """Append `deform_im2col`; `slots` are those of input, offset, mask and columns."""
     form = choose_form(d, x, columns, target)
-    pairs, places = d.groups * d.taps, d.batch * -(-d.pixels // form.tile)
+    pairs, places = d.groups * d.taps, d.batch * -(-d.visited // form.tile)
     # One tap at a time gives a GPU the most threads; on a CPU more of them share what a tile's pixels have in common.
     block = 1 if target.device != CPU else -(-pairs // max(1, -(-4 * target.threads // places)))
     items = places * -(-pairs // block)
-    defined = constants(d, form, (x.shape, x.strides), columns_layout(d, columns), ((items * form.lanes,), (1,)))
-    tail = pack_tail(IM2COL, items, block, columns.strides, *geometry_values(d, x.strides))
+    defined = constants(d, form, (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,)))
+    tail = pack_tail(IM2COL, items, block, *columns, *geometry_values(d, x.strides))
     kernel = load(IM2COL, tuple(defined.items()), target.device)
-    plan.launch(Launch(kernel, tail, items, 1, d.batch * d.channels * d.taps * d.pixels), *slots)
+    plan.launch(Launch(kernel, tail, items, 1, d.batch * d.channels * d.taps * d.visited), *slots)
 
 
 class Gradients(NamedTuple):
@@ -158,20 +175,20 @@ def _add_col2im(
     if target.device == CPU and slots.input == NULL:
         blocks = min(count, -(-target.threads // (d.batch * d.groups)))
     block = -(-count // blocks)
-    tiles = d.taps * -(-d.pixels // form.tile)
+    tiles = d.taps * -(-d.visited // form.tile)
     items = d.groups * -(-count // block) * d.batch * tiles
-    layouts = [(x.shape, x.strides), (grad.shape, grad.strides), columns_layout(d, columns)]
+    layouts = [(x.shape, x.strides), (grad.shape, grad.strides), columns.span(d)]
     defined = constants(d, form, *layouts, ((items * form.lanes,), (1,)))
-    tail = pack_tail(COL2IM, items, block, columns.strides, grad.strides, *geometry_values(d, x.strides))
+    tail = pack_tail(COL2IM, items, block, grad.strides, *columns, *geometry_values(d, x.strides))
     kernel = load(COL2IM, tuple(defined.items()), target.device)
-    work = d.batch * d.channels * d.taps * d.pixels
+    work = d.batch * d.channels * d.taps * d.visited
     grain = 1 if slots.grad_input == NULL else tiles
     plan.launch(Launch(kernel, tail, items, grain, work), *slots)
 
 
 def plan_columns(plan: Plan, target: Target, d: Deformation, x: Image, slots: tuple[Slot, Slot, Slot, Slot]) -> None:
     """Append `deform_im2col` with an input in any `flat` layout; `slots` are those of input, offset, mask, columns."""
-    columns, item = Columns(columns_strides(d)), itemsize(d.dtype)
+    columns, item = plain_columns(d), itemsize(d.dtype)
     if x.strides[1] == 1 or not wants_neighbours(d, columns, target):
         add_im2col(plan, target, d, x, columns, slots)
         return
@@ -186,10 +203,10 @@ def plan_columns(plan: Plan, target: Target, d: Deformation, x: Image, slots: tu
         add_im2col(plan, target, d.part(count), part(last, count), columns, (space, offset, mask, to))
 
 
-def gradient_layouts(d: Deformation, target: Target) -> tuple[Image, Image]:
+def gradient_layouts(d: Deformation, target: Target, columns: Columns) -> tuple[Image, Image]:
     """Return how the gradient of the input lies in the end and while it is added up."""
     shape = (d.batch, d.channels, *d.space)
-    last = d.last or wants_neighbours(d, Columns(columns_strides(d)), target)
+    last = d.last or wants_neighbours(d, columns, target)
     return (
         packed(shape, d.dtype, channels_last=d.last),
         packed(shape, accumulator(d.dtype), channels_last=last),
@@ -209,8 +226,8 @@ def plan_gradients(plan: Plan, target: Target, d: Deformation, x: Image | None, 
 
     `x` is the layout of the input, None where it is not read; `slots.grad_input` is a result in the data format.
     """
-    columns, item = Columns(columns_strides(d)), itemsize(d.dtype)
-    final, grad = gradient_layouts(d, target)
+    columns, item = plain_columns(d), itemsize(d.dtype)
+    final, grad = gradient_layouts(d, target, columns)
     summed = slots.grad_input != NULL and grad != final
     copied = x is not None and wants_neighbours(d, columns, target) and x.strides[1] != 1
     layout = x if x is not None and not copied else grad._replace(dtype=d.dtype)

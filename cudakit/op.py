@@ -19,6 +19,7 @@ import numpy as np
 from cudakit.array import CPU, Device, Framework, Spec, View, framework_of
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, get_num_threads
+from cudakit.product import Multiply
 
 PLANS = 4096  # kept at a time
 UNREADABLE = (AttributeError, BufferError, RuntimeError, ValueError)  # what DLPack producers raise when they refuse
@@ -97,6 +98,10 @@ class Plan:
         """Append a launch whose leading pointers come from `slots`, unless it has nothing to do."""
         if launch.items > 0:
             self._append(launch, slots)
+
+    def multiply(self, multiply: Multiply, *slots: Slot) -> None:
+        """Append a matrix product; the slots are those of its operands a, b and c."""
+        self._append(multiply, slots)
 
     def _append(self, launch: Callable[[bytes, int], None], slots: tuple[Slot, ...]) -> None:
         places, offsets = zip(*slots, strict=True)

@@ -62,7 +62,7 @@ def seen(xp: Any, points: Any, strength: float) -> Any:
 
 
 def source(xp: Any, positions: Any, strength: float, steps: int) -> Any:
-    """Return what points the lens shows at these positions: `seen`, solved by iteration; NaN, so nothing, where none."""
+    """Return what points the lens shows at these positions: `seen`, solved by iteration, NaN where none."""
     points = positions
     for _ in range(steps):
         points = positions / (1 + strength * xp.sum(points**2, -1, keepdims=True))

@@ -87,7 +87,7 @@ class Arrays:
         if self.device == "cuda" and dtype == "bfloat16":  # not every CuPy has a bfloat16
             torch = require("torch")
             return torch.tensor(np.asarray(values, np.float64), dtype=torch.bfloat16, device="cuda")
-        return self.xp.asarray(np.array(values).astype(NUMPY_DTYPES[dtype]))
+        return self.xp.asarray(np.array(values, order="C").astype(NUMPY_DTYPES[dtype]))
 
     def back(self, array: Any) -> Floats:
         """Return the values of `array` as a float64 NumPy array."""
@@ -133,6 +133,10 @@ def _sliced(xp: Any, array: Any) -> Any:
     return view
 
 
+def _part(xp: Any, array: Any) -> Any:
+    return xp.concatenate([array, array], -1)[..., : array.shape[-1]]
+
+
 def _unaligned(xp: Any, array: Any) -> Any:
     if xp is not np:
         pytest.skip("only NumPy has unaligned arrays")
@@ -154,6 +158,8 @@ LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
     "transposed": lambda xp, array: xp.ascontiguousarray(array.T).T,
     "reversed": lambda xp, array: array[:, ::-1, ::-1].copy()[:, ::-1, ::-1],
     "sliced": _sliced,
+    "part of the last axis": _part,
+    "part of the channels last": lambda xp, array: xp.moveaxis(_part(xp, xp.moveaxis(array, 1, -1)), -1, 1),
     "channels last": lambda xp, array: xp.moveaxis(xp.moveaxis(array, 1, -1).copy(order="C"), -1, 1),
     "broadcast over the batch": lambda xp, array: xp.broadcast_to(array[:1], array.shape),
     "broadcast over all but the last axis": lambda xp, array: xp.broadcast_to(array[:1, :1, :1], array.shape),

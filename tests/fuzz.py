@@ -6,6 +6,7 @@ What comes out must be finite: inputs are, and a coordinate that is not looks ou
 
 import sys
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -39,6 +40,28 @@ SETTINGS = [
     Setting("float16", 3, "bicubic", "zeros", 1),
 ]
 
+
+class DeformSetting(NamedTuple):
+    """The same for the deformable operators; the groups are of offsets, and now and then of the convolution."""
+
+    dtype: str
+    offset_dtype: str
+    n: int
+    channels: int
+    groups: int = 1
+    data_format: str = "channels_first"
+
+
+DEFORM_SETTINGS = [
+    DeformSetting("float32", "float32", 1, 3),
+    DeformSetting("float16", "float16", 1, 34, 2, "channels_last"),
+    DeformSetting("float32", "float32", 2, 8, 2, "channels_last"),
+    DeformSetting("bfloat16", "float32", 2, 17),
+    DeformSetting("float64", "float64", 2, 4, 4),
+    DeformSetting("float16", "float32", 3, 5, 1, "channels_last"),
+    DeformSetting("float32", "float32", 3, 66, 2),
+]
+
 SPECIAL = [np.nan, np.inf, -np.inf, 1e30, -1e30, 3e9, -3e9, 65504.0, 1e-30, -0.0, 0.0, 1.0, -1.0]
 
 
@@ -54,6 +77,11 @@ def spread(x: Any) -> Any:
     return wide[tuple(slice(None, None, 2) for _ in x.shape)]
 
 
+def part(x: Any) -> Any:
+    """Return the same values as a part of a wider array: that of a tensor's channels, with the channels last."""
+    return np.concatenate([x, x], -1)[..., : x.shape[-1]]
+
+
 def transpose(x: Any) -> Any:
     """Return the same values in Fortran order."""
     return np.asfortranarray(x)
@@ -64,7 +92,7 @@ def broadcast(x: Any) -> Any:
     return np.broadcast_to(x[:1], x.shape)
 
 
-LAYOUTS: tuple[Callable[[Any], Any], ...] = (np.copy, np.copy, reverse, spread, transpose, broadcast)
+LAYOUTS: tuple[Callable[[Any], Any], ...] = (np.copy, np.copy, reverse, spread, part, transpose, broadcast)
 
 
 class Fuzzer:
@@ -104,6 +132,57 @@ class Fuzzer:
         gradients = cudakit.grid_sample_backward(grad, *arguments, needs=needs, data_format=data_format)
         check(setting, y, *gradients)
 
+    def offsets(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """Draw offsets: anywhere near, exactly on pixels and half-way between, and no numbers at all."""
+        halves = self.rng.integers(-9, 10, shape) / 2
+        values = np.where(self.rng.random(shape) < 0.5, halves, self.rng.uniform(-5, 5, shape))
+        values = np.where(self.rng.random(shape) < 0.1, self.rng.choice(SPECIAL, shape), values)
+        with np.errstate(over="ignore"):
+            return LAYOUTS[self.rng.integers(len(LAYOUTS))](values.astype(DTYPES[dtype]))
+
+    def window(self, n: int) -> tuple[Any, ...]:
+        """Draw (sizes, kernel, stride, padding, dilation, output sizes) with at least one output pixel."""
+        sizes = self.rng.choice((1, 2, 3, 5, 9, 34 if n == 1 else 7), n)
+        kernel, stride, dilation, before, after = self.rng.integers(1, 4, (5, n)) - [[0], [0], [0], [1], [1]]
+        after = np.maximum(after, dilation * (kernel - 1) + 1 - sizes - before)
+        out = (sizes + before + after - dilation * (kernel - 1) - 1) // stride + 1
+        padding = (*before, *after)
+        return tuple(tuple(map(int, numbers)) for numbers in (sizes, kernel, stride, padding, dilation, out))
+
+    def deform(self, setting: DeformSetting) -> None:
+        """Call the deformable operators and their gradients."""
+        dtype, offset_dtype, n, channels, groups, data_format = setting
+        sizes, kernel, *places, out = self.window(n)
+        taps, batch, group = prod(kernel), int(self.rng.integers(1, 4)), int(self.rng.choice((1, groups)))
+
+        def shape(count: int, space: tuple[int, ...]) -> tuple[int, ...]:
+            return (batch, *space, count) if data_format == "channels_last" else (batch, count, *space)
+
+        x = self.array(shape(channels, sizes), dtype)
+        offset = self.offsets(shape(groups * taps * n, out), offset_dtype)
+        mask = self.array(shape(groups * taps, out), offset_dtype) if self.rng.integers(2) else None
+        options = {"mask": mask, "data_format": data_format}
+        columns = cudakit.deform_im2col(x, offset, kernel, *places, **options)
+        image = cudakit.deform_col2im(columns, offset, sizes, kernel, *places, **options)
+        needs = self.some(("input", "offset", "mask"))
+        grad = self.array(columns.shape, dtype)
+        gradients = cudakit.deform_im2col_backward(grad, x, offset, kernel, *places, needs=needs, **options)
+        check(setting, columns, image, *gradients)
+
+        count = group * int(self.rng.choice((1, 3, 20)))
+        weight = self.array((count, channels // group, *kernel), dtype)
+        arguments = (x, offset, weight, self.array((count,), dtype) if self.rng.integers(2) else None, *places)
+        convolve = getattr(cudakit, f"deform_conv{n}d")
+        y = convolve(*arguments, **options)
+        needs = self.some(("input", "offset", "weight", "bias", "mask"))
+        differentiate = getattr(cudakit, f"deform_conv{n}d_backward")
+        check(setting, y, *differentiate(self.array(y.shape, dtype), *arguments, needs=needs, **options))
+
+    def some(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Draw some of the names, often all."""
+        share = self.rng.choice((0.5, 1.0))
+        return tuple(name for name in names if self.rng.random() < share)
+
     def affine(self, n: int, dtype: str) -> None:
         """Call `affine_grid` and its gradient."""
         size = (int(self.rng.integers(1, 4)), 1, *self.sizes(n))
@@ -121,12 +200,15 @@ def check(what: object, *arrays: Any) -> None:
 def main(calls: int, part: int, parts: int) -> None:
     """Make so many calls with every setting of one of several parts of them."""
     fuzzer = Fuzzer(seed=part)
-    settings = [*SETTINGS, (2, "float32"), (3, "bfloat16")][part::parts]
-    for i, setting in enumerate(settings):
+    sampling = [(fuzzer.sample, (setting,)) for setting in SETTINGS]
+    deforming = [(fuzzer.deform, (setting,)) for setting in DEFORM_SETTINGS]
+    affine = [(fuzzer.affine, arguments) for arguments in ((2, "float32"), (3, "bfloat16"))]
+    draws = [*sampling, *deforming, *affine][part::parts]
+    for i, (make, arguments) in enumerate(draws):
         cudakit.set_num_threads(1 + i % 3)  # once for each setting, because kernels depend on it
         for _ in range(calls):
-            fuzzer.sample(setting) if isinstance(setting, Setting) else fuzzer.affine(*setting)
-    print(calls * len(settings))
+            make(*arguments)
+    print(calls * len(draws))
 
 
 if __name__ == "__main__":

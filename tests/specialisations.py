@@ -6,20 +6,24 @@ An operator is covered once its calls stand in `CALLS`; a test fails while one o
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
+from math import prod
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import cudakit
 from cudakit.affine import AffineGridOptions
-from cudakit.array import Spec, contiguous_strides
+from cudakit.array import CPU, Spec, contiguous_strides
+from cudakit.conv_ops import ConvOptions
+from cudakit.deform_columns import DeformOptions
+from cudakit.deform_geometry import Window
 from cudakit.launch import Launch
 from cudakit.op import Op, Target
 from cudakit.sampling import GridSampleOptions
 from cudakit.sampling_plan import MODES, PADDING_MODES
 from cudakit.source import Kernel, render
 
-CUDA = Target(("cuda", 0), 1)
+CUDA, HOST = Target(("cuda", 0), 1), Target(CPU, 2)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 GRID_DTYPES = [(dtype, dtype) for dtype in DTYPES] + [("float16", "float32"), ("bfloat16", "float32")]
 IMAGES = [  # (channels, format): one channel at a time, groups of them, and few and many lanes
@@ -30,6 +34,8 @@ IMAGES = [  # (channels, format): one channel at a time, groups of them, and few
     (256, "channels_last"),
 ]
 SPACES = ((6, 4, 5), (1 << 31, 4, 5))  # the second needs 64-bit indices
+
+PLAIN = Window((1,), (0,), (1,))  # stride, padding, dilation
 
 Call = tuple[tuple[Spec, ...], Any]
 
@@ -55,11 +61,61 @@ def sampling_calls(backward: bool) -> Iterator[Call]:
         yield (x, x, grid) if backward else (x, grid), GridSampleOptions(mode, padding_mode, False, data_format)
 
 
+def deformable_arrays(dtype: str, offset_dtype: str, space: tuple[int, ...], image: tuple[int, str]) -> dict[str, Spec]:
+    """Return the arrays of deformable operators with a kernel of one tap: as many pixels out as in."""
+    (channels, data_format), n = image, len(space)
+
+    def batch(kind: str, count: int, sizes: tuple[int, ...]) -> Spec:
+        return spec(kind, 2, *((*sizes, count) if data_format == "channels_last" else (count, *sizes)))
+
+    return {
+        "input": batch(dtype, channels, space),
+        "columns": batch(dtype, channels, (prod(space),)),
+        "offset": batch(offset_dtype, n, space),
+        "mask": batch(offset_dtype, 1, space),
+        "weight": spec(dtype, channels, channels, *[1] * n),
+        "bias": spec(dtype, channels),
+        "output": batch(dtype, channels, space),
+    }
+
+
+def deformable_calls(names: tuple[str, ...], ns: tuple[int, ...], make: Callable[..., Any]) -> Iterator[Call]:
+    """Yield the calls of a deformable operator of these arrays; `make` gives the options of (space, format)."""
+    for (dtype, offset_dtype), n, sizes, image in itertools.product(GRID_DTYPES, ns, SPACES, IMAGES):
+        space = sizes[:n]
+        arrays = deformable_arrays(dtype, offset_dtype, space, image)
+        yield tuple(arrays[name] for name in names), make(space, image[1])
+
+
+def column_options(space: tuple[int, ...], data_format: str) -> DeformOptions:
+    """Return the options of `deform_im2col` and the operators around it."""
+    return DeformOptions((1,), PLAIN, data_format, space)
+
+
+def convolution_options(_: tuple[int, ...], data_format: str) -> ConvOptions:
+    """Return the options of a deformable convolution."""
+    return ConvOptions(PLAIN, data_format, None, False)
+
+
+COLUMN_CALLS = {
+    "deform_im2col": ("input", "offset", "mask"),
+    "deform_col2im": ("columns", "offset", "mask"),
+    "deform_im2col_backward": ("columns", "input", "offset", "mask"),
+    "deform_col2im_backward": ("input", "columns", "offset", "mask"),
+}
+CONVOLUTION = ("input", "offset", "weight", "bias", "mask")
+
 CALLS: dict[str, Callable[[], Iterator[Call]]] = {
     "affine_grid": lambda: affine_calls(False),
     "affine_grid_backward": lambda: affine_calls(True),
     "grid_sample": lambda: sampling_calls(False),
     "grid_sample_backward": lambda: sampling_calls(True),
+    **{name: partial(deformable_calls, arrays, (1, 2, 3), column_options) for name, arrays in COLUMN_CALLS.items()},
+    **{f"deform_conv{n}d": partial(deformable_calls, CONVOLUTION, (n,), convolution_options) for n in (1, 2, 3)},
+    **{
+        f"deform_conv{n}d_backward": partial(deformable_calls, ("output", *CONVOLUTION), (n,), convolution_options)
+        for n in (1, 2, 3)
+    },
 }
 
 
@@ -91,19 +147,19 @@ def library_modules() -> list[ModuleType]:
 
 
 def operators() -> dict[str, Op]:
-    """Return every operator of the library by its name."""
+    """Return every operator of the library by its name, those of gradients too."""
     found = [value for module in library_modules() for value in vars(module).values() if isinstance(value, Op)]
-    return {op.name: op for op in found}
+    return {op.name: op for op in (*found, *(op.backward for op in found if op.backward is not None))}
 
 
 @cache
-def specialisations() -> tuple[Specialisation, ...]:
-    """Return what all these calls would have compiled for a GPU, each once, in the order of the calls."""
+def specialisations(target: Target = CUDA) -> tuple[Specialisation, ...]:
+    """Return what all these calls would have compiled for a GPU or a CPU, each once, in the order of the calls."""
     found: dict[Specialisation, None] = {}
     for name, op in operators().items():
         for specs, options in CALLS[name]():
-            for step in op.prepare(specs, options, CUDA).steps:
-                if isinstance(step.launch, Launch):  # and not the filling of a workspace
-                    loaded = step.launch.kernel
+            for step in op.prepare(specs, options, target).steps:
+                loaded = step.launch.kernel if isinstance(step.launch, Launch) else None  # the filling of a workspace
+                if loaded is not None and loaded._device == target.device:
                     found[Specialisation(loaded._kernel, tuple(loaded._constants.items()))] = None
     return tuple(found)

@@ -11,6 +11,7 @@ import pytest
 import cudakit
 
 from .conftest import require
+from .deformable_problems import COORDINATES, GEOMETRIES, OPERATORS, call, draw
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -66,25 +67,11 @@ def _bits(x: Any) -> bytes:
     return np.asarray(x).tobytes()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("framework", MAKERS)
-def test_same_bits_and_kind(framework: str, dtype: str) -> None:
-    require(framework)
-    if framework == "array_api_strict" and dtype in ("float16", "bfloat16"):
-        pytest.skip("the standard has no half precision")
-    make, storage = MAKERS[framework], np.dtype(getattr(ml_dtypes, dtype, dtype))
-    rng = np.random.default_rng(3)
+def _sampling(make: Callable[[np.ndarray], Any], storage: np.dtype) -> list[Any]:
+    """Run every operator of the sampling family, each on NumPy's results of the one before."""
+    rng, size = np.random.default_rng(3), (2, 3, 5, 4)
     image = rng.standard_normal((2, 3, 6, 7)).astype(storage)
     theta = (np.eye(2, 3) + rng.standard_normal((2, 2, 3)) * 0.2).astype(storage)
-    expected = _results(np.asarray, image, theta)
-    for own, reference in zip(_results(make, image, theta), expected, strict=True):
-        assert type(own) is type(make(image))
-        assert _bits(own) == reference.tobytes()
-
-
-def _results(make: Callable[[np.ndarray], Any], image: np.ndarray, theta: np.ndarray) -> list[Any]:
-    """Run every operator of the sampling family, each on NumPy's results of the one before."""
-    size = (2, 3, 5, 4)
     grid = cudakit.affine_grid(theta, size)
     samples = cudakit.grid_sample(image, grid)
     gradients = cudakit.grid_sample_backward(samples, image, grid)
@@ -94,6 +81,44 @@ def _results(make: Callable[[np.ndarray], Any], image: np.ndarray, theta: np.nda
         *cudakit.grid_sample_backward(make(samples), make(image), make(grid)),
         cudakit.affine_grid_backward(make(gradients.grid), size),
     ]
+
+
+def _deforming(make: Callable[[np.ndarray], Any], storage: np.dtype) -> list[Any]:
+    """Run every deformable operator."""
+    problem = draw(np.random.default_rng(3), GEOMETRIES["2-D of all sorts"])
+    made = problem.map(lambda _, array: make(array.astype(storage)))
+    return [result for operator in OPERATORS for result in call(operator, made).values()]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", [_sampling, _deforming])
+@pytest.mark.parametrize("framework", MAKERS)
+def test_same_bits_and_kind(framework: str, family: Callable[..., list[Any]], dtype: str) -> None:
+    require(framework)
+    if framework == "array_api_strict" and dtype in ("float16", "bfloat16"):
+        pytest.skip("the standard has no half precision")
+    make, storage = MAKERS[framework], np.dtype(getattr(ml_dtypes, dtype, dtype))
+    kind = type(make(np.zeros(1, storage)))
+    for own, reference in zip(family(make, storage), family(np.asarray, storage), strict=True):
+        assert type(own) is kind
+        assert _bits(own) == reference.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("framework", MAKERS)
+def test_float32_offsets_beside_half_data(framework: str, dtype: str) -> None:
+    require(framework)
+    if framework == "array_api_strict":
+        pytest.skip("the standard has no half precision")
+    problem = draw(np.random.default_rng(3), GEOMETRIES["2-D of all sorts"])
+    own, reference = (
+        problem.map(lambda name, array, make=make: make(array.astype("float32" if name in COORDINATES else dtype)))
+        for make in (MAKERS[framework], np.asarray)
+    )
+    for operator in OPERATORS:
+        for name, expected in call(operator, reference).items():
+            assert expected.dtype == ("float32" if name in COORDINATES else dtype)
+            assert _bits(call(operator, own)[name]) == expected.tobytes()
 
 
 def test_onnxruntime_values_are_read() -> None:

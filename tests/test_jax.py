@@ -12,6 +12,7 @@ import cudakit
 from cudakit.op import OPS
 
 from .conftest import require
+from .deformable_problems import GEOMETRIES, Problem, call, draw
 
 jax: Any = None
 
@@ -227,3 +228,51 @@ def test_bad_shapes_are_refused_while_tracing() -> None:
     image, grid = arrays()
     with pytest.raises(ValueError, match="grid_sample: grid must have shape"):
         jax.jit(cudakit.grid_sample)(jax.numpy.asarray(image), jax.numpy.asarray(grid[:1]))
+
+
+def deformable(name: str) -> Problem:
+    """Return a random problem in float32, of NumPy's arrays."""
+    return draw(np.random.default_rng(9), GEOMETRIES[name]).map(lambda _, array: array.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["1-D", "2-D of all sorts", "2-D plain", "3-D"])
+@pytest.mark.parametrize(("operator", "result"), [("deform_im2col", "columns"), ("deform_conv", "output")])
+def test_deformable_gradients_equal_the_numpy_road(operator: str, result: str, name: str) -> None:
+    problem = deformable(name)
+    expected = call(f"{operator}_backward", problem)
+    given = {key: getattr(problem, key) for key, gradient in expected.items() if gradient is not None}
+
+    def loss(arrays: dict[str, Any]) -> Any:
+        made = problem.map(lambda _, array: jax.numpy.asarray(array))._replace(**arrays)
+        return (call(operator, made)[result] * getattr(problem, result)).sum()
+
+    gradients = jax.jit(jax.grad(loss))({key: jax.numpy.asarray(array) for key, array in given.items()})
+    for key, gradient in gradients.items():
+        np.testing.assert_array_equal(gradient, expected[key])
+
+
+@pytest.mark.parametrize("name", ["2-D of all sorts", "2-D plain"])
+def test_col2im_gradient_by_the_columns_is_im2col(name: str) -> None:
+    problem = deformable(name)
+    made = problem.map(lambda _, array: jax.numpy.asarray(array))
+
+    def loss(columns: Any) -> Any:
+        return (call("deform_col2im", made._replace(columns=columns))["input"] * made.input).sum()
+
+    np.testing.assert_array_equal(jax.grad(loss)(made.columns), call("deform_im2col", problem)["columns"])
+
+
+def test_vmap_of_a_convolution() -> None:
+    problem = deformable("2-D of all sorts")
+    made = problem.map(lambda _, array: jax.numpy.asarray(array))
+    images = jax.numpy.stack([made.input, 2 * made.input])
+    mapped = jax.vmap(lambda x: call("deform_conv", made._replace(input=x))["output"])(images)
+    for image, output in zip(images, mapped, strict=True):
+        expected = call("deform_conv", problem._replace(input=np.asarray(image)))["output"]
+        np.testing.assert_array_equal(output, expected)
+
+
+def test_bad_offsets_are_refused_while_tracing() -> None:
+    problem = deformable("2-D")
+    with pytest.raises(ValueError, match="deform_conv2d: offset must have shape"):
+        jax.jit(cudakit.deform_conv2d)(problem.input, problem.offset[:, :-1], problem.weight)

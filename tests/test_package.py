@@ -19,6 +19,7 @@ from .conftest import require
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {str(path.relative_to(ROOT)) for path in (ROOT / "cudakit").rglob("*.py")}
 SOURCES = {f"cuda_src/{path.name}" for path in (ROOT / "cuda_src").iterdir() if path.is_file()}
+MODULES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cudakit").rglob("*.py")}
 
 IMPORT_ONLY = """
 import sys

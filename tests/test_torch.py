@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 import cudakit
 
 from .conftest import MODES, PADDING_MODES, require
+from .deformable_problems import GEOMETRIES, OPERATORS, Geometry, Problem, call, draw
 
 torch = None
 
@@ -80,3 +82,91 @@ def test_sparse_tensor_is_refused() -> None:
     image, grid = arrays(2)
     with pytest.raises(TypeError, match="grid_sample: input must"):
         cudakit.grid_sample(image.detach().to_sparse(), grid.detach())
+
+
+def tensors(geometry: Geometry, dtype: str = "float64", offset_dtype: str | None = None) -> Problem:
+    """Return a random problem whose tensors ask for gradients."""
+    problem = draw(np.random.default_rng(8), geometry, dtype, offset_dtype)
+
+    def make(name: str, array: Any) -> Any:
+        kind = (offset_dtype or dtype) if name in ("offset", "mask") else dtype
+        return torch.tensor(array, dtype=getattr(torch, kind), requires_grad=True)
+
+    return problem.map(make)
+
+
+# Small: gradcheck looks at every number of every argument.
+DEFORM_GEOMETRIES = {
+    "1-D": Geometry((4,), (2,), padding=(1, 0), channels=2, out_channels=2, offset_groups=2),
+    "2-D": Geometry((3, 4), (2, 2), (2, 1), 1, 1, channels=2, out_channels=2, groups=2),
+    "2-D plain": Geometry((3, 3), (2, 1), channels=1, out_channels=2, masked=False, biased=False),
+    "3-D": Geometry((2, 3, 2), (1, 2, 1), batch=1, channels=2, out_channels=1),
+}
+
+
+@pytest.mark.parametrize("operator", ["deform_im2col", "deform_col2im", "deform_conv"])
+@pytest.mark.parametrize("name", DEFORM_GEOMETRIES)
+def test_deformable_gradients(name: str, operator: str) -> None:
+    problem = tensors(DEFORM_GEOMETRIES[name])
+    names = [key for key in problem._fields if key != "geometry" and getattr(problem, key) is not None]
+
+    def function(*values: Any) -> Any:
+        (result,) = call(operator, problem._replace(**dict(zip(names, values, strict=True)))).values()
+        return result
+
+    assert torch.autograd.gradcheck(function, tuple(getattr(problem, key) for key in names))
+
+
+@pytest.mark.parametrize("needed", ["input", "offset", "weight", "bias", "mask"])
+def test_only_the_needed_gradient_of_a_convolution(needed: str) -> None:
+    problem = tensors(GEOMETRIES["2-D"], "float32")
+    alone = problem.map(lambda name, tensor: tensor.detach().requires_grad_(name == needed))
+    for each in (problem, alone):
+        call("deform_conv", each)["output"].backward(each.output.detach())
+    for name in ("input", "offset", "weight", "bias", "mask"):
+        gradient = getattr(alone, name).grad
+        assert (gradient is None) == (name != needed)
+        if gradient is not None:
+            torch.testing.assert_close(gradient, getattr(problem, name).grad)
+
+
+def test_gradients_of_half_precision_convolutions() -> None:
+    problem = tensors(GEOMETRIES["2-D"], "bfloat16", "float32")
+    call("deform_conv", problem)["output"].float().sum().backward()
+    for name, dtype in (("input", "bfloat16"), ("weight", "bfloat16"), ("offset", "float32"), ("mask", "float32")):
+        assert getattr(problem, name).grad.dtype is getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("name", ["2-D", "2-D plain"])
+def test_deformable_operators_record_nothing_without_need(name: str) -> None:
+    problem = tensors(GEOMETRIES[name])
+    plain = problem.map(lambda _, tensor: tensor.detach())
+    for operator in OPERATORS:
+        with torch.no_grad():
+            expected = call(operator, problem)
+        for key, result in call(operator, plain).items():
+            assert (result is None) == (expected[key] is None)
+            assert result is None or not (result.requires_grad or expected[key].requires_grad)
+            assert result is None or torch.equal(result, expected[key])
+
+
+def test_channels_last_memory_format_of_a_convolution() -> None:
+    problem = tensors(GEOMETRIES["2-D"]._replace(channels=8), "float32").map(lambda _, tensor: tensor.detach())
+    turned = problem.map(lambda _, x: x.to(memory_format=torch.channels_last) if x.dim() == 4 else x)
+    for operator in OPERATORS:
+        results = call(operator, turned)
+        for name, expected in call(operator, problem).items():
+            torch.testing.assert_close(results[name], expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_compiled_convolution_with_gradients() -> None:
+    problem = tensors(GEOMETRIES["2-D"], "float32")
+
+    def loss(x: Any) -> Any:
+        return call("deform_conv", problem._replace(input=2 * x))["output"].sum()
+
+    torch.compile(loss, backend="eager")(problem.input).backward()
+    compiled, problem.input.grad = problem.input.grad, None
+    loss(problem.input).backward()
+    torch.testing.assert_close(compiled, problem.input.grad)

@@ -1,31 +1,45 @@
 """64-bit index arithmetic: the same bits as 32-bit where both do, and right where only it can."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 import cudakit
-from cudakit import layout, op, sampling_plan
+from cudakit import deform_plan, layout, op, sampling_plan
 
 from .conftest import Arrays
+from .deformable_problems import GEOMETRIES, OPERATORS, call, draw
 
 
-@pytest.mark.parametrize("channels", [3, 16])
-def test_wide_arithmetic_gives_the_same_bits(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def sampled(channels: int) -> list[np.ndarray]:
+    """Run the sampling operators."""
     rng = np.random.default_rng(7)
     image = rng.standard_normal((2, channels, 9, 11)).astype(np.float32)
     grid = rng.uniform(-1.3, 1.3, (2, 8, 7, 2)).astype(np.float32)
+    samples = cudakit.grid_sample(image, grid)
+    return [samples, *cudakit.grid_sample_backward(samples, image, grid)]
 
-    def results() -> list[np.ndarray]:
-        samples = cudakit.grid_sample(image, grid)
-        return [samples, *cudakit.grid_sample_backward(samples, image, grid)]
 
-    narrow = results()
-    for module in (sampling_plan, layout):
+def deformed(channels: int) -> list[np.ndarray]:
+    """Run the deformable operators."""
+    geometry = GEOMETRIES["2-D"]._replace(channels=channels)
+    problem = draw(np.random.default_rng(7), geometry).on(Arrays("cpu"))
+    return [result for operator in OPERATORS for result in call(operator, problem).values()]
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize("results", [sampled, deformed])
+def test_wide_arithmetic_gives_the_same_bits(
+    results: Callable[[int], list[np.ndarray]], channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow = results(channels)
+    for module in (sampling_plan, layout, deform_plan):
         monkeypatch.setattr(module, "is_wide", lambda *_: True)
     op._recipes.clear()
     op._plan.cache_clear()
     try:
-        for one, other in zip(narrow, results(), strict=True):
+        for one, other in zip(narrow, results(channels), strict=True):
             np.testing.assert_array_equal(one, other)
     finally:
         op._recipes.clear()

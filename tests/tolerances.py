@@ -60,6 +60,14 @@ def grid_away_from_knots(
     return grid
 
 
+def offsets_away_from_knots(rng: np.random.Generator, shape: Sequence[int], dtype: str, reach: float) -> Floats:
+    """Draw offsets in [-reach, reach] pixels, exact in `dtype`, none near an integer: regular places are integers."""
+    offset = rounded(rng.uniform(-reach, reach, shape), dtype)
+    while (again := np.abs(offset - np.rint(offset)) < KNOT_BAND).any():
+        offset[again] = rounded(rng.uniform(-reach, reach, np.count_nonzero(again)), dtype)
+    return offset
+
+
 def assert_close(
     actual: Floats,
     expected: Floats,

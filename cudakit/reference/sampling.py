@@ -3,46 +3,22 @@
 Written from the formulas of [1]_ and [2]_ and sharing no code with the kernels. Everything is
 computed in float64, whatever comes in.
 
-A sample at the pixel coordinate ``x = (x_1, ..., x_n)`` is a sum over *taps*, the input pixels near it:
-
-    value(x) = sum_t  w_1(t_1) * ... * w_n(t_n) * input[i_1(t_1), ..., i_n(t_n)]
-
-so each dimension is described by its taps alone (pixel index, weight, slope of the weight, readable or not), and the
-values and both gradients are loops over the products of taps.
-
 References
 ----------
 .. [1] M. Jaderberg, K. Simonyan, A. Zisserman, K. Kavukcuoglu, "Spatial Transformer Networks", arXiv:1506.02025.
 .. [2] R. Keys, "Cubic convolution interpolation for digital image processing", IEEE Trans. ASSP 29(6), 1981.
 """
 
-import functools
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-__all__ = ["affine_grid", "affine_grid_backward", "grid_sample", "grid_sample_backward"]
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from cudakit.reference.taps import FAR, Floats, Ints, Taps, add_at, combinations, product
 
 MODES = ("nearest", "bilinear", "bicubic")
 PADDING_MODES = ("zeros", "border", "reflection")
-FAR = 2.0**31  # pixels; from here on a coordinate only says which side it lies on
 CUBIC_A = -0.75  # the free parameter of Keys' kernel
-
-
-class Taps(NamedTuple):
-    """The pixels that one dimension of a sample reads; every field has shape (taps, N, L)."""
-
-    pixel: Ints  # which pixel, always a legal index
-    weight: Floats
-    slope: Floats  # d weight / d normalised coordinate
-    valid: Bools  # where False the pixel is not read and counts as 0
 
 
 def affine_grid(theta: ArrayLike, size: Sequence[int], align_corners: bool = False) -> Floats:
@@ -120,9 +96,9 @@ def grid_sample(
     """
     image, axes = _prepare(input, grid, mode, padding_mode, align_corners)
     values = np.zeros((*image.shape[:2], axes[0].pixel.shape[-1]))
-    for index, valid, taps in _combinations(axes, np.shape(input)[2:]):
+    for index, valid, taps in combinations(axes, np.shape(input)[2:]):
         weight = np.prod([t.weight for t in taps], axis=0)
-        values += _product(valid, weight, np.take_along_axis(image, index, axis=2))
+        values += product(valid, weight, np.take_along_axis(image, index, axis=2))
     return values.reshape(*image.shape[:2], *np.shape(grid)[1:-1])
 
 
@@ -154,15 +130,15 @@ def grid_sample_backward(
     gradient = np.asarray(grad_output, np.float64).reshape(*image.shape[:2], axes[0].pixel.shape[-1])
     grad_input = np.zeros(image.shape)
     grad_grid = np.zeros((image.shape[0], gradient.shape[2], len(axes)))
-    for index, valid, taps in _combinations(axes, np.shape(input)[2:]):
+    for index, valid, taps in combinations(axes, np.shape(input)[2:]):
         weight = np.prod([t.weight for t in taps], axis=0)
-        _add_at(grad_input, index, _product(valid, weight, gradient))
+        add_at(grad_input, index, product(valid, weight, gradient))
         if mode == "nearest":
             continue  # piecewise constant in the grid
         pixels = np.take_along_axis(image, index, axis=2)
         for d in range(len(axes)):
             slope = np.prod([t.slope if e == d else t.weight for e, t in enumerate(taps)], axis=0)
-            grad_grid[..., -1 - d] += _product(valid, slope, pixels, gradient).sum(axis=1)
+            grad_grid[..., -1 - d] += product(valid, slope, pixels, gradient).sum(axis=1)
     return grad_input.reshape(np.shape(input)), grad_grid.reshape(np.shape(grid))
 
 
@@ -274,25 +250,3 @@ def _keys_kernel(s: Floats) -> tuple[Floats, Floats]:
     d_inner = (3 * (a + 2) * r - 2 * (a + 3)) * r
     d_outer = (3 * a * r - 10 * a) * r + 8 * a
     return np.where(r <= 1, inner, outer), np.where(r <= 1, d_inner, d_outer) * np.sign(s)
-
-
-def _combinations(axes: Sequence[Taps], sizes: Sequence[int]) -> Iterator[tuple[Ints, Bools, list[Taps]]]:
-    """One tap of each dimension in all ways: flat pixel index, whether every part is readable, and the taps."""
-    for choice in itertools.product(*(range(len(taps.pixel)) for taps in axes)):
-        taps = [Taps(*(field[t] for field in axis)) for t, axis in zip(choice, axes, strict=True)]
-        index, valid = np.zeros_like(taps[0].pixel), np.ones_like(taps[0].valid)
-        for tap, size in zip(taps, sizes, strict=True):
-            index, valid = index * size + tap.pixel, valid & tap.valid
-        yield index, valid, taps
-
-
-def _product(valid: Bools, *factors: Floats) -> Floats:
-    """Multiply where valid; elsewhere 0 whatever the factors are (a NaN pixel outside must not show)."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.where(valid, functools.reduce(np.multiply, factors), 0.0)
-
-
-def _add_at(target: Floats, index: Ints, values: Floats) -> None:
-    """``target[n, c, index[n, 0, l]] += values[n, c, l]``, repeated indices included."""
-    n, c = np.ogrid[: target.shape[0], : target.shape[1]]
-    np.add.at(target, (n[:, :, None], c[:, :, None], index), values)

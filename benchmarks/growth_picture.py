@@ -1,0 +1,64 @@
+"""The picture of how times grow."""
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from .cases import OURS
+from .peers import title
+
+SIZE, DPI = (12.0, 6.8), 110  # inches, dots per inch
+COLUMNS = 3
+INK, FAINT = "#222222", "#e4e4e4"
+COLOURS = {
+    OURS: "#1f5fa8",
+    "openvino": "#d1495b",
+    "onnxruntime": "#e08e0b",
+    "torchvision": "#8a5fbf",
+    "torch_composite": "#2a9d6f",
+    "dense_conv": "#888888",
+}
+DASHED = {"dense_conv"}
+
+
+def draw(curves: list[dict[str, Any]], out: Path) -> None:
+    """Draw a panel for each curve and write them to `out`.
+
+    Parameters
+    ----------
+    curves : list of dict
+        Each with the name of an "axis" and "points", which hold a "value" and the "ms" of every side.
+    out : Path
+        The file to write.
+    """
+    figure = Figure(SIZE, dpi=DPI, layout="constrained")
+    panels = figure.subplots(-(-len(curves) // COLUMNS), COLUMNS, sharey=True, squeeze=False).flat
+    for panel, curve in zip(panels, curves, strict=False):
+        _panel(panel, curve)
+    for panel in list(panels)[::COLUMNS]:
+        panel.set_ylabel("ms")
+    figure.suptitle(f"deform_conv2d, {curves[0]['way']}: time of a call", x=0.01, ha="left", color=INK)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.savefig(out)
+
+
+def _panel(panel: Any, curve: dict[str, Any]) -> None:
+    values = [point["value"] for point in curve["points"]]
+    for side, colour in COLOURS.items():
+        if all(side in point["ms"] for point in curve["points"]):
+            times = [point["ms"][side] for point in curve["points"]]
+            style = {"lw": 2.6, "zorder": 3} if side == OURS else {"lw": 1.3, "ls": "--" if side in DASHED else "-"}
+            panel.plot(values, times, color=colour, marker="o", ms=3.5, label=title(side), **style)
+    panel.set_xscale("symlog" if 0 in values else "log", **({"linthresh": 0.5} if 0 in values else {}))
+    panel.set_yscale("log")
+    panel.xaxis.set_major_locator(FixedLocator(values))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.yaxis.set_major_locator(LogLocator())
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.set_xlabel(curve["axis"], color=INK)
+    panel.grid(color=FAINT)
+    panel.spines[["top", "right"]].set_visible(False)

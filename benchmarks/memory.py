@@ -1,0 +1,42 @@
+"""How much memory a call needs beyond what it reads and returns, at its peak."""
+
+import ctypes
+import gc
+from contextlib import suppress
+from pathlib import Path
+
+from .cases import Row, Side
+
+STATUS = Path("/proc/self/status")
+RESET = Path("/proc/self/clear_refs")
+FORGET_PEAK = "5"
+
+
+def resident(field: str) -> int:
+    """Return VmRSS or VmHWM, its peak, in bytes."""
+    lines = dict(line.split(":", 1) for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines())
+    return 1024 * int(lines[field].split()[0])
+
+
+def peak(side: Side, tiny: Row, row: Row, threads: int) -> int | None:
+    """Return the bytes beyond arguments and results at the peak of a side's first call on a row.
+
+    To be run in a process of its own. None where the system does not say, or the side does not know the operator.
+    """
+    if not RESET.exists():
+        return None
+    ready = side(tiny, tiny.make(), threads)
+    if ready is not None:
+        ready.call()  # libraries and kernels are loaded from here on
+    arrays = row.make()
+    gc.collect()
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # else the call finds room that is counted already
+    before = resident("VmRSS")
+    RESET.write_text(FORGET_PEAK, encoding="ascii")
+    ready = side(row, arrays, threads)
+    if ready is None:
+        return None
+    result = ready.call()
+    most = resident("VmHWM")
+    return max(most - before - sum(array.nbytes for array in ready.results(result)), 0)

@@ -1,0 +1,158 @@
+"""What holds for the gradients of the deformable operators besides their values, which `test_deformable` compares."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cudakit
+
+from .conftest import Arrays, require
+from .deformable_problems import GEOMETRIES, OPERATORS, Geometry, Problem, call, check, draw
+from .tolerances import TOLERANCES, assert_close
+
+ANY_GEOMETRY = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
+BACKWARD = pytest.mark.parametrize("operator", ["deform_im2col_backward", "deform_conv_backward"])
+NAMES = {
+    "deform_im2col_backward": ("input", "offset", "mask"),
+    "deform_conv_backward": ("input", "offset", "weight", "bias", "mask"),
+}
+EVERY_NEED = [
+    (operator, needs)
+    for operator, names in NAMES.items()
+    for count in range(len(names) + 1)
+    for needs in itertools.combinations(names, count)
+]
+
+
+@pytest.mark.parametrize(("operator", "needs"), EVERY_NEED)
+@pytest.mark.parametrize("name", ["2-D", "2-D of all sorts"])
+def test_only_what_is_needed_is_computed(
+    arrays: Arrays, rng: np.random.Generator, name: str, operator: str, needs: tuple[str, ...]
+) -> None:
+    made = draw(rng, GEOMETRIES[name]).on(arrays)
+    every, some = call(operator, made), call(operator, made, needs=needs)
+    assert tuple(some) == NAMES[operator]
+    for key, gradient in some.items():
+        assert (gradient is None) == (key not in needs)
+        if gradient is not None and arrays.device == "cpu":
+            assert (arrays.back(gradient) == arrays.back(every[key])).all()
+        elif gradient is not None:  # sums of atomic additions, in no fixed order
+            assert_close(arrays.back(gradient), arrays.back(every[key]), "float32")
+
+
+@BACKWARD
+def test_needs_may_be_any_collection_in_any_order(arrays: Arrays, rng: np.random.Generator, operator: str) -> None:
+    made = draw(rng, GEOMETRIES["2-D"]).on(arrays)
+    for needs in (["mask", "input"], {"mask", "input"}, ("mask", "input", "mask")):
+        gradients = call(operator, made, needs=needs)
+        assert {name for name, gradient in gradients.items() if gradient is not None} == {"input", "mask"}
+
+
+@BACKWARD
+@pytest.mark.parametrize("needs", [("mask",), ("bias", "mask"), ("offset", "bias", "mask")])
+def test_what_was_not_given_has_no_gradient(
+    arrays: Arrays, rng: np.random.Generator, operator: str, needs: tuple[str, ...]
+) -> None:
+    needs = tuple(name for name in needs if name in NAMES[operator])
+    made = draw(rng, GEOMETRIES["2-D plain"]).on(arrays)
+    gradients = call(operator, made, needs=needs)
+    assert {name for name, gradient in gradients.items() if gradient is not None} == set(needs) - {"bias", "mask"}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        Geometry((31, 37), (3, 3), padding=1, batch=1, channels=3),
+        Geometry((31, 37), (3, 3), padding=1, batch=3, channels=32, offset_groups=2),
+        Geometry((1, 1), (1, 1), batch=1),
+    ],
+    ids=str,
+)
+def test_any_number_of_threads(
+    arrays: Arrays, rng: np.random.Generator, geometry: Geometry, operator: str, threads: int
+) -> None:
+    before = cudakit.get_num_threads()
+    try:
+        cudakit.set_num_threads(threads)
+        check(arrays, operator, draw(rng, geometry).on(arrays), scale=max(geometry.sizes) / 8)
+    finally:
+        cudakit.set_num_threads(before)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("channels", [4, 32])
+def test_repeated_runs_give_the_same_bits(
+    arrays: Arrays, rng: np.random.Generator, channels: int, operator: str
+) -> None:
+    if arrays.device == "cuda":
+        pytest.skip("a GPU's atomic additions come in no fixed order")
+    made = draw(rng, Geometry((23, 29), (3, 3), padding=1, channels=channels)).on(arrays)
+    first = call(operator, made)
+    for _ in range(3):
+        for name, again in call(operator, made).items():
+            np.testing.assert_array_equal(first[name], again)
+
+
+@ANY_GEOMETRY
+def test_col2im_is_the_adjoint_of_im2col(arrays: Arrays, rng: np.random.Generator, geometry: Geometry) -> None:
+    made = draw(rng, geometry, "float64").on(arrays, "float64")
+    columns = arrays.back(call("deform_im2col", made)["columns"])
+    image = arrays.back(call("deform_col2im", made)["input"])
+    forth, back = np.sum(columns * arrays.back(made.columns)), np.sum(image * arrays.back(made.input))
+    assert forth == pytest.approx(back, rel=1e-10)
+
+
+@ANY_GEOMETRY
+def test_the_convolution_is_bilinear_in_input_and_weight(
+    arrays: Arrays, rng: np.random.Generator, geometry: Geometry
+) -> None:
+    # <output, g> = <input, grad_input> = <weight, grad_weight> = <mask, grad_mask>, without a bias
+    made = draw(rng, geometry._replace(biased=False), "float64").on(arrays, "float64")
+    output, gradients = call("deform_conv", made)["output"], call("deform_conv_backward", made)
+    expected = np.sum(arrays.back(output) * arrays.back(made.output))
+    for name in ("input", "weight", "mask"):
+        if gradients[name] is not None:
+            product = np.sum(arrays.back(gradients[name]) * arrays.back(getattr(made, name)))
+            assert product == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize(("channels", "side"), [(4, 64), (4096, 1)])
+def test_half_sums_are_kept_in_float32(arrays: Arrays, channels: int, side: int, operator: str, dtype: str) -> None:
+    # 4096 additions of 1, over pixels or over channels: a sum kept in the half type would stop at 2048 or at 256.
+    geometry = Geometry((side, side), (1, 1), batch=1, channels=channels)
+    towards_one_pixel = side // 2 - np.indices((side, side))[None]
+    problem = Problem(
+        geometry,
+        np.ones((1, channels, side, side)),
+        towards_one_pixel,
+        np.ones((4, channels, 1, 1)),
+        np.ones(4),
+        np.ones((1, 1, side, side)),
+        np.ones((1, 4, side, side)),
+        np.ones((1, channels, side * side)),
+    )
+    check(arrays, operator, problem.on(arrays, dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["2-D", "2-D plain", "2-D of all sorts", "2-D of one channel a group"])
+def test_values_and_gradients_are_torchvisions(rng: np.random.Generator, name: str, dtype: str) -> None:
+    torch, torchvision = require("torch"), require("torchvision")
+    problem = draw(rng, GEOMETRIES[name], dtype)
+    names = [key for key in NAMES["deform_conv_backward"] if getattr(problem, key) is not None]
+
+    def results(function: Any) -> list[Any]:
+        tensors = problem.map(lambda _, array: torch.tensor(array, dtype=getattr(torch, dtype), requires_grad=True))
+        output = function(*tensors.arguments("deform_conv"))
+        wanted = [getattr(tensors, key) for key in names]
+        return [output, *torch.autograd.grad(output, wanted, tensors.output.detach())]
+
+    rtol, atol = TOLERANCES[dtype]
+    for own, theirs in zip(results(cudakit.deform_conv2d), results(torchvision.ops.deform_conv2d), strict=True):
+        torch.testing.assert_close(own, theirs, rtol=rtol, atol=atol * max(1.0, theirs.abs().max().item()))
