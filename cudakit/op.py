@@ -212,7 +212,8 @@ class Op:
         """Return the checked options."""
         try:
             try:
-                return _options(self.check, *arguments)
+                kinds = tuple([type(item) for value in arguments if type(value) is tuple for item in value])
+                return _options(self.check, kinds, *arguments)
             except TypeError:  # something unhashable, such as a list
                 return self.check(*arguments)
         except InvalidArgument as error:
@@ -318,8 +319,8 @@ def _remember(key: Any, recipe: Recipe) -> Recipe:
     return recipe
 
 
-@lru_cache(PLANS, typed=True)  # typed: 1 is not True
-def _options(check: Callable[..., Any], *arguments: Any) -> Any:
+@lru_cache(PLANS, typed=True)  # typed, and with the types of what is in tuples: 1 is neither True nor 1.0
+def _options(check: Callable[..., Any], kinds: tuple[type, ...], *arguments: Any) -> Any:
     return check(*arguments)
 
 
