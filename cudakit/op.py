@@ -7,7 +7,6 @@ launch. The adapters of frameworks read these records and know no family.
 
 import ctypes
 import struct
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from cudakit.adapters import adapter, is_traced
 from cudakit.array import CPU, Device, Framework, Spec, View, framework_of
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, get_num_threads
@@ -201,11 +201,11 @@ class Op:
 
     def __call__(self, arrays: tuple[Any, ...], *arguments: Any) -> tuple[Any, ...]:
         """Run on anybody's arrays and return theirs, one for each result."""
-        if _is_traced():  # nothing that is remembered between calls may become a condition of the trace
-            return _adapter("torch")(self, arrays, arguments)
+        if is_traced():  # nothing that is remembered between calls may become a condition of the trace
+            return adapter("torch")(self, arrays, arguments)
         framework = self.common_framework(arrays)
         if isinstance(framework, str):
-            return _adapter(framework)(self, arrays, arguments)
+            return adapter(framework)(self, arrays, arguments)
         return self.run(framework, arrays, self.options(arguments))
 
     def options(self, arguments: tuple[Any, ...]) -> Any:
@@ -322,33 +322,6 @@ def _remember(key: Any, recipe: Recipe) -> Recipe:
 @lru_cache(PLANS, typed=True)  # typed, and with the types of what is in tuples: 1 is neither True nor 1.0
 def _options(check: Callable[..., Any], kinds: tuple[type, ...], *arguments: Any) -> Any:
     return check(*arguments)
-
-
-def _is_traced() -> bool:
-    """Whether ``torch.compile`` reads this code instead of running it."""
-    torch = sys.modules.get("torch")
-    return torch is not None and torch.compiler.is_dynamo_compiling()
-
-
-def _adapter(framework: str) -> Callable[..., tuple[Any, ...]]:
-    """Import the adapter of a framework, by statements that ``torch.compile`` can trace."""
-    match framework:
-        case "torch":
-            from cudakit import torch
-
-            return torch.call
-        case "jax":
-            from cudakit import jax
-
-            return jax.call
-        case "tensorflow":
-            from cudakit import tensorflow
-
-            return tensorflow.call
-        case _:
-            from cudakit import paddle
-
-            return paddle.call
 
 
 @lru_cache(PLANS)
