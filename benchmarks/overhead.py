@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -46,10 +46,12 @@ print(perf_counter() - start)
 def bare_launch(call: Callable[[], Any]) -> Callable[[], Any]:
     """Return the launches of compiled kernels inside a call, alone, with arguments that are packed already."""
     found: list[dict[str, Any]] = []
+    memory: list[dict[str, Any]] = []
 
     def watch(frame: FrameType, event: str, _: Any) -> None:
         if event == "call" and frame.f_code is HostKernel.launch.__code__:
             found.append(dict(frame.f_locals))
+            memory.extend(dict(caller.f_locals) for caller in _callers(frame))
 
     call()  # compiled, planned and cached from here on
     sys.setprofile(watch)
@@ -59,11 +61,18 @@ def bare_launch(call: Callable[[], Any]) -> Callable[[], Any]:
         sys.setprofile(None)
     launches = [(launch.pop("self").launch, tuple(launch.values())) for launch in found]
 
-    def again(_: Any = result) -> None:  # the kernels write there
+    def again(_: Any = (result, memory)) -> None:  # the kernels write to results, and to what their callers hold
         for run, values in launches:
             run(*values)
 
     return again
+
+
+def _callers(frame: FrameType) -> Iterator[FrameType]:
+    caller = frame.f_back
+    while caller is not None:
+        yield caller
+        caller = caller.f_back
 
 
 def _loop(call: Callable[[], Any]) -> None:

@@ -1,4 +1,7 @@
-"""``cudakit demo``: warp a photograph, check the result, and let a spatial transformer learn to undo the warp."""
+"""``cudakit demo``: warp a photograph, check the result, and let two layers learn where to look.
+
+A spatial transformer learns to undo a warp, a deformable convolution to look where another one does.
+"""
 
 import argparse
 import time
@@ -75,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PICTURE",
         default=Path("cudakit-demo.png"),
-        help=f"picture to write: {', '.join(SUFFIXES)} (default: %(default)s)",
+        help=f"picture to write, the second one beside it: {', '.join(SUFFIXES)} (default: %(default)s)",
     )
     parser.add_argument(
         "--steps", type=_whole(1, 100_000), metavar="N", default=300, help="steps of learning (default: %(default)s)"
@@ -103,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     require(NEEDS, "demo")
     from rich.console import Console
 
+    from cudakit import demo_offsets
     from cudakit.demo_picture import draw
 
     _check_writable(args.out)
@@ -115,12 +119,16 @@ def run(args: argparse.Namespace) -> int:
     agrees = show_warps(console, photo, backend)
     outcome = learn(console, photo, backend, args.steps)
     found = show_outcome(console, outcome)
+    offsets = demo_offsets.learn(console, photo.pixels, backend, max(1, args.steps // 2))
+    learnt = demo_offsets.show_outcome(console, offsets)
+    second = args.out.with_stem(f"{args.out.stem}-offsets")
     try:
         draw(photo.pixels, outcome, backend, args.out)
+        demo_offsets.draw(photo.pixels, offsets, second)
     except OSError as error:
-        raise UserError(f"cannot write {args.out}: {error.strerror or error}") from None
-    console.print(f"\nPicture: {args.out}", markup=False, soft_wrap=True)
-    return 0 if agrees and found else 1
+        raise UserError(f"cannot write {error.filename or args.out}: {error.strerror or error}") from None
+    console.print(f"\nPictures: {args.out}, {second}", markup=False, soft_wrap=True)
+    return 0 if agrees and found and learnt else 1
 
 
 def _check_writable(out: Path) -> None:

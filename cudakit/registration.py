@@ -127,13 +127,17 @@ def register(moving: Any, fixed: Any, steps: int, xp: Any) -> Iterator[Progress]
     for stage in plan_stages(size, steps):
         small, target = (_prepare(picture, stage, xp) for picture in (moving, fixed))
         pixel = 2 * stage.factor / max(size)  # in normalised coordinates
-        adam = _Adam()
+        adam = Adam(theta)
         for step in range(stage.steps):
             loss, gradient = _loss_and_gradient(theta, small, target, xp)
             yield Progress(stage, theta, loss)
-            cooling = 0.01 + 0.99 * (1 + math.cos(math.pi * step / stage.steps)) / 2
-            theta = theta - stage.rate * pixel * cooling * adam.direction(gradient)
+            theta = theta - stage.rate * pixel * cooling(step / stage.steps) * adam.direction(gradient)
     yield Progress(stage, theta, _loss_and_gradient(theta, small, target, xp)[0])
+
+
+def cooling(done: float) -> float:
+    """Return the factor of the rate when that share of a stage is done: half a cosine, from 1 to 1 %."""
+    return 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
 
 
 def _loss_and_gradient(theta: Transform, moving: Any, fixed: Any, xp: Any) -> tuple[float, Transform]:
@@ -150,14 +154,14 @@ def _loss_and_gradient(theta: Transform, moving: Any, fixed: Any, xp: Any) -> tu
     return float((difference**2).sum()) / count, to_numpy(grad_theta)[0].astype(np.float64)
 
 
-class _Adam:
+class Adam:
     """The direction of Adam (arXiv 1412.6980): the mean gradient over the root of its mean square."""
 
-    def __init__(self, beta1: float = 0.9, beta2: float = 0.99) -> None:
+    def __init__(self, like: NDArray[np.float64], beta1: float = 0.9, beta2: float = 0.99) -> None:
         self._betas = beta1, beta2
-        self._mean, self._square, self._steps = np.zeros_like(IDENTITY), np.zeros_like(IDENTITY), 0
+        self._mean, self._square, self._steps = np.zeros_like(like), np.zeros_like(like), 0
 
-    def direction(self, gradient: Transform) -> Transform:
+    def direction(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return where to go against."""
         beta1, beta2 = self._betas
         self._steps += 1
@@ -173,14 +177,14 @@ def _prepare(picture: Any, stage: Stage, xp: Any) -> Any:
     blocks = picture.reshape(n, channels, height // stage.factor, stage.factor, width // stage.factor, stage.factor)
     small = blocks.mean((3, 5))
     if stage.sigma:
-        blurred = _blur(_blur(small, stage.sigma, 2, xp), stage.sigma, 3, xp)
+        blurred = blur(blur(small, stage.sigma, 2, xp), stage.sigma, 3, xp)
         # Over the coverage, for pixels without data must not darken their neighbours.
         colours = blurred[:, :COLOURS] / xp.maximum(blurred[:, COLOURS:], xp.float32(1e-6))
         small = xp.concatenate([colours, small[:, COLOURS:]], 1)
     return xp.ascontiguousarray(small, xp.float32)
 
 
-def _blur(picture: Any, sigma: float, axis: int, xp: Any) -> Any:
+def blur(picture: Any, sigma: float, axis: int, xp: Any) -> Any:
     """Return a picture blurred along one axis by a Gaussian."""
     reach = math.ceil(3 * sigma)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)

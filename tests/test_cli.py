@@ -137,18 +137,22 @@ def test_demo_agrees_and_registers(demonstration: tuple[subprocess.CompletedProc
     error = re.search(r"now they are ([\d.]+)\.\n", done.stdout)
     assert error is not None
     assert float(error[1]) < 0.3
-    assert f"Picture: {picture}" in done.stdout
+    assert f"Pictures: {picture}, {picture.with_stem('picture-offsets')}" in done.stdout
+    taps = re.search(r"worst tap was 2\.42 pixels off, now it is\s([\d.]+);", done.stdout)
+    assert taps is not None
+    assert float(taps[1]) < 0.05
     for name in ("affine_grid", "grid_sample", "grid_sample_backward", "affine_grid_backward"):
         assert re.search(rf"^{name} .* ms", done.stdout, re.M)
 
 
-def test_demo_draws_a_picture(demonstration: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+@pytest.mark.parametrize("stem", ["picture", "picture-offsets"])
+def test_demo_draws_pictures(demonstration: tuple[subprocess.CompletedProcess[str], Path], stem: str) -> None:
     from PIL import Image
 
-    with Image.open(demonstration[1]) as picture:
+    with Image.open(demonstration[1].with_stem(stem)) as picture:
         assert picture.format == "PNG"
         assert 1000 < picture.width < 2000
-        assert 500 < picture.height < 1500
+        assert 400 < picture.height < 1500
         shades = np.asarray(picture.convert("L"))
     assert shades.std() > 30  # not blank
 
@@ -158,7 +162,9 @@ def test_demo_fails_when_it_does_not_learn(
 ) -> None:
     picture = tmp_path / "picture.png"
     assert main(["demo", "--device", "cpu", "--size", "64", "--steps", "1", "--out", str(picture)]) == 1
-    assert "Not registered" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "Not registered" in text
+    assert "Not learnt" in text
     assert picture.stat().st_size > 0
 
 

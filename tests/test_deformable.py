@@ -65,6 +65,15 @@ def test_batches_and_channels(
 
 
 @EVERY_OPERATOR
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_single_pixel_of_a_single_channel(arrays: Arrays, rng: np.random.Generator, n: int, operator: str) -> None:
+    # Both data formats are one layout then. Repeated, so that memory comes back with the numbers of the run before.
+    made = draw(rng, Geometry((1,) * n, (1,) * n, padding=1, channels=1, out_channels=1)).on(arrays)
+    for _ in range(3):
+        check(arrays, operator, made)
+
+
+@EVERY_OPERATOR
 @pytest.mark.parametrize("out_channels", [1, 3, 32, 65])
 def test_output_channels(arrays: Arrays, rng: np.random.Generator, out_channels: int, operator: str) -> None:
     check(arrays, operator, draw(rng, USUAL._replace(out_channels=out_channels)).on(arrays))
