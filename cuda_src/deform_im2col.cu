@@ -20,8 +20,8 @@ KERNEL(deform_im2col, DeformIm2colParams) {
     const index_t blocks = (pairs + (index_t)p.tap_block - 1) / (index_t)p.tap_block;
     const index_t count = (index_t)(g.channels / g.groups);
     FOR_EACH(item, p.items) {
-        // Taps of a pixel follow one another where lanes share it, pixels of a tap where every lane has its own.
-        const bool pixels_first = TILE == 1 && LANES == 1;
+        // In the order of memory: pixels of a tap follow one another, or taps of a pixel.
+        const bool pixels_first = p.layout.stride[3] == 1;
         const index_t places = (index_t)g.batch * tiles;
         const index_t block = pixels_first ? item / places : item % blocks;
         const index_t place = pixels_first ? item - block * places : item / blocks;

@@ -130,8 +130,10 @@ def add_im2col(
     """Append `deform_im2col`; `slots` are those of input, offset, mask and columns."""
     form = choose_form(d, x, columns, target)
     pairs, places = d.groups * d.taps, d.batch * -(-d.visited // form.tile)
-    # One tap at a time gives a GPU the most threads; on a CPU more of them share what a tile's pixels have in common.
-    block = 1 if target.device != CPU else -(-pairs // max(1, -(-4 * target.threads // places)))
+    # One tap at a time gives a GPU the most threads, and keeps to few pages where the pixels of columns are neighbours;
+    # else more of them share what a tile's pixels have in common.
+    alone = target.device != CPU or columns.strides[3] == 1
+    block = 1 if alone else -(-pairs // max(1, -(-4 * target.threads // places)))
     items = places * -(-pairs // block)
     defined = constants(d, form, (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,)))
     tail = pack_tail(IM2COL, items, block, *columns, *geometry_values(d, x.strides))
