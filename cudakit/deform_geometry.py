@@ -33,7 +33,8 @@ def window(stride: Any, padding: Any, dilation: Any) -> Window:
 def numbers(argument: str, value: Any, *, minimum: int) -> Integers:
     """Check an int or a sequence of ints."""
     sign = "positive" if minimum else "non-negative"
-    given = (value,) if hasattr(value, "__index__") else value
+    single = hasattr(value, "__index__") and not getattr(value, "shape", ())  # an array has __index__, of any size
+    given = (value,) if single else value
     return checks.integers(argument, given, f"be a {sign} int or a tuple of them", length=range(1, 7), minimum=minimum)
 
 
