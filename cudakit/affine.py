@@ -30,7 +30,8 @@ SUM_BYTES = 8
 class AffineGridOptions(NamedTuple):
     """What `affine_grid` takes besides arrays."""
 
-    size: tuple[int, ...]
+    batch: int
+    space: tuple[int, ...]
     align_corners: bool
     needs: tuple[str, ...] = ("theta",)
 
@@ -109,65 +110,97 @@ def _options(size: Any, align_corners: Any) -> AffineGridOptions:
     if 0 in sizes[2:]:
         raise InvalidArgument("size", rule, sizes)
     checks.boolean("align_corners", align_corners)
-    return AffineGridOptions(sizes, align_corners)
+    return AffineGridOptions(sizes[0], sizes[2:], align_corners)
+
+
+def _infer_affine_grid(specs: tuple[Spec, ...], options: AffineGridOptions) -> tuple[Output]:
+    return (Output((options.batch, *options.space, len(options.space)), specs[0].dtype),)
+
+
+def _infer_affine_grid_backward(specs: tuple[Spec, ...], options: AffineGridOptions) -> tuple[Output]:
+    n = len(options.space)
+    return (Output((options.batch, n, n + 1), specs[0].dtype),)
 
 
 def _prepare_affine_grid(specs: tuple[Spec, ...], options: AffineGridOptions, target: Target) -> Plan:
-    (theta,), size, n = specs, options.size, len(options.size) - 2
+    (theta,), n = specs, len(options.space)
     checks.floating("theta", theta)
-    checks.shape("theta", theta, (f"N={size[0]}", n, n + 1))
+    checks.shape("theta", theta, (f"N={options.batch}", n, n + 1))
     if not is_contiguous(theta):
         return Plan(1, copies=(0,))
-    return _plan_forward(theta.dtype, size, options.align_corners, target)
+    return _plan_forward(_infer_affine_grid(specs, options), options, target)
 
 
 def _prepare_affine_grid_backward(specs: tuple[Spec, ...], options: AffineGridOptions, target: Target) -> Plan:
-    (grad,), size = specs, options.size
+    (grad,), space = specs, options.space
     checks.floating("grad_grid", grad)
-    checks.shape("grad_grid", grad, (f"N={size[0]}", *size[2:], len(size) - 2))
+    checks.shape("grad_grid", grad, (f"N={options.batch}", *space, len(space)))
     if not is_contiguous(grad):
         return Plan(1, copies=(0,))
-    return _plan_backward(grad, size, options.align_corners, target)
+    return _plan_backward(_infer_affine_grid_backward(specs, options), options, target)
 
 
 def _launch(
-    kernel: Kernel, dtype: str, space: tuple[int, ...], target: Target, lanes: int, *tail: int, work: int
+    kernel: Kernel,
+    dtype: str,
+    options: AffineGridOptions,
+    target: Target,
+    lanes: int,
+    *,
+    items: int,
+    chunks: int,
+    work: int,
 ) -> Launch:
-    items, batch, chunks, align_corners = tail
+    batch, space = options.batch, options.space
     wide = is_wide(((batch * prod(space) * len(space) + items * lanes + 2,), (1,)))
     tile = HOST_TILE if target.device == CPU else 1
     constants = type_constants(dtype, dtype, wide) | {"NDIM": len(space), "TILE": tile, "LANES": lanes, "VEC": 1}
-    packed = pack_tail(kernel, items, chunks, align_corners, space)
+    packed = pack_tail(kernel, items, chunks, int(options.align_corners), space)
     return Launch(load(kernel, tuple(constants.items()), target.device), packed, items, 1, work)
 
 
-def _plan_forward(dtype: str, size: tuple[int, ...], align_corners: bool, target: Target) -> Plan:
-    """Plan `affine_grid`; `size` is (N, C, O...)."""
-    batch, space = size[0], size[2:]
-    plan = Plan(1, (Output((batch, *space, len(space)), dtype),))
+def _plan_forward(results: tuple[Output], options: AffineGridOptions, target: Target) -> Plan:
+    """Plan `affine_grid`."""
+    plan = Plan(1, results)
+    batch, space = options.batch, options.space
     tile = HOST_TILE if target.device == CPU else 1
     items = batch * prod(space[:-1]) * -(-space[-1] // tile)
-    launch = _launch(FORWARD, dtype, space, target, 1, items, batch, 0, int(align_corners), work=batch * prod(space))
+    dtype, work = results[0].dtype, batch * prod(space)
+    launch = _launch(FORWARD, dtype, options, target, 1, items=items, chunks=0, work=work)
     plan.launch(launch, plan.input(0), plan.result(0), NULL, NULL, NULL)
     return plan
 
 
-def _plan_backward(grad: Spec, size: tuple[int, ...], align_corners: bool, target: Target) -> Plan:
+def _plan_backward(results: tuple[Output], options: AffineGridOptions, target: Target) -> Plan:
     """Plan `affine_grid_backward`: sums of chunks, then the sums of the sums, in the same order every time."""
-    batch, space = size[0], size[2:]
-    n = len(space)
-    plan = Plan(1, (Output((batch, n, n + 1), grad.dtype),))
+    plan = Plan(1, results)
+    batch, space = options.batch, options.space
+    numbers = prod(results[0].shape)
     chunks = min(prod(space[:-1]), -(-prod(space) // CHUNK_PIXELS))
     lanes = 1 if target.device == CPU else CUDA_LANES
-    partial = plan.workspace(batch * chunks * n * (n + 1) * SUM_BYTES)
+    partial = plan.workspace(chunks * numbers * SUM_BYTES)
     slots = (NULL, NULL, plan.input(0), partial, plan.result(0))
-    numbers = batch * n * (n + 1)
     for kernel, items, count in ((PARTIAL, batch * chunks, lanes), (TOTAL, numbers, 1)):
         work = batch * prod(space) if kernel is PARTIAL else 0
-        shape = (items, batch, chunks, int(align_corners))
-        plan.launch(_launch(kernel, grad.dtype, space, target, count, *shape, work=work), *slots)
+        launch = _launch(kernel, results[0].dtype, options, target, count, items=items, chunks=chunks, work=work)
+        plan.launch(launch, *slots)
     return plan
 
 
-AFFINE_GRID_BACKWARD = Op("affine_grid_backward", ("grad_grid",), _options, _prepare_affine_grid_backward)
-AFFINE_GRID = Op("affine_grid", ("theta",), _options, _prepare_affine_grid, AFFINE_GRID_BACKWARD)
+AFFINE_GRID_BACKWARD = Op(
+    "affine_grid_backward",
+    ("grad_grid",),
+    _options,
+    _prepare_affine_grid_backward,
+    coordinates=("grad_grid",),
+    infer=_infer_affine_grid_backward,
+)
+AFFINE_GRID = Op(
+    "affine_grid",
+    ("theta",),
+    _options,
+    _prepare_affine_grid,
+    AFFINE_GRID_BACKWARD,
+    coordinates=("theta",),
+    infer=_infer_affine_grid,
+)

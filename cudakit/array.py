@@ -1,7 +1,7 @@
 """Any array as a `View` of its memory, and empty arrays of the caller's kind.
 
 NumPy arrays are read directly, everything else through DLPack. A `Framework` says how a kind of array is allocated,
-made contiguous and put on a stream; PyTorch and JAX have adapters of their own above this.
+made contiguous and put on a stream; what differentiates has an adapter of its own above this.
 """
 
 import sys
@@ -168,7 +168,7 @@ def _aligned(shape: tuple[int, ...], dtype: str, make: str) -> Any:
     return memory[first : first + size].view(dtype).reshape(shape)
 
 
-def _wrapping_framework(wrap: Callable[[Any, str], Any]) -> Framework:
+def wrapping_framework(wrap: Callable[[Any, str], Any]) -> Framework:
     """Make the framework of arrays that cannot be allocated and written in place by their own library.
 
     The buffer is NumPy's or CuPy's; `wrap(buffer, dtype)` hands it over through DLPack. NumPy exports no bfloat16, so
@@ -198,28 +198,6 @@ def _wrapping_framework(wrap: Callable[[Any, str], Any]) -> Framework:
 
 
 @cache
-def _tensorflow_framework() -> Framework:
-    tf = sys.modules["tensorflow"]
-
-    def wrap(buffer: Any, dtype: str) -> Any:
-        tensor = tf.experimental.dlpack.from_dlpack(buffer.__dlpack__())
-        return tf.bitcast(tensor, tf.bfloat16) if dtype == "bfloat16" else tensor
-
-    return _wrapping_framework(wrap)
-
-
-@cache
-def _paddle_framework() -> Framework:
-    paddle = sys.modules["paddle"]
-
-    def wrap(buffer: Any, dtype: str) -> Any:
-        tensor = paddle.utils.dlpack.from_dlpack(buffer.__dlpack__())
-        return tensor.view("bfloat16") if dtype == "bfloat16" else tensor
-
-    return _wrapping_framework(wrap)
-
-
-@cache
 def _producer_framework(library: str) -> Framework:
     """Return the framework of any other producer: its own `from_dlpack`, else NumPy's or CuPy's arrays come back."""
     from_dlpack = getattr(sys.modules.get(library), "from_dlpack", None)
@@ -229,22 +207,26 @@ def _producer_framework(library: str) -> Framework:
             buffer = buffer.view(numpy_dtype(dtype))
         return from_dlpack(buffer) if from_dlpack is not None else buffer
 
-    return _wrapping_framework(wrap)
+    return wrapping_framework(wrap)
 
 
 # How to recognise the arrays of a library without importing it: (module, class) -> its framework.
 _LIBRARIES: tuple[tuple[str, str, Callable[[], Framework]], ...] = (
     ("numpy", "ndarray", _numpy_framework),
     ("cupy", "ndarray", _cupy_framework),
-    ("tensorflow", "Tensor", _tensorflow_framework),
-    ("paddle", "Tensor", _paddle_framework),
 )
-_ADAPTED = (("torch", "Tensor"), ("jax", "Array"))
+_ADAPTED = (
+    ("torch", "Tensor"),
+    ("jax", "Array"),
+    ("tensorflow", "Tensor"),
+    ("tensorflow", "Variable"),
+    ("paddle", "Tensor"),
+)
 _frameworks: dict[type, Framework | str] = {}
 
 
 def framework_of(x: object) -> Framework | str:
-    """Return the framework of an array, or the name of the adapter that serves it (``"torch"``, ``"jax"``)."""
+    """Return the framework of an array, or the name of the adapter that serves it, such as ``"torch"``."""
     kind = type(x)
     found = _frameworks.get(kind)
     if found is None:

@@ -1,6 +1,7 @@
 """Shape, dtype and value checks: the one place that writes such messages."""
 
 from collections.abc import Collection, Sequence
+from operator import index
 from typing import Any
 
 from cudakit.array import Spec
@@ -35,12 +36,19 @@ def names(argument: str, value: object, allowed: Collection[str]) -> tuple[str, 
 def integers(argument: str, value: Any, rule: str, *, length: Collection[int], minimum: int) -> tuple[int, ...]:
     """Check a sequence of integers, and return it as a tuple of ints."""
     try:
-        numbers = tuple(number.__index__() for number in value)
+        numbers = tuple(_integer(number) for number in value)
     except (TypeError, AttributeError):
         raise InvalidArgument(argument, rule, repr(value), TypeError) from None
     if len(numbers) not in length or any(number < minimum for number in numbers):
         raise InvalidArgument(argument, rule, repr(value))
     return numbers
+
+
+def _integer(number: Any) -> Any:
+    """Return an integer as an int; a size that PyTorch traces as a symbol stays one."""
+    if type(number) is int or type(number).__name__ == "SymInt":
+        return number
+    return index(number)
 
 
 def floating(argument: str, spec: Spec) -> None:

@@ -93,9 +93,11 @@ class _Backward:
         self.item, self.wide = itemsize(d.dtype), conv.accumulator_bytes
         self.split = split(d, target.threads)
         self.reads = any(slot != NULL for slot in (results.offset, results.mask, results.weight))
-        self.copied = self.reads and x.strides[1] != 1
-        self.layout = packed(x.shape, x.dtype, channels_last=True) if self.copied or not self.reads else x
         self.final, self.grad = gradient_layouts(d, target, plain_columns(d))
+        # A tap has one offset in the image and in its gradient, so their dimensions must have the same strides.
+        apart = results.input != NULL and x.strides[2:] != self.grad.strides[2:]
+        self.copied = self.reads and (apart or x.strides[1] != 1)
+        self.layout = packed(x.shape, x.dtype, channels_last=True) if self.copied or not self.reads else x
         self.summed = results.input != NULL and self.grad != self.final
         # One chunk and one dtype: the sums are the results.
         self.parted = self.split.parts > 1 or d.coordinates != accumulator(d.dtype)

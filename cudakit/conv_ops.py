@@ -1,6 +1,6 @@
 """The records of the deformable convolutions: what they check and how they are planned."""
 
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 from cudakit import checks, conv_backward_plan, conv_cuda_plan, conv_plan
@@ -11,7 +11,7 @@ from cudakit.deform_geometry import (
     Window,
     checked_image,
     deformation,
-    hashable,
+    ordered,
     scattered,
     window,
 )
@@ -34,16 +34,7 @@ class ConvOptions(NamedTuple):
     needs: tuple[str, ...] = NAMES
 
 
-def _options(stride: Any, padding: Any, dilation: Any, *rest: Any) -> ConvOptions:
-    """Check what is no array: (stride, padding, dilation, data_format, workspace, allow_tf32[, needs])."""
-    try:
-        return _checked(*map(hashable, (stride, padding, dilation)), *rest)
-    except TypeError:  # something unhashable, which the cache does not take and no option may be
-        return _checked.__wrapped__(stride, padding, dilation, *rest)
-
-
-@lru_cache(maxsize=1024, typed=True)
-def _checked(
+def _options(
     stride: Any,
     padding: Any,
     dilation: Any,
@@ -76,6 +67,13 @@ def _groups(weight: Spec, x: Image) -> int:
     return groups
 
 
+def _infer(specs: tuple[Any, ...], options: ConvOptions) -> tuple[Output]:
+    input, offset, weight, *_ = specs
+    last = options.data_format == "channels_last"
+    out = offset.shape[1:-1] if last else offset.shape[2:]
+    return (Output(ordered(input.shape[0], weight.shape[0], out, last), input.dtype),)
+
+
 def _convolution(
     n: int, specs: tuple[Spec | None, ...], options: ConvOptions, grad_output: Spec | None = None
 ) -> tuple[Convolution, Output]:
@@ -92,12 +90,12 @@ def _convolution(
         checks.same_dtype("bias", bias, "input", x.dtype)
         checks.shape("bias", bias, (f"C_out={count}",))
     output = packed((d.batch, count, *d.out), d.dtype, channels_last=d.last)
-    expected = d.shape(count, d.out)
+    (result,) = _infer(specs, options)
     if grad_output is not None:
         checks.same_dtype("grad_output", grad_output, "input", x.dtype)
-        checks.shape("grad_output", grad_output, expected)
+        checks.shape("grad_output", grad_output, result.shape)
         output = image(grad_output, d.last)
-    return Convolution(d, x, groups, count, output, options.workspace), Output(expected, d.dtype)
+    return Convolution(d, x, groups, count, output, options.workspace), result
 
 
 def _slots(plan: Plan, first: int, specs: tuple[Spec | None, ...]) -> Slots:
@@ -177,16 +175,11 @@ def _add_bias_gradient(plan: Plan, target: Target, conv: Convolution, result: Sl
 
 
 def _make(n: int) -> Op:
-    backward = Op(
-        f"deform_conv{n}d_backward",
-        ("grad_output", *NAMES),
-        _options,
-        partial(_prepare_backward, n),
-        optional=("bias", "mask"),
-    )
-    prepare = partial(_prepare, n)
+    roles: Any = {"optional": ("bias", "mask"), "coordinates": ("offset", "mask"), "weights": ("weight", "bias")}
+    arrays = ("grad_output", *NAMES)
+    backward = Op(f"deform_conv{n}d_backward", arrays, _options, partial(_prepare_backward, n), **roles)
     saved = tuple(range(len(NAMES)))
-    return Op(f"deform_conv{n}d", NAMES, _options, prepare, backward, saved, optional=("bias", "mask"))
+    return Op(f"deform_conv{n}d", NAMES, _options, partial(_prepare, n), backward, saved, infer=_infer, **roles)
 
 
 DEFORM_CONV1D, DEFORM_CONV2D, DEFORM_CONV3D = map(_make, (1, 2, 3))

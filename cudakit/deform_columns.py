@@ -1,6 +1,5 @@
 """The records of `deform_im2col`, its adjoint, and their gradients: what they check and how they are planned."""
 
-from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -14,8 +13,8 @@ from cudakit.deform_geometry import (
     checked_image,
     columns_shape,
     deformation,
-    hashable,
     numbers,
+    ordered,
     per_dimension,
     scattered,
     window,
@@ -27,6 +26,7 @@ from cudakit.op import NULL, Op, Output, Plan, Target
 
 NAMES = ("input", "offset", "mask")
 COLUMN_NAMES = ("columns", "offset", "mask")
+COORDINATES = ("offset", "mask")
 
 
 class DeformOptions(NamedTuple):
@@ -39,16 +39,7 @@ class DeformOptions(NamedTuple):
     needs: tuple[str, ...] = NAMES
 
 
-def _options(kernel_size: Any, stride: Any, padding: Any, dilation: Any, *rest: Any) -> DeformOptions:
-    """Check what is no array: (kernel_size, stride, padding, dilation, data_format[, input_size[, needs]])."""
-    try:
-        return _checked(*map(hashable, (kernel_size, stride, padding, dilation)), *rest)
-    except TypeError:  # something unhashable, which the cache does not take and no option may be
-        return _checked.__wrapped__(kernel_size, stride, padding, dilation, *rest)
-
-
-@lru_cache(maxsize=1024, typed=True)
-def _checked(
+def _options(
     kernel_size: Any,
     stride: Any,
     padding: Any,
@@ -71,15 +62,30 @@ def _sampled(input: Spec, offset: Spec, mask: Spec | None, options: DeformOption
     return deformation(x, offset, mask, kernel, options.moves, options.data_format), x
 
 
+def _infer_im2col(specs: tuple[Any, ...], options: DeformOptions) -> tuple[Output]:
+    input, offset, _ = specs
+    last = options.data_format == "channels_last"
+    out = offset.shape[1:-1] if last else offset.shape[2:]
+    count = input.shape[-1 if last else 1] * prod(per_dimension("kernel_size", options.kernel_size, len(out)))
+    return (Output(ordered(input.shape[0], count, (prod(out),), last), input.dtype),)
+
+
+def _infer_col2im(specs: tuple[Any, ...], options: DeformOptions) -> tuple[Output]:
+    columns, offset, _ = specs
+    last, n = options.data_format == "channels_last", len(offset.shape) - 2
+    channels = columns.shape[-1 if last else 1] // prod(per_dimension("kernel_size", options.kernel_size, n))
+    space = per_dimension("input_size", options.input_size, n)
+    return (Output(ordered(columns.shape[0], channels, space, last), columns.dtype),)
+
+
 def _prepare_im2col(specs: tuple[Any, ...], options: DeformOptions, target: Target) -> Plan:
     input, offset, mask = specs
     d, x = _sampled(input, offset, mask, options)
     copies = scattered(specs, (1, 2)) or (() if x.flat else (0,))
     if copies:
         return Plan(3, copies=copies)
-    shape = columns_shape(d)
-    plan = Plan(3, (Output(shape, d.dtype),))
-    if 0 not in shape:
+    plan = Plan(3, _infer_im2col(specs, options))
+    if 0 not in columns_shape(d):
         mask_slot = plan.input(2) if d.masked else NULL
         plan_columns(plan, target, d, x, (plan.input(0), plan.input(1), mask_slot, plan.result(0)))
     return plan
@@ -185,6 +191,7 @@ DEFORM_IM2COL_BACKWARD = Op(
     _options,
     _prepare_im2col_backward,
     optional=("mask",),
+    coordinates=COORDINATES,
 )
 DEFORM_IM2COL = Op(
     "deform_im2col",
@@ -194,6 +201,8 @@ DEFORM_IM2COL = Op(
     DEFORM_IM2COL_BACKWARD,
     saved=(0, 1, 2),
     optional=("mask",),
+    coordinates=COORDINATES,
+    infer=_infer_im2col,
 )
 DEFORM_COL2IM_BACKWARD = Op(
     "deform_col2im_backward",
@@ -201,6 +210,7 @@ DEFORM_COL2IM_BACKWARD = Op(
     _options,
     _prepare_col2im_backward,
     optional=("mask",),
+    coordinates=COORDINATES,
 )
 DEFORM_COL2IM = Op(
     "deform_col2im",
@@ -210,4 +220,6 @@ DEFORM_COL2IM = Op(
     DEFORM_COL2IM_BACKWARD,
     saved=(0, 1, 2),
     optional=("mask",),
+    coordinates=COORDINATES,
+    infer=_infer_col2im,
 )

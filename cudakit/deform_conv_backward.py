@@ -4,7 +4,6 @@ from typing import Any
 
 from cudakit.conv_ops import CONVOLUTIONS, NAMES
 from cudakit.deform_conv import DeformConvGradients
-from cudakit.deform_geometry import hashable
 
 
 def deform_conv2d_backward(
@@ -171,4 +170,4 @@ def _differentiate(
     backward = CONVOLUTIONS[n].backward
     assert backward is not None
     *options, needs = rest
-    return DeformConvGradients(*backward(arrays, stride, padding, dilation, *options, hashable(needs)))
+    return DeformConvGradients(*backward(arrays, stride, padding, dilation, *options, needs))

@@ -1,7 +1,6 @@
 """What the operators of deformable convolution have in common: their options, shapes and checks."""
 
 from collections.abc import Collection
-from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -22,7 +21,6 @@ class Window(NamedTuple):
     dilation: Integers
 
 
-@lru_cache(maxsize=1024, typed=True)
 def window(stride: Any, padding: Any, dilation: Any) -> Window:
     """Check what moves a kernel, as far as it goes without knowing the number of dimensions."""
     return Window(
@@ -35,15 +33,9 @@ def window(stride: Any, padding: Any, dilation: Any) -> Window:
 def numbers(argument: str, value: Any, *, minimum: int) -> Integers:
     """Check an int or a sequence of ints."""
     sign = "positive" if minimum else "non-negative"
-    given = (value,) if hasattr(value, "__index__") else value
+    single = hasattr(value, "__index__") and not getattr(value, "shape", ())  # an array has __index__, of any size
+    given = (value,) if single else value
     return checks.integers(argument, given, f"be a {sign} int or a tuple of them", length=range(1, 7), minimum=minimum)
-
-
-def hashable(value: Any) -> Any:
-    """Return a sequence of numbers as something that a cache takes; what is none, as it is."""
-    if hasattr(value, "__index__") or isinstance(value, str) or not hasattr(value, "__iter__"):
-        return value
-    return tuple(value)
 
 
 def per_dimension(argument: str, values: Integers, n: int) -> Integers:
@@ -63,6 +55,11 @@ def paddings(values: Integers, n: int) -> tuple[Integers, Integers]:
         raise InvalidArgument("padding", f"be an int, have {n} of them, or {2 * n} (all begins, then all ends)", values)
     same = per_dimension("padding", values, n)
     return same, same
+
+
+def ordered(batch: int, channels: int, space: Integers, last: bool) -> Integers:
+    """Return a shape in the order of the data format."""
+    return (batch, *space, channels) if last else (batch, channels, *space)
 
 
 class Deformation(NamedTuple):
@@ -121,7 +118,7 @@ class Deformation(NamedTuple):
 
     def shape(self, channels: int, space: Integers) -> Integers:
         """Return the shape of an array of that many channels in the data format."""
-        return (self.batch, *space, channels) if self.last else (self.batch, channels, *space)
+        return ordered(self.batch, channels, space, self.last)
 
     def part(self, count: int) -> "Deformation":
         """Return the same for that many images."""
@@ -241,5 +238,4 @@ def columns_strides(d: Deformation) -> Integers:
 
 def columns_shape(d: Deformation) -> Integers:
     """Return the shape of the columns in the data format."""
-    count = d.channels * d.taps
-    return (d.batch, d.pixels, count) if d.last else (d.batch, count, d.pixels)
+    return d.shape(d.channels * d.taps, (d.pixels,))

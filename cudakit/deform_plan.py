@@ -231,7 +231,9 @@ def plan_gradients(plan: Plan, target: Target, d: Deformation, x: Image | None, 
     columns, item = plain_columns(d), itemsize(d.dtype)
     final, grad = gradient_layouts(d, target, columns)
     summed = slots.grad_input != NULL and grad != final
-    copied = x is not None and wants_neighbours(d, columns, target) and x.strides[1] != 1
+    # A tap has one offset in the image and in its gradient, so their dimensions must have the same strides.
+    apart = x is not None and slots.grad_input != NULL and x.strides[2:] != grad.strides[2:]
+    copied = x is not None and (apart or (wants_neighbours(d, columns, target) and x.strides[1] != 1))
     layout = x if x is not None and not copied else grad._replace(dtype=d.dtype)
     rounds = list(chunks(final, target)) if copied or summed else [(0, d.batch)]
     image = d.channels * prod(d.space)

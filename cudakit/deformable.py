@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 from cudakit.deform_columns import DEFORM_COL2IM, DEFORM_IM2COL, DEFORM_IM2COL_BACKWARD, NAMES
-from cudakit.deform_geometry import hashable
 
 
 class DeformIm2colGradients(NamedTuple):
@@ -115,7 +114,7 @@ def deform_col2im(
     array([[[0.5, 1. , 1. ]]], dtype=float32)
     """
     arrays = (columns, offset, mask)
-    return DEFORM_COL2IM(arrays, kernel_size, stride, padding, dilation, data_format, hashable(input_size))[0]
+    return DEFORM_COL2IM(arrays, kernel_size, stride, padding, dilation, data_format, input_size)[0]
 
 
 def deform_im2col_backward(
@@ -162,5 +161,5 @@ def deform_im2col_backward(
     array([[[ 1.,  2., -4.]]], dtype=float32)
     """
     arrays = (grad_columns, input, offset, mask)
-    options = (kernel_size, stride, padding, dilation, data_format, (), hashable(needs))
+    options = (kernel_size, stride, padding, dilation, data_format, (), needs)
     return DeformIm2colGradients(*DEFORM_IM2COL_BACKWARD(arrays, *options))

@@ -43,15 +43,17 @@ class Library(NamedTuple):
 
 
 CUPY_PACKAGES = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
+TF_PACKAGES = ("tensorflow", "tensorflow-cpu")
+PADDLE_PACKAGES = ("paddlepaddle", "paddlepaddle-gpu")
 ORT_USE = "OrtValues (the results are arrays of NumPy or CuPy)"
 FRAMEWORKS = (
     Library("NumPy", "numpy", ("numpy",), "numpy", "2.1", "arrays on the CPU"),
     Library("CuPy", "cupy", CUPY_PACKAGES, "'cudakit[cuda12]'", "14", "arrays on CUDA devices"),
     Library("PyTorch", "torch", ("torch",), "'cudakit[torch]'", "2.4", "tensors, with autograd", "cudakit.torch"),
-    Library("JAX", "jax", ("jax",), "'cudakit[jax]'", "0.6.1", "arrays, with grad, jit and vmap", "cudakit.jax"),
+    Library("JAX", "jax", ("jax",), "'cudakit[jax]'", "0.8.2", "arrays, with grad, jit and vmap", "cudakit.jax"),
     # Before these releases the arrays of the next two do not offer DLPack themselves.
-    Library("TensorFlow", "tensorflow", ("tensorflow", "tensorflow-cpu"), "tensorflow", "2.20", "eager tensors"),
-    Library("Paddle", "paddle", ("paddlepaddle", "paddlepaddle-gpu"), "paddlepaddle", "3.0", "eager tensors"),
+    Library("TensorFlow", "tensorflow", TF_PACKAGES, "tensorflow", "2.20", "tensors, with tapes", "cudakit.tensorflow"),
+    Library("Paddle", "paddle", PADDLE_PACKAGES, "paddlepaddle", "3.0", "tensors, with autograd", "cudakit.paddle"),
     Library("array-api-strict", "array_api_strict", ("array-api-strict",), "array-api-strict", "2.0", "arrays"),
     Library("ONNX Runtime", "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), "onnxruntime", "1.26", ORT_USE),
 )

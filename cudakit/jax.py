@@ -1,80 +1,145 @@
 """JAX: every operator under `jit`, `grad` and `vmap`, made from its `Op` record. The only module that imports jax.
 
-XLA allocates the results and a buffer callback fills them in place, on XLA's stream: nothing is copied.
+XLA allocates the results and a buffer callback fills them in place, on XLA's stream: nothing is copied. A mapped axis
+becomes part of the batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
 from typing import Any
 
 import jax
+from jax.custom_batching import custom_vmap
 from jax.experimental.buffer_callback import buffer_callback
 
 from cudakit.array import CPU, Spec, contiguous_strides, dlpack_view
+from cudakit.batching import enlarged, foldable
 from cudakit.op import Op, zero_memory
 
 
-def _specs(arrays: tuple[Any, ...]) -> tuple[Spec, ...]:
+def _specs(arrays: Sequence[Any]) -> tuple[Spec | None, ...]:
     """Return the specs of arrays or tracers; XLA's buffers are dense."""
-    return tuple(Spec(tuple(x.shape), contiguous_strides(tuple(x.shape)), str(x.dtype)) for x in arrays)
+    return tuple(x if x is None else _dense(tuple(x.shape), str(x.dtype)) for x in arrays)
 
 
-def _execute(op: Op, options: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Run an operator inside XLA."""
+def _dense(shape: tuple[int, ...], dtype: str) -> Spec:
+    return Spec(shape, contiguous_strides(shape), dtype)
+
+
+def _execute(op: Op, options: Any, arrays: Sequence[Any]) -> tuple[Any, ...]:
+    """Run an operator inside XLA and return the results that are there."""
     wanted = [result for result in op.plan(_specs(arrays), options, CPU).results if result is not None]
 
     def fill(context: Any, results: Any, *buffers: Any) -> None:
-        views = [dlpack_view(buffer) for buffer in buffers]
-        device = views[0].device
+        given = iter(buffers)
+        views = [None if absent else dlpack_view(next(given)) for absent in missing]
+        device = next(view.device for view in views if view is not None)
         stream = 0 if device == CPU else context.stream
-        plan = op.plan(tuple(view.spec for view in views), options, device)
+        plan = op.plan(tuple(view and view.spec for view in views), options, device)
         outputs = iter(results)
-        pointers = [view.pointer for view in views]
-        for result in plan.results:
-            view = None if result is None else dlpack_view(next(outputs))
-            pointers.append(0 if view is None else view.pointer)
+        views += [None if result is None else dlpack_view(next(outputs)) for result in plan.results]
+        for view, result in zip(views[len(missing) :], plan.results, strict=True):
             if view is not None and result is not None and result.zero:
                 size = prod(view.spec.shape) * int(jax.numpy.dtype(view.spec.dtype).itemsize)
                 zero_memory(view.pointer, size, device, stream)
-        plan.run(pointers, device, stream)
+        plan.run([0 if view is None else view.pointer for view in views], device, stream)
 
+    missing = [x is None for x in arrays]
     shapes = [jax.ShapeDtypeStruct(result.shape, jax.numpy.dtype(result.dtype)) for result in wanted]
-    return tuple(buffer_callback(fill, shapes, vmap_method="sequential")(*arrays))
+    call = buffer_callback(fill, shapes, vmap_method="sequential")
+    given = [x for x in arrays if x is not None]
+    axes = frozenset().union(*map(_varying, given))
+    return tuple(_cast(x, axes) for x in call(*given))
+
+
+@cache
+def _mappable(op: Op, options: Any) -> Callable[..., tuple[Any, ...]]:
+    """Return the operator as a function of its arrays that is mapped by a larger batch where that is the same."""
+
+    @custom_vmap
+    def function(*arrays: Any) -> tuple[Any, ...]:
+        return _execute(op, options, arrays)
+
+    @function.def_vmap
+    def rule(count: int, mapped: Sequence[Any], *arrays: Any) -> tuple[tuple[Any, ...], tuple[bool, ...]]:
+        names = [name for name, flag in zip(op.arrays, mapped, strict=True) if flag]
+        if foldable(op, options, names):
+            batch = arrays[0].shape[1 if mapped[0] else 0]
+            larger = [_fold(op, name, x, count, name in names) for name, x in zip(op.arrays, arrays, strict=True)]
+            found = _mappable(op, enlarged(options, count))(*larger)
+            results = tuple(x.reshape(count, batch, *x.shape[1:]) for x in found)
+        else:
+            rows = [x if name in names else None for name, x in zip(op.arrays, arrays, strict=True)]
+            results = jax.lax.map(lambda row: function(*map(_either, row, arrays)), rows)
+        return results, (True,) * len(results)
+
+    return function
+
+
+def _either(x: Any, otherwise: Any) -> Any:
+    return otherwise if x is None else x
+
+
+def _fold(op: Op, name: str, x: Any, count: int, mapped: bool) -> Any:
+    """Make a leading axis, or copies, part of the batch."""
+    if x is None or name in op.weights:
+        return x
+    copies = x if mapped else jax.numpy.broadcast_to(x, (count, *x.shape))
+    return copies.reshape(count * copies.shape[1], *copies.shape[2:])
 
 
 @cache
 def _function(op: Op, options: Any) -> Callable[..., Any]:
     """Return the operator as a jitted function of its arrays, differentiable where it has gradients."""
     if op.backward is None:
-        return jax.jit(lambda *arrays: _execute(op, options, arrays))
+        return jax.jit(_mappable(op, options))
     gradients = op.backward
 
     @jax.custom_vjp
     def function(*arrays: Any) -> Any:
-        return _execute(op, options, arrays)[0]
+        return _mappable(op, options)(*arrays)[0]
 
     def forward(*primals: Any) -> tuple[Any, Any]:
-        arrays = tuple(primal.value for primal in primals)
-        # The names travel in the structure of the residuals, where they are static.
-        needs = {name: None for name, primal in zip(op.arrays, primals, strict=True) if primal.perturbed}
-        return function(*arrays), (tuple(arrays[i] for i in op.saved), needs)
+        arrays = tuple(primal and primal.value for primal in primals)
+        # What is needed travels in the shape of an empty array: JAX may pair these residuals with a structure from
+        # another trace, so the structure must be the same every time.
+        needed = [int(primal is not None and primal.perturbed) for primal in primals]
+        return function(*arrays), (tuple(arrays[i] for i in op.saved), jax.numpy.empty((*needed, 0)))
 
     def backward(residuals: Any, grad: Any) -> tuple[Any, ...]:
-        saved, needs = residuals
-        names = tuple(name for name in op.arrays if name in needs)
-        found = iter(_execute(gradients, options._replace(needs=names), (grad, *saved)))
+        saved, marks = residuals
+        needs = tuple(name for name, needed in zip(op.arrays, marks.shape, strict=False) if needed)
+        found = iter(_mappable(gradients, options._replace(needs=needs))(grad, *saved))
         return tuple(next(found) if name in needs else None for name in op.arrays)
 
     function.defvjp(forward, backward, symbolic_zeros=True)
     return jax.jit(function)
 
 
+def _varying(x: Any) -> frozenset[Any]:
+    """Return the axes of a mesh along which an array differs, inside ``shard_map``."""
+    kind = jax.typeof(x)
+    found: frozenset[Any] = kind.vma if hasattr(kind, "vma") else kind.manual_axis_type.varying
+    return found
+
+
+def _cast(x: Any, axes: frozenset[Any]) -> Any:
+    missing = tuple(axes - _varying(x))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def _alike(arrays: Sequence[Any]) -> list[Any]:
+    """Let all arrays differ along the axes along which one does, as the operators of JAX do."""
+    axes = frozenset().union(*(_varying(x) for x in arrays if x is not None))
+    return [x if x is None else _cast(x, axes) for x in arrays]
+
+
 def call(op: Op, arrays: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Run an operator on JAX arrays or tracers."""
     options = op.options(arguments)
     wanted = op.plan(_specs(arrays), options, CPU).results  # refuses bad arguments here, not inside XLA
-    results = _function(op, options)(*arrays)
+    results = _function(op, options)(*_alike(arrays))
     if op.backward is not None:
         return (results,)
     found = iter(results)

@@ -10,12 +10,12 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from importlib import import_module
 from operator import add, itemgetter
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from cudakit.adapters import adapter, is_traced
 from cudakit.array import CPU, Device, Framework, Spec, View, framework_of
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, get_num_threads
@@ -150,6 +150,9 @@ def _allocate(size: int, device: Device, stream: int) -> Any:
     return Workspace(size, device, stream)
 
 
+OPS: "dict[str, Op]" = {}  # every operator by its name
+
+
 @dataclass(frozen=True, eq=False)
 class Op:
     """One operator.
@@ -161,7 +164,8 @@ class Op:
     arrays : tuple of str
         Names of the array arguments, in order.
     check : callable
-        Takes the other arguments, checks them, and returns them as options: a named tuple.
+        Takes the other arguments, checks them, and returns them as options: a named tuple of numbers, strings, tuples
+        of them, and such named tuples. A field ``batch`` is the size of the batch.
     prepare : callable
         (specs, options, target) -> `Plan`; it checks everything before anything is allocated. The spec of an array that
         is None is None.
@@ -172,6 +176,13 @@ class Op:
         Positions of the arrays that the gradients are computed from.
     optional : tuple of str
         Names of the arrays that may be None; their gradient is None then.
+    coordinates : tuple of str
+        Names of the arrays that say where to look, which want the digits of float32 whatever the others are.
+    weights : tuple of str
+        Names of the arrays, or arrays whose gradients these are, that have no batch axis; the others have it first.
+    infer : callable, optional
+        (specs, options) -> the `Output` of each result, without checks and in plain arithmetic, because sizes may be
+        symbols. An operator of gradients needs none where these are the gradients by all its arrays but the first.
     """
 
     name: str
@@ -181,19 +192,30 @@ class Op:
     backward: "Op | None" = None
     saved: tuple[int, ...] = ()
     optional: tuple[str, ...] = ()
+    coordinates: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    infer: Callable[[tuple[Any, ...], Any], tuple[Output | None, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        OPS[self.name] = self
 
     def __call__(self, arrays: tuple[Any, ...], *arguments: Any) -> tuple[Any, ...]:
         """Run on anybody's arrays and return theirs, one for each result."""
+        if is_traced():  # nothing that is remembered between calls may become a condition of the trace
+            return adapter("torch")(self, arrays, arguments)
         framework = self.common_framework(arrays)
         if isinstance(framework, str):
-            results: tuple[Any, ...] = import_module(f"cudakit.{framework}").call(self, arrays, arguments)
-            return results
+            return adapter(framework)(self, arrays, arguments)
         return self.run(framework, arrays, self.options(arguments))
 
     def options(self, arguments: tuple[Any, ...]) -> Any:
         """Return the checked options."""
         try:
-            return self.check(*arguments)
+            try:
+                kinds = tuple([type(item) for value in arguments if type(value) is tuple for item in value])
+                return _options(self.check, kinds, *arguments)
+            except TypeError:  # something unhashable, such as a list
+                return self.check(*arguments)
         except InvalidArgument as error:
             self.refuse(error)
 
@@ -260,6 +282,15 @@ class Op:
         except InvalidArgument as error:
             self.refuse(error)
 
+    def outputs(self, specs: tuple[Any, ...], options: Any) -> tuple[Output | None, ...]:
+        """Return what the results look like, without checks."""
+        if self.infer is not None:
+            return self.infer(specs, options)
+        named = zip(self.arrays[1:], specs[1:], strict=True)
+        return tuple(
+            [Output(x.shape, x.dtype) if x is not None and name in options.needs else None for name, x in named]
+        )
+
     def refuse(self, error: InvalidArgument, argument: str = "") -> NoReturn:
         """Raise a failed check in this operator's name."""
         if argument:
@@ -286,6 +317,11 @@ def _remember(key: Any, recipe: Recipe) -> Recipe:
         _recipes.clear()
     _recipes[key] = recipe
     return recipe
+
+
+@lru_cache(PLANS, typed=True)  # typed, and with the types of what is in tuples: 1 is neither True nor 1.0
+def _options(check: Callable[..., Any], kinds: tuple[type, ...], *arguments: Any) -> Any:
+    return check(*arguments)
 
 
 @lru_cache(PLANS)

@@ -1,7 +1,6 @@
 """The sampler of spatial transformers (arXiv 1506.02025, section 3.3), with its gradients."""
 
 from collections.abc import Collection
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from cudakit import checks
@@ -132,16 +131,7 @@ def grid_sample_backward(
     return GridSampleGradients(*GRID_SAMPLE_BACKWARD(arrays, mode, padding_mode, align_corners, data_format, needs))
 
 
-def _options(*values: Any) -> GridSampleOptions:
-    """Check what is no array: (mode, padding_mode, align_corners, data_format[, needs])."""
-    try:
-        return _checked(*values)
-    except TypeError:  # something unhashable, which the cache does not take and no option may be
-        return _checked.__wrapped__(*values)
-
-
-@lru_cache(maxsize=1024, typed=True)  # typed: 1 is not True
-def _checked(
+def _options(
     mode: Any, padding_mode: Any, align_corners: Any, data_format: Any, needs: Any = ("input", "grid")
 ) -> GridSampleOptions:
     checks.choice("mode", mode, MODES)
@@ -171,6 +161,12 @@ def _sampling(input: Spec, grid: Spec, options: GridSampleOptions) -> tuple[Samp
     return call, (*x.shape[:2], *grid.shape[1:-1])
 
 
+def _infer_grid_sample(specs: tuple[Spec, ...], options: GridSampleOptions) -> tuple[Output]:
+    (batch, *sizes), (_, *out, _) = specs[0].shape, specs[1].shape
+    channels = sizes[-1 if options.data_format == "channels_last" else 0]
+    return (Output(_in_format((batch, channels, *out), options.data_format), specs[0].dtype),)
+
+
 def _in_format(shape: tuple[int, ...], data_format: str) -> tuple[int, ...]:
     return (shape[0], *shape[2:], shape[1]) if data_format == "channels_last" else shape
 
@@ -181,7 +177,7 @@ def _prepare_grid_sample(specs: tuple[Spec, ...], options: GridSampleOptions, ta
     if not is_contiguous(grid):
         return Plan(2, copies=(1,))
     output = packed(shape, input.dtype, channels_last=options.data_format == "channels_last")
-    return plan_forward(call, output, Output(_in_format(shape, options.data_format), input.dtype), target)
+    return plan_forward(call, output, *_infer_grid_sample(specs, options), target)
 
 
 def _prepare_grid_sample_backward(specs: tuple[Spec, ...], options: GridSampleOptions, target: Target) -> Plan:
@@ -206,6 +202,7 @@ GRID_SAMPLE_BACKWARD = Op(
     ("grad_output", "input", "grid"),
     _options,
     _prepare_grid_sample_backward,
+    coordinates=("grid",),
 )
 GRID_SAMPLE = Op(
     "grid_sample",
@@ -214,4 +211,6 @@ GRID_SAMPLE = Op(
     _prepare_grid_sample,
     GRID_SAMPLE_BACKWARD,
     saved=(0, 1),
+    coordinates=("grid",),
+    infer=_infer_grid_sample,
 )

@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -57,7 +58,9 @@ def require(framework: str) -> Any:
     if framework not in FRAMEWORKS:
         pytest.skip(f"{framework} is not listed in CUDAKIT_TEST_FRAMEWORKS")
     try:
-        return importlib.import_module(framework)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what a framework says of the machine while it is imported
+            return importlib.import_module(framework)
     except ImportError as error:
         pytest.fail(f"{framework} is listed in CUDAKIT_TEST_FRAMEWORKS but cannot be imported: {error}")
 

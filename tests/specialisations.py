@@ -49,7 +49,7 @@ def affine_calls(backward: bool) -> Iterator[Call]:
     """Yield the calls of `affine_grid` or of its gradient."""
     for dtype, n, space in itertools.product(DTYPES, (2, 3), SPACES):
         shape = (*space[:n], n) if backward else (n, n + 1)
-        yield (spec(dtype, 2, *shape),), AffineGridOptions((2, 1, *space[:n]), False)
+        yield (spec(dtype, 2, *shape),), AffineGridOptions(2, space[:n], False)
 
 
 def sampling_calls(backward: bool) -> Iterator[Call]:

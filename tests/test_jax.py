@@ -1,11 +1,15 @@
-"""JAX: jit, grad, vmap, scan, dtypes, and errors at trace time."""
+"""JAX: jit, grad, vmap, scan, shard_map, dtypes, and errors at trace time."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
 import cudakit
+from cudakit.op import OPS
 
 from .conftest import require
 from .deformable_problems import GEOMETRIES, Problem, call, draw
@@ -45,11 +49,162 @@ def test_gradient_of_one_argument() -> None:
     np.testing.assert_array_equal(one, both[1])
 
 
-def test_vmap_and_scan() -> None:
+MOVES = (1, 0, 1, "channels_first", None, False)  # stride, padding, dilation, data_format, workspace, allow_tf32
+# Every differentiable operator: shapes of its arrays, and its other arguments.
+CALLS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
+    "affine_grid": (((2, 2, 3),), ((2, 1, 4, 3), False)),
+    "grid_sample": (((2, 3, 6, 5), (2, 4, 3, 2)), ("bilinear", "zeros", False, "channels_first")),
+    "deform_im2col": (((2, 4, 6, 5), (2, 18, 4, 3), (2, 9, 4, 3)), (3, 1, 0, 1, "channels_first")),
+    "deform_col2im": (((2, 36, 12), (2, 18, 4, 3), (2, 9, 4, 3)), (3, 1, 0, 1, "channels_first", (6, 5))),
+    "deform_conv1d": (((2, 4, 6), (2, 3, 4), (6, 2, 3), (6,), (2, 3, 4)), MOVES),
+    "deform_conv2d": (((2, 4, 6, 5), (2, 18, 4, 3), (6, 2, 3, 3), (6,), (2, 9, 4, 3)), MOVES),
+    "deform_conv3d": (((2, 4, 4, 4, 3), (2, 81, 2, 2, 1), (6, 2, 3, 3, 3), (6,), (2, 27, 2, 2, 1)), MOVES),
+}
+
+
+def drawn(name: str, *count: int, dtype: str = "float32") -> list[Any]:
+    """Draw the arrays of a call, with more leading axes for `count`."""
+    rng = np.random.default_rng(7)
+    return [jax.numpy.asarray(rng.uniform(size=(*count, *shape)), dtype) for shape in CALLS[name][0]]
+
+
+def function(name: str) -> Any:
+    return lambda *arrays: OPS[name](arrays, *CALLS[name][1])[0]
+
+
+def loss(name: str) -> Any:
+    return lambda *arrays: (function(name)(*arrays) ** 2).sum()
+
+
+def stacked(results: Any) -> Any:
+    return jax.tree.map(lambda *parts: np.stack(parts), *results)
+
+
+def same(found: Any, expected: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_every_differentiable_operator_is_here() -> None:
+    assert set(CALLS) == {name for name, op in OPS.items() if op.backward is not None}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_vmap_equals_a_loop(name: str) -> None:
+    arrays = drawn(name, 3)
+    found = jax.jit(jax.vmap(function(name)))(*arrays)
+    same(found, stacked([function(name)(*(x[i] for x in arrays)) for i in range(3)]))
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if len(CALLS[name][0]) > 1])
+def test_vmap_of_one_argument_and_another_axis(name: str) -> None:
+    for place in range(len(CALLS[name][0])):
+        arrays = drawn(name)
+        arrays[place] = jax.numpy.stack([arrays[place], 2 * arrays[place]], -1)
+        axes = [-1 if i == place else None for i in range(len(arrays))]
+        found = jax.vmap(function(name), axes)(*arrays)
+        rows = [[x[..., i] if axis else x for x, axis in zip(arrays, axes, strict=True)] for i in range(2)]
+        same(found, stacked([function(name)(*row) for row in rows]))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_vmap_of_gradients_and_gradients_of_vmap(name: str) -> None:
+    arrays = drawn(name, 3)
+    places = tuple(range(len(arrays)))
+    expected = stacked([jax.grad(loss(name), places)(*(x[i] for x in arrays)) for i in range(3)])
+    same(jax.vmap(jax.grad(loss(name), places))(*arrays), expected)
+    same(jax.jit(jax.grad(lambda *given: jax.vmap(loss(name))(*given).sum(), places))(*arrays), expected)
+
+
+def test_gradient_by_shared_weights_sums_over_the_mapped_axis() -> None:
+    image, offset, weight, *_ = drawn("deform_conv2d", 3)
+
+    def total(w: Any) -> Any:
+        return jax.vmap(lambda x, o: (cudakit.deform_conv2d(x, o, w) ** 2).sum())(image, offset).sum()
+
+    rows = [
+        jax.grad(lambda w, i=i: (cudakit.deform_conv2d(image[i], offset[i], w) ** 2).sum())(weight[0]) for i in range(3)
+    ]
+    np.testing.assert_allclose(jax.grad(total)(weight[0]), sum(rows), rtol=1e-5)
+
+
+def test_mapped_axis_becomes_part_of_the_batch() -> None:
+    text = str(jax.make_jaxpr(jax.vmap(function("grid_sample")))(*drawn("grid_sample", 3)))
+    assert text.count("buffer_callback") == 1
+    assert "scan" not in text
+    assert "f32[6,3,4,3]" in text
+
+
+def test_needed_gradients_in_turn() -> None:
+    image, grid = drawn("grid_sample", 1)
+    mapped = jax.vmap(loss("grid_sample"))
+    both = jax.grad(lambda x, g: mapped(x, g).sum(), (0, 1))(image, grid)
+    for place in (0, 1, 0):
+        same(jax.grad(lambda x, g: mapped(x, g).sum(), place)(image, grid), both[place])
+        same(jax.grad(lambda x, g: mapped(x, g).sum(), (0, 1))(image, grid), both)
+
+
+def test_vmap_of_vmap() -> None:
+    thetas = jax.numpy.stack(drawn("affine_grid", 3) * 2)
+    found = jax.vmap(jax.vmap(function("affine_grid")))(thetas)
+    same(found, stacked([jax.vmap(function("affine_grid"))(theta) for theta in thetas]))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("name", ["grid_sample", "deform_conv2d"])
+def test_dtypes_under_jit_and_grad(name: str, dtype: str) -> None:
+    with jax.enable_x64(True):
+        arrays = drawn(name, dtype=dtype)
+        found = jax.jit(jax.grad(loss(name), tuple(range(len(arrays)))))(*arrays)
+        assert [str(x.dtype) for x in found] == [dtype] * len(arrays)
+        expected = jax.jit(function(name))(*arrays)
+        own = OPS[name](tuple(np.asarray(x) for x in arrays), *CALLS[name][1])[0]
+        np.testing.assert_array_equal(np.asarray(expected).view(np.uint8), own.view(np.uint8))
+
+
+def test_absent_arrays() -> None:
+    image, offset, weight, *_ = drawn("deform_conv2d")
+    found = jax.jit(jax.grad(lambda w: (cudakit.deform_conv2d(image, offset, w) ** 2).sum()))(weight)
+    result = cudakit.deform_conv2d(*map(np.asarray, (image, offset, weight)))
+    expected = cudakit.deform_conv2d_backward(2 * result, *map(np.asarray, (image, offset, weight)), needs=("weight",))
+    np.testing.assert_allclose(found, expected.weight, rtol=1e-5)
+
+
+SHARDED = """
+import numpy as np, jax, cudakit
+from jax.sharding import Mesh, PartitionSpec
+mesh = Mesh(np.array(jax.devices()), ("batch",))
+assert mesh.size == 2, mesh
+rng = np.random.default_rng(0)
+image = jax.numpy.asarray(rng.standard_normal((4, 3, 6, 5)), "float32")
+theta = jax.numpy.asarray(rng.standard_normal((4, 2, 3)), "float32")
+weight = jax.numpy.asarray(rng.standard_normal((2, 3, 3, 3)), "float32")
+offset = jax.numpy.zeros((4, 18, 4, 3), "float32")
+
+def loss(x, t, o, w):
+    turned = cudakit.grid_sample(x, cudakit.affine_grid(t, x.shape))
+    return (cudakit.deform_conv2d(turned, o, w) ** 2).sum()
+
+parts, whole = PartitionSpec("batch"), PartitionSpec()
+slopes = jax.grad(loss, (0, 1, 2, 3))
+specs = (parts, parts, parts, whole)
+sharded = jax.jit(jax.shard_map(slopes, mesh=mesh, in_specs=specs, out_specs=specs))
+found = sharded(image, theta, offset, weight)
+assert all(len(x.sharding.device_set) == 2 for x in found), found
+for one, other in zip(found, slopes(image, theta, offset, weight)):
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+"""
+
+
+def test_shard_map_over_two_devices() -> None:
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_scan() -> None:
     image, grid = map(jax.numpy.asarray, arrays())
     images = jax.numpy.stack([image, 2 * image, -image])
     expected = np.stack([cudakit.grid_sample(np.asarray(x), np.asarray(grid)) for x in images])
-    np.testing.assert_array_equal(jax.vmap(lambda x: cudakit.grid_sample(x, grid))(images), expected)
     _, scanned = jax.lax.scan(lambda carry, x: (carry, cudakit.grid_sample(x, grid)), 0, images)
     np.testing.assert_array_equal(scanned, expected)
 

@@ -14,7 +14,10 @@ import pytest
 
 import cudakit
 
+from .conftest import require
+
 ROOT = Path(__file__).resolve().parent.parent
+MODULES = {str(path.relative_to(ROOT)) for path in (ROOT / "cudakit").rglob("*.py")}
 SOURCES = {f"cuda_src/{path.name}" for path in (ROOT / "cuda_src").iterdir() if path.is_file()}
 MODULES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cudakit").rglob("*.py")}
 
@@ -24,6 +27,14 @@ before = set(sys.modules)
 import cudakit
 frameworks = {"torch", "jax", "cupy", "tensorflow", "paddle"}
 print(*sorted(frameworks & (set(sys.modules) - before)))
+"""
+
+ONE_FRAMEWORK = """
+import sys
+import torch
+import cudakit
+cudakit.affine_grid(torch.zeros(1, 2, 3), (1, 1, 2, 2))
+print(*sorted({"jax", "cupy", "tensorflow", "paddle", "torch._dynamo"} & set(sys.modules)))
 """
 
 SAMPLE = """
@@ -93,6 +104,11 @@ def test_sources_are_found_as_resources() -> None:
 def test_import_brings_no_framework_and_no_warning(tmp_path: Path) -> None:
     printed = run(sys.executable, "-I", "-W", "error", "-c", IMPORT_ONLY, cwd=tmp_path)
     assert printed.split() == []
+
+
+def test_one_framework_brings_no_other(tmp_path: Path) -> None:
+    require("torch")
+    assert run(sys.executable, "-c", ONE_FRAMEWORK, cwd=tmp_path).split() == []
 
 
 def test_version_is_the_distributions() -> None:

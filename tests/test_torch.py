@@ -1,4 +1,4 @@
-"""PyTorch: autograd, only the gradients that are needed, memory formats, torch.compile."""
+"""PyTorch: autograd, only the gradients that are needed, memory formats."""
 
 from typing import Any
 
@@ -76,16 +76,6 @@ def test_channels_last_memory_format() -> None:
     grid = torch.rand(2, 4, 3, 2, generator=generator)
     turned = image.to(memory_format=torch.channels_last)
     torch.testing.assert_close(cudakit.grid_sample(turned, grid), cudakit.grid_sample(image, grid))
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo looks at it where it breaks the graph
-def test_compiled_function_with_gradients() -> None:
-    image, grid = arrays(2, "float32")
-    function = torch.compile(lambda x, g: cudakit.grid_sample(2 * x, g).sum(), backend="eager")
-    function(image, grid).backward()
-    compiled, image.grad = image.grad, None
-    cudakit.grid_sample(2 * image, grid).sum().backward()
-    torch.testing.assert_close(compiled, image.grad)
 
 
 def test_sparse_tensor_is_refused() -> None:

@@ -1,0 +1,126 @@
+"""PyTorch: every operator takes part in autograd, made from its `Op` record. The only package that imports torch.
+
+Called on plain tensors, an operator runs at once, under an `autograd.Function`. Where something wants to see the call
+on its way (``torch.compile``, ``torch.export``, ``torch.func``, a kind of tensor of its own), it goes through PyTorch's
+dispatcher, as one of the `operators`.
+
+Under ``torch.autocast``, what says where to look (``theta``, ``grid``, ``offset``, ``mask``) is never below float32:
+half precision has too few digits for a position in an image. The other arrays are promoted to the widest dtype among
+them, as those of ``torch.nn.functional.grid_sample`` are; those of an operator with weights are lowered, as those of a
+convolution are. Gradients come back in the dtypes of the arguments.
+"""
+
+from functools import reduce
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from cudakit.array import CPU, Device, Framework, Spec, View
+from cudakit.errors import InvalidArgument
+from cudakit.op import Op
+
+DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+Tensors = tuple[Any, ...]  # tensors, and None for an optional one
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter, type(None)))
+
+
+def dtype_name(x: torch.Tensor) -> str:
+    """Return the name of a tensor's dtype."""
+    return _NAMES.get(x.dtype) or str(x.dtype).removeprefix("torch.")
+
+
+def _view(x: torch.Tensor) -> View:
+    place = x.device
+    if place.type not in ("cpu", "cuda") or x.layout is not torch.strided:
+        raise InvalidArgument("{}", "be a dense tensor on a CPU or CUDA device", f"{x.layout} on {place}", TypeError)
+    device = CPU if place.type == "cpu" else ("cuda", place.index)
+    pointer = x.data_ptr()
+    return View(pointer, Spec(tuple(x.shape), x.stride(), dtype_name(x), device == CPU or pointer % 16 == 0), device)
+
+
+def _signature(x: torch.Tensor) -> Any:
+    return x.shape, x.stride(), x.dtype, x.device, x.layout, x.data_ptr() % 16
+
+
+def _on(device: Device) -> str:
+    return "cpu" if device == CPU else f"cuda:{device[1]}"
+
+
+def _empty(shape: tuple[int, ...], dtype: str, device: Device) -> torch.Tensor:
+    return torch.empty(shape, dtype=DTYPES[dtype], device=_on(device))
+
+
+def _zeros(shape: tuple[int, ...], dtype: str, device: Device) -> torch.Tensor:
+    return torch.zeros(shape, dtype=DTYPES[dtype], device=_on(device))
+
+
+FRAMEWORK = Framework(
+    view=_view,
+    pointer=torch.Tensor.data_ptr,
+    signature=_signature,
+    empty=_empty,
+    zeros=_zeros,
+    contiguous=torch.Tensor.contiguous,
+    stream=lambda ordinal: torch.cuda.current_stream(ordinal).cuda_stream,
+)
+
+
+class _Differentiable(torch.autograd.Function):
+    """Any operator with a `backward`; its gradients are computed only for the tensors that need one."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, options: Any, *tensors: torch.Tensor | None) -> torch.Tensor:
+        """Run the operator and keep what its gradients are computed from."""
+        ctx.op, ctx.options = op, options
+        ctx.save_for_backward(*(tensors[i] for i in op.saved))
+        return op.run(FRAMEWORK, tensors, options)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> Tensors:
+        """Run the operator of the gradients."""
+        op: Op = ctx.op
+        assert op.backward is not None
+        needs = tuple(name for name, needed in zip(op.arrays, ctx.needs_input_grad[2:], strict=True) if needed)
+        options = ctx.options._replace(needs=needs)
+        return (None, None, *op.backward.run(FRAMEWORK, (grad, *ctx.saved_tensors), options))
+
+
+def call(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
+    """Run an operator on tensors, recording it for autograd where one of them asks for a gradient."""
+    if torch.compiler.is_compiling() or _watched(tensors):
+        from cudakit.torch.operators import dispatch
+
+        return dispatch(op, _autocast(op, tensors), arguments)
+    if torch._C._is_any_autocast_enabled():
+        tensors = _autocast(op, tensors)
+    options = op.options(arguments)
+    if op.backward is not None and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+        return (_Differentiable.apply(op, options, *tensors),)
+    return op.run(FRAMEWORK, tensors, options)
+
+
+def _watched(tensors: Tensors) -> bool:
+    """Whether a transform, a tracer or a kind of tensor of its own wants to see the call."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or not _PLAIN.issuperset(map(type, tensors))
+    )
+
+
+def _autocast(op: Op, tensors: Tensors) -> Tensors:
+    """Cast as the module's docstring says, under autocast; what is no floating tensor stays, to be refused."""
+    device = tensors[0].device.type
+    named = [(name, x) for name, x in zip(op.arrays, tensors, strict=True) if x is not None]
+    if not torch.is_autocast_enabled(device) or not all(x.is_floating_point() for _, x in named):
+        return tensors
+    data = [x.dtype for name, x in named if name not in op.coordinates] or [x.dtype for _, x in named]
+    dtype = reduce(torch.promote_types, data)
+    if op.weights and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    wide = torch.promote_types(dtype, torch.float32)
+    casts = (wide if name in op.coordinates else dtype for name in op.arrays)
+    return tuple(x if x is None else x.to(cast) for x, cast in zip(tensors, casts, strict=True))

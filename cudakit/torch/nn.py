@@ -1,0 +1,293 @@
+"""Layers for PyTorch: deformable convolutions, and the spatial transformer."""
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+import cudakit
+
+_FUNCTIONS = {1: cudakit.deform_conv1d, 2: cudakit.deform_conv2d, 3: cudakit.deform_conv3d}
+_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+Integers = int | tuple[int, ...]
+
+
+class _DeformConvNd(nn.Module):
+    """What the deformable convolutions of n dimensions have in common: the parameters of ``nn.Conv2d``."""
+
+    n: ClassVar[int]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Integers,
+        stride: Integers,
+        padding: Integers,
+        dilation: Integers,
+        groups: int,
+        bias: bool,
+    ) -> None:
+        super().__init__()
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups:
+                raise ValueError(f"{type(self).__name__}: {name} must be divisible by groups={groups}, got {channels}")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = self._each(kernel_size)
+        self.stride = self._each(stride)
+        self.padding = self._each(padding)
+        self.dilation = self._each(dilation)
+        self.groups = groups
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_channels)) if bias else None)
+        self.reset_parameters()
+
+    def _each(self, value: Integers) -> tuple[int, ...]:
+        return (value,) * self.n if isinstance(value, int) else tuple(value)
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters as ``nn.Conv2d`` does."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(self.weight[0].numel())
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def _convolve(self, input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        moves = (self.stride, self.padding, self.dilation)
+        return _FUNCTIONS[self.n](input, offset, self.weight, self.bias, *moves, mask)
+
+    def extra_repr(self) -> str:
+        """Return the settings that are not the defaults, in torchvision's words."""
+        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
+        if any(self.padding):
+            parts.append(f"padding={self.padding}")
+        if set(self.dilation) != {1}:
+            parts.append(f"dilation={self.dilation}")
+        if self.groups != 1:
+            parts.append(f"groups={self.groups}")
+        if self.bias is None:
+            parts.append("bias=False")
+        return ", ".join(parts)
+
+
+class _Given(_DeformConvNd):
+    """The offsets and masks are arguments."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Integers,
+        stride: Integers = 1,
+        padding: Integers = 0,
+        dilation: Integers = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+
+    def forward(self, input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Convolve; `offset` and `mask` are those of `cudakit.deform_conv2d`."""
+        return self._convolve(input, offset, mask)
+
+
+class DeformConv1d(_Given):
+    """`DeformConv2d` in one dimension."""
+
+    n = 1
+
+
+class DeformConv2d(_Given):
+    """A deformable convolution in place of ``torchvision.ops.DeformConv2d``: same arguments, parameters and drawing.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels of the input and of the output.
+    kernel_size, stride, padding, dilation : int or tuple of int
+        As for ``nn.Conv2d``; `padding` may have 4 numbers: both begins, then both ends.
+    groups : int
+        Groups of channels that do not mix.
+    bias : bool
+        Whether a learnt number is added to each output channel.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = DeformConv2d(3, 8, kernel_size=3, padding=1)
+    >>> layer
+    DeformConv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+    >>> image, offset, mask = torch.rand(1, 3, 6, 6), torch.rand(1, 18, 6, 6), torch.rand(1, 9, 6, 6)
+    >>> layer(image, offset, mask).shape
+    torch.Size([1, 8, 6, 6])
+    """
+
+    n = 2
+
+
+class DeformConv3d(_Given):
+    """`DeformConv2d` in three dimensions."""
+
+    n = 3
+
+
+class _Pack(_DeformConvNd):
+    """The offsets, and the masks of a `modulated` one, come from a convolution of the input, `conv_offset`."""
+
+    modulated: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Integers,
+        stride: Integers = 1,
+        padding: Integers = 0,
+        dilation: Integers = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self.deform_groups = deform_groups
+        self.taps = deform_groups * math.prod(self.kernel_size)
+        channels = self.taps * (self.n + self.modulated)
+        moves = (self.kernel_size, self.stride, self.padding, self.dilation)
+        self.conv_offset = _CONVOLUTIONS[self.n](in_channels, channels, *moves)
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Convolve with offsets that the input itself decides on."""
+        found = self.conv_offset(input)
+        mask = found[:, self.n * self.taps :].sigmoid() if self.modulated else None
+        return self._convolve(input, found[:, : self.n * self.taps], mask)
+
+
+class DeformConv1dPack(_Pack):
+    """`DeformConv2dPack` in one dimension."""
+
+    n = 1
+
+
+class DeformConv2dPack(_Pack):
+    """A deformable convolution that makes its own offsets (arXiv 1703.06211), with mmcv's arguments and parameters.
+
+    The offsets come from an ordinary convolution of the same geometry, `conv_offset`. It begins at zero, so that the
+    layer begins as an ordinary convolution. Weights of mmcv's layer of the same name fit where it has no bias.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        Channels of the input and of the output.
+    kernel_size, stride, padding, dilation : int or tuple of int
+        As for ``nn.Conv2d``.
+    groups, deform_groups : int
+        Groups of channels that do not mix, and groups that have offsets of their own.
+    bias : bool
+        Whether a learnt number is added to each output channel.
+
+    Examples
+    --------
+    >>> import torch
+    >>> layer = DeformConv2dPack(3, 8, kernel_size=3, padding=1)
+    >>> image = torch.rand(1, 3, 6, 6)
+    >>> ordinary = torch.nn.functional.conv2d(image, layer.weight, layer.bias, padding=1)
+    >>> torch.allclose(layer(image), ordinary, atol=1e-5)
+    True
+    """
+
+    n = 2
+
+
+class DeformConv3dPack(_Pack):
+    """`DeformConv2dPack` in three dimensions."""
+
+    n = 3
+
+
+class ModulatedDeformConv1dPack(DeformConv1dPack):
+    """`ModulatedDeformConv2dPack` in one dimension."""
+
+    modulated = True
+
+
+class ModulatedDeformConv2dPack(DeformConv2dPack):
+    """`DeformConv2dPack` that also weighs its samples (arXiv 1811.11168), with the parameters of mmcv's.
+
+    The last channels of `conv_offset` are masks before a sigmoid, so that every sample begins at half its weight.
+
+    Examples
+    --------
+    >>> import torch
+    >>> ModulatedDeformConv2dPack(4, 8, 3, deform_groups=2).conv_offset
+    Conv2d(4, 54, kernel_size=(3, 3), stride=(1, 1))
+    """
+
+    modulated = True
+
+
+class ModulatedDeformConv3dPack(DeformConv3dPack):
+    """`ModulatedDeformConv2dPack` in three dimensions."""
+
+    modulated = True
+
+
+class SpatialTransformer(nn.Module):
+    """Turns images as it finds useful: the spatial transformer (arXiv 1506.02025).
+
+    A localisation network looks at the input, a last layer makes an affine transform of what it finds, and the input is
+    sampled there. The last layer begins at the identity.
+
+    Parameters
+    ----------
+    localization : nn.Module
+        From a batch of images to features, of any shape beyond the batch.
+    features : int
+        How many features it finds in an image.
+    size : tuple of int, optional
+        Spatial size of the output; by default that of the input.
+    n : {2, 3}
+        Spatial dimensions.
+    mode, padding_mode, align_corners
+        As for `cudakit.grid_sample`; `align_corners` for the grid as well.
+
+    Examples
+    --------
+    >>> import torch
+    >>> look = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 5), torch.nn.AdaptiveAvgPool2d(2))
+    >>> layer = SpatialTransformer(look, features=16)
+    >>> image = torch.rand(2, 1, 8, 8)
+    >>> torch.allclose(layer(image), image, atol=1e-5)
+    True
+    """
+
+    def __init__(
+        self,
+        localization: nn.Module,
+        features: int,
+        size: tuple[int, ...] | None = None,
+        n: int = 2,
+        mode: str = "bilinear",
+        padding_mode: str = "zeros",
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__()
+        self.localization = localization
+        self.affine = nn.Linear(features, n * (n + 1))
+        self.size, self.n = size, n
+        self.mode, self.padding_mode, self.align_corners = mode, padding_mode, align_corners
+        nn.init.zeros_(self.affine.weight)
+        with torch.no_grad():
+            self.affine.bias.copy_(torch.eye(n, n + 1).flatten())
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the input, sampled where the localisation network wants."""
+        found = self.localization(input).flatten(1)
+        with torch.autocast(input.device.type, enabled=False):  # a position wants more digits than half precision has
+            theta = self.affine(found.to(self.affine.weight.dtype)).unflatten(1, (self.n, self.n + 1))
+        size: Any = (*input.shape[:2], *(self.size or input.shape[2:]))
+        grid = cudakit.affine_grid(theta, size, self.align_corners)
+        return cudakit.grid_sample(input, grid, self.mode, self.padding_mode, self.align_corners)

@@ -1,0 +1,87 @@
+"""TensorFlow: tapes, variables, and what goes inside ``tf.function``."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cudakit
+
+from .conftest import require
+
+tf: Any = None
+
+
+@pytest.fixture(autouse=True)
+def _tensorflow() -> None:
+    global tf
+    tf = require("tensorflow")
+
+
+def arrays() -> list[np.ndarray]:
+    rng = np.random.default_rng(5)
+    shapes = ((2, 4, 6, 5), (2, 18, 4, 3), (6, 2, 3, 3), (6,), (2, 9, 4, 3))
+    return [rng.uniform(size=shape).astype(np.float32) for shape in shapes]
+
+
+def convolve(image: Any, offset: Any, weight: Any, bias: Any = None, mask: Any = None) -> Any:
+    return cudakit.deform_conv2d(image, offset, weight, bias, mask=mask)
+
+
+def slopes(given: list[Any]) -> list[Any]:
+    with tf.GradientTape() as tape:
+        tape.watch(given)
+        loss = tf.reduce_sum(convolve(*given) ** 2)
+    return tape.gradient(loss, given)
+
+
+@pytest.mark.parametrize("count", [3, 5])  # of the arrays: without bias and mask, and with both
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_equal_the_numpy_road(count: int, compiled: bool) -> None:
+    given = arrays()[:count]
+    found = (tf.function(slopes) if compiled else slopes)([tf.constant(x) for x in given])
+    bias, mask = given[3:] or (None, None)
+    upstream = 2 * convolve(*given)
+    expected = cudakit.deform_conv2d_backward(upstream, *given[:3], bias, mask=mask)
+    for one, other in zip(found, [x for x in expected if x is not None], strict=False):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_variables_and_lowered_coordinates() -> None:
+    theta = tf.Variable(np.eye(2, 3, dtype=np.float32)[None])
+    image = tf.cast(tf.random.stateless_uniform((1, 3, 5, 5), (1, 2)), tf.bfloat16)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.cast(cudakit.grid_sample(image, cudakit.affine_grid(theta, image.shape)), tf.float32))
+    assert tape.gradient(loss, theta).dtype == tf.float32
+
+
+def test_graph_of_unknown_sizes() -> None:
+    @tf.function(input_signature=[tf.TensorSpec((None, 3, None, 5)), tf.TensorSpec((None, None, 4, 2))])
+    def sample(image: Any, grid: Any) -> Any:
+        found = cudakit.grid_sample(image, grid)
+        assert found.shape.as_list() == [None] * 4
+        return found
+
+    rng = np.random.default_rng(0)
+    for batch in (1, 2):
+        image, grid = (rng.uniform(size=s).astype(np.float32) for s in ((batch, 3, 6, 5), (batch, 3, 4, 2)))
+        np.testing.assert_array_equal(sample(image, grid), cudakit.grid_sample(image, grid))
+
+
+def test_graph_knows_its_shapes_and_checks_them() -> None:
+    image, grid = tf.zeros((2, 3, 6, 5)), tf.zeros((2, 4, 3, 2))
+    assert tf.function(cudakit.grid_sample).get_concrete_function(image, grid).output_shapes == (2, 3, 4, 3)
+    with pytest.raises(ValueError, match=r"grid_sample: grid must have shape \(N=2"):
+        tf.function(cudakit.grid_sample)(image, grid[:1])
+
+
+def test_unneeded_gradients_are_none_in_a_graph() -> None:
+    image, grid = tf.zeros((2, 3, 6, 5)), tf.zeros((2, 4, 3, 2))
+
+    @tf.function
+    def backward(grad: Any) -> Any:
+        found = cudakit.grid_sample_backward(grad, image, grid, needs=("grid",))
+        assert found.input is None
+        return found.grid
+
+    assert backward(tf.ones((2, 3, 4, 3))).shape == grid.shape

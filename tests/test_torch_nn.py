@@ -1,0 +1,139 @@
+"""The layers for PyTorch: torchvision's form, mmcv's parameters, and what they begin as."""
+
+from typing import Any
+
+import pytest
+
+from .conftest import require
+
+torch: Any = None
+nn: Any = None
+
+
+@pytest.fixture(autouse=True)
+def _torch() -> None:
+    global torch, nn
+    torch = require("torch")
+    import cudakit.torch.nn
+
+    nn = cudakit.torch.nn
+    torch.manual_seed(0)
+
+
+def layer(kind: str, n: int, *arguments: Any, **options: Any) -> Any:
+    return getattr(nn, kind.format(n=n))(*arguments, **options)
+
+
+def out_size(convolution: Any, *sizes: int) -> tuple[int, ...]:
+    """Return the spatial size of what comes out of a layer."""
+    geometry = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.dilation)
+    return tuple(torch.nn.Conv2d(1, 1, *geometry)(torch.zeros(1, 1, *sizes)).shape[2:])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_parameters_begin_as_those_of_a_convolution(n: int) -> None:
+    ordinary = getattr(torch.nn, f"Conv{n}d")
+    for options in ({}, {"groups": 2, "bias": False}):
+        torch.manual_seed(1)
+        expected = ordinary(4, 6, 3, **options).state_dict()
+        torch.manual_seed(1)
+        found = layer("DeformConv{n}d", n, 4, 6, 3, **options).state_dict()
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["DeformConv{n}d", "DeformConv{n}dPack", "ModulatedDeformConv{n}dPack"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_without_offsets_it_is_a_convolution(n: int, kind: str) -> None:
+    moves = {"stride": 2, "padding": 1, "dilation": 1, "groups": 2}
+    found = layer(kind, n, 4, 6, 3, **moves)
+    image = torch.rand(2, 4, *(9, 8, 7)[:n])
+    expected = getattr(torch.nn.functional, f"conv{n}d")(image, found.weight, None, **moves)
+    arguments = (torch.zeros(2, n * 3**n, *expected.shape[2:]),) if kind == "DeformConv{n}d" else ()
+    half = 0.5 if kind.startswith("Modulated") else 1.0
+    expected = half * expected + found.bias.reshape(-1, *[1] * n)
+    torch.testing.assert_close(found(image, *arguments), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pack_is_the_plain_layer_with_offsets_and_masks_of_its_own() -> None:
+    pack = nn.ModulatedDeformConv2dPack(4, 6, 3, padding=1, deform_groups=2)
+    torch.nn.init.normal_(pack.conv_offset.weight, std=0.3)
+    plain = nn.DeformConv2d(4, 6, 3, padding=1)
+    plain.load_state_dict({name: value for name, value in pack.state_dict().items() if "." not in name})
+    image = torch.rand(2, 4, 5, 6)
+    first, second, mask = pack.conv_offset(image).chunk(3, dim=1)
+    expected = plain(image, torch.cat((first, second), 1), mask.sigmoid())
+    torch.testing.assert_close(pack(image), expected)
+    assert list(pack.state_dict()) == ["weight", "bias", "conv_offset.weight", "conv_offset.bias"]
+    pack(image).sum().backward()
+    assert all(parameter.grad is not None for parameter in pack.parameters())
+
+
+def test_form_of_torchvision() -> None:
+    torchvision = pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
+    for arguments in ({}, {"stride": (2, 1), "padding": 1, "dilation": 2, "groups": 2, "bias": False}):
+        torch.manual_seed(2)
+        theirs = torchvision.ops.DeformConv2d(4, 6, (3, 2), **arguments)
+        torch.manual_seed(2)
+        ours = nn.DeformConv2d(4, 6, (3, 2), **arguments)
+        assert repr(ours) == repr(theirs)
+        assert list(ours.state_dict()) == list(theirs.state_dict())
+        torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=0)
+        ours.load_state_dict(theirs.state_dict())
+        height, width = out_size(ours, 9, 8)
+        image, offset = torch.rand(2, 4, 9, 8), torch.randn(2, 12, height, width)
+        mask = torch.rand(2, 6, height, width)
+        torch.testing.assert_close(ours(image, offset), theirs(image, offset), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours(image, offset, mask), theirs(image, offset, mask), rtol=1e-4, atol=1e-4)
+
+
+def test_settings_are_shown_where_they_are_not_the_defaults() -> None:
+    assert repr(nn.DeformConv1d(4, 8, 3)) == "DeformConv1d(4, 8, kernel_size=(3,), stride=(1,))"
+    shown = repr(nn.DeformConv2d(4, 8, 3, 2, 1, 2, 4, bias=False))
+    expected = "4, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(2, 2), groups=4, bias=False"
+    assert shown == f"DeformConv2d({expected})"
+
+
+@pytest.mark.parametrize(("channels", "name"), [((3, 4), "in_channels"), ((4, 3), "out_channels")])
+def test_channels_must_fall_into_groups(channels: tuple[int, int], name: str) -> None:
+    with pytest.raises(ValueError, match=f"^DeformConv2d: {name} must be divisible by groups=2, got 3$"):
+        nn.DeformConv2d(*channels, 3, groups=2)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_spatial_transformer_begins_at_the_identity(n: int) -> None:
+    look = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(5))
+    transformer = nn.SpatialTransformer(look, 5, n=n)
+    image = torch.rand(2, 3, *(5, 6, 7)[:n])
+    torch.testing.assert_close(transformer(image), image, rtol=1e-5, atol=1e-5)
+    transformer(image).square().sum().backward()
+    assert transformer.affine.weight.grad.abs().sum() > 0
+
+
+def test_spatial_transformer_of_another_size_under_autocast() -> None:
+    look = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1))
+    transformer = nn.SpatialTransformer(look, 2, size=(4, 5))
+    image = torch.rand(2, 3, 8, 10)
+    torch.nn.init.normal_(transformer.affine.bias)
+    theta = transformer.affine.bias.reshape(1, 2, 3).expand(2, 2, 3)
+    grid = torch.nn.functional.affine_grid(theta, (2, 3, 4, 5), align_corners=False)
+    expected = torch.nn.functional.grid_sample(image, grid, align_corners=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = transformer(image)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_compile() -> None:
+    torch._dynamo.reset()
+    look = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1))
+    model = torch.nn.Sequential(
+        nn.SpatialTransformer(look, 2), nn.DeformConv2dPack(3, 4, 3), nn.ModulatedDeformConv2dPack(4, 2, 3)
+    )
+    image = torch.rand(2, 3, 9, 8)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled(image).sum().backward()
+    found = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    model(image).sum().backward()
+    torch.testing.assert_close(found, [parameter.grad for parameter in model.parameters()])
