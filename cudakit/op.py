@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from cudakit.array import CPU, Device, Framework, Spec, View, framework_of
+from cudakit.array import CPU, Device, Framework, Spec, View, framework_of, numpy_pointer
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, get_num_threads
 
@@ -105,8 +105,10 @@ class Plan:
 
     def run(self, pointers: Sequence[int], device: Device, stream: int) -> None:
         """Launch every step; `pointers` are those of the inputs and of the results (0 where there is none)."""
-        temporary = [_allocate(size, device, stream) for size in self.workspaces]
-        table = (0, *pointers, *[memory.pointer for memory in temporary])
+        table = (0, *pointers)
+        if self.workspaces:
+            temporary = [_allocate(size, device, stream) for size in self.workspaces]
+            table += tuple(memory.pointer for memory in temporary)
         for launch, pack, pick, offsets in self.steps:
             addresses = pick(table)
             if offsets is not None:
@@ -119,7 +121,7 @@ class _HostWorkspace:
 
     def __init__(self, size: int) -> None:
         self._memory = np.empty(size, np.uint8)
-        self.pointer: int = self._memory.ctypes.data
+        self.pointer = numpy_pointer(self._memory)
 
 
 def _zero(size: int, device: Device, pointers: bytes, stream: int) -> None:
@@ -175,11 +177,10 @@ class Op:
 
     def __call__(self, arrays: tuple[Any, ...], *arguments: Any) -> tuple[Any, ...]:
         """Run on anybody's arrays and return theirs, one for each result."""
-        framework = self.common_framework(arrays)
-        if isinstance(framework, str):
-            results: tuple[Any, ...] = import_module(f"cudakit.{framework}").call(self, arrays, arguments)
-            return results
-        return self.run(framework, arrays, self.options(arguments))
+        framework = _agreed.get(tuple(map(type, arrays))) or self._agree(arrays)
+        if isinstance(framework, Framework):
+            return self.run(framework, arrays, self.options(arguments))
+        return framework(self, arrays, arguments)
 
     def options(self, arguments: tuple[Any, ...]) -> Any:
         """Return the checked options."""
@@ -188,7 +189,7 @@ class Op:
         except InvalidArgument as error:
             self.refuse(error)
 
-    def common_framework(self, arrays: tuple[Any, ...]) -> Framework | str:
+    def _agree(self, arrays: tuple[Any, ...]) -> "Framework | Adapter":
         """Return what all the arrays have in common, or raise `TypeError`."""
         for name, array in zip(self.arrays, arrays, strict=True):
             try:
@@ -198,7 +199,8 @@ class Op:
             if framework is not framework_of(arrays[0]):
                 rule = f"be an array of the same framework as {self.arrays[0]}, {_library(arrays[0])}"
                 self.refuse(InvalidArgument(name, rule, _library(array), TypeError))
-        return framework
+        common = import_module(f"cudakit.{framework}").call if isinstance(framework, str) else framework
+        return _agreed.setdefault(tuple(map(type, arrays)), common)
 
     def run(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
         """Run on arrays of one framework, without regard to autograd."""
@@ -210,21 +212,14 @@ class Op:
         recipe = _recipes.get(key)
         if recipe is None:
             recipe = _remember(key, self._recipe(framework, arrays, options))
-        plan, device = recipe
+        plan, device, makers = recipe
         if plan.copies:
             return self.run(framework, _replace(arrays, plan.copies, framework.contiguous), options)
+        results = tuple([None if make is None else make() for make in makers])
         pointer = framework.pointer
-        pointers = [pointer(array) for array in arrays]
-        results: list[Any] = []
-        for wanted in plan.results:
-            result = None
-            if wanted is not None:
-                shape, dtype, zero = wanted
-                result = (framework.zeros if zero else framework.empty)(shape, dtype, device)
-            results.append(result)
-            pointers.append(0 if result is None else pointer(result))
+        pointers = [0 if array is None else pointer(array) for array in (*arrays, *results)]
         plan.run(pointers, device, 0 if device == CPU else framework.stream(device[1]))
-        return tuple(results)
+        return results
 
     def _recipe(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> "Recipe":
         """Check the arrays and plan for them."""
@@ -234,7 +229,8 @@ class Op:
             if view.device != device:
                 rule = f"be on the device of {self.arrays[0]}, {device[0]}:{device[1]}"
                 self.refuse(InvalidArgument(name, rule, f"{view.device[0]}:{view.device[1]}", TypeError))
-        return self.plan(tuple(view.spec for view in views), options, device), device
+        plan = self.plan(tuple(view.spec for view in views), options, device)
+        return plan, device, tuple(result and _maker(framework, result, device) for result in plan.results)
 
     def plan(self, specs: tuple[Spec, ...], options: Any, device: Device) -> Plan:
         """Return the plan for arrays like these, checked."""
@@ -258,8 +254,15 @@ class Op:
             self.refuse(InvalidArgument(name, "be readable through DLPack", str(error), TypeError))
 
 
-Recipe = tuple[Plan, Device]
+Adapter = Callable[[Op, tuple[Any, ...], tuple[Any, ...]], tuple[Any, ...]]
+_agreed: dict[tuple[type, ...], Framework | Adapter] = {}  # what arrays of these types have in common
+Maker = Callable[[], Any]
+Recipe = tuple[Plan, Device, tuple[Maker | None, ...]]  # the last allocate the results
 _recipes: dict[Any, Recipe] = {}  # what a call with arrays like these does, checks passed
+
+
+def _maker(framework: Framework, result: Output, device: Device) -> Maker:
+    return partial(framework.zeros if result.zero else framework.empty, result.shape, result.dtype, device)
 
 
 def _remember(key: Any, recipe: Recipe) -> Recipe:
