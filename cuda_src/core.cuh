@@ -29,7 +29,7 @@ typedef unsigned INDEX uindex_t;
 #define SCALAR_LOOP
 #define UNROLL _Pragma("unroll")
 #define UNROLL_ROWS _Pragma("unroll (STORED_ROWS)")
-#define PREFETCH(address, write)
+#define PREFETCH(address)
 
 DEVICE float as_float(unsigned bits) { return __uint_as_float(bits); }
 DEVICE unsigned as_bits(float value) { return __float_as_uint(value); }
@@ -78,12 +78,16 @@ DEVICE void narrow(float value, bfloat16_t& out) {
 template <typename T> DEVICE T smaller(T a, T b) { return b < a ? b : a; }  // a where b is a NaN
 template <typename T> DEVICE T larger(T a, T b) { return b > a ? b : a; }   // a where b is a NaN
 
+template <int size, typename T> DEVICE void prefetch_line(const T* from) {
+    for (int j = 0; j < size; j += 64 / (int)sizeof(T)) PREFETCH(from + j);
+}
+
 // Up to `size` elements, `stride` apart, to and from the arithmetic type. A full line of neighbours is SIMD code, and
 // what lies behind it is fetched ahead: it is the next tile's, and lines of a tile are too far apart for the hardware
 // to guess that.
 template <int size, typename T> DEVICE void load_line(const T* from, index_t stride, int count, acc_t* to) {
     if (stride == 1 && count == size) {
-        for (int j = 0; j < size; j += 64 / (int)sizeof(T)) PREFETCH(from + size + j, 0);
+        prefetch_line<size>(from + size);
         SIMD for (int j = 0; j < size; ++j) to[j] = widen(from[j]);
     } else {
         for (int j = 0; j < count; ++j) to[j] = widen(from[j * stride]);
@@ -91,7 +95,7 @@ template <int size, typename T> DEVICE void load_line(const T* from, index_t str
 }
 template <int size, typename T> DEVICE void store_line(const acc_t* from, T* to, index_t stride, int count) {
     if (stride == 1 && count == size) {
-        for (int j = 0; j < size; j += 64 / (int)sizeof(T)) PREFETCH(to + size + j, 1);
+        prefetch_line<size>(to + size);
         SIMD for (int j = 0; j < size; ++j) narrow(from[j], to[j]);
     } else {
         for (int j = 0; j < count; ++j) narrow(from[j], to[j * stride]);

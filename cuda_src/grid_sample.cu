@@ -50,31 +50,46 @@ DEVICE acc_t grid_scale(const GridSampleParams& p, int d) {
     return (acc_t(p.size[d]) - (p.align_corners ? acc_t(1) : acc_t(0))) / 2;
 }
 
-DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item& it, Samples& s) {
-    const coord_t* grid = p.grid + (it.n * (index_t)p.pixels + it.first) * NDIM;
-    acc_t coordinate[NDIM][TILE];
-    if (it.count == TILE) {
+// The tile's coordinates as the grid has them, slowest dimension first.
+DEVICE void load_coordinates(const coord_t* grid, int count, acc_t coordinate[][TILE]) {
+    if (count == TILE) {
+        prefetch_line<TILE * NDIM>(grid + TILE * NDIM);
         SIMD for (int j = 0; j < TILE; ++j) {
             UNROLL for (int d = 0; d < NDIM; ++d) coordinate[d][j] = widen(grid[j * NDIM + NDIM - 1 - d]);
         }
     } else {
         for (int j = 0; j < TILE; ++j) {  // samples that do not exist look outside
             UNROLL for (int d = 0; d < NDIM; ++d) {
-                coordinate[d][j] = j < it.count ? widen(grid[j * NDIM + NDIM - 1 - d]) : acc_t(-4);
+                coordinate[d][j] = j < count ? widen(grid[j * NDIM + NDIM - 1 - d]) : acc_t(-4);
             }
         }
     }
+}
+
+// Most tiles lie in the interior of an image, where no tap needs a padding: those are spared it.
+DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item& it, Samples& s) {
+    acc_t coordinate[NDIM][TILE];
+    load_coordinates(p.grid + (it.n * (index_t)p.pixels + it.first) * NDIM, it.count, coordinate);
     const acc_t shift = p.align_corners ? acc_t(0) : acc_t(0.5);
+    int interior = 1;
     UNROLL for (int d = 0; d < NDIM; ++d) {
-        const index_t size = (index_t)p.size[d], step = (index_t)stride[d];
         const acc_t scale = grid_scale(p, d);
-        const bool align_corners = p.align_corners;
         SIMD for (int j = 0; j < TILE; ++j) {
             // Infinity times the scale of a single pixel, 0, would be a NaN.
             const acc_t far = acc_t(1e30), g = coordinate[d][j];
             const acc_t finite = PADDING == ZEROS ? g : smaller(larger(g, -far), far);
-            locate(s.axis[d], j, fused(finite + 1, scale, -shift), size, step, align_corners);
+            coordinate[d][j] = fused(finite + 1, scale, -shift);
+            interior &= is_interior(coordinate[d][j], (index_t)p.size[d]);
         }
+    }
+    UNROLL for (int d = 0; d < NDIM; ++d) {
+        const index_t size = (index_t)p.size[d], step = (index_t)stride[d];
+        if (TILE > 1 && interior) {
+            SIMD for (int j = 0; j < TILE; ++j) locate_interior(s.axis[d], j, coordinate[d][j], step);
+            continue;
+        }
+        const bool align_corners = p.align_corners;
+        SIMD for (int j = 0; j < TILE; ++j) { locate(s.axis[d], j, coordinate[d][j], size, step, align_corners); }
         if (WINDOW && d == NDIM - 1) {
             SIMD for (int j = 0; j < TILE; ++j) make_window(s.axis[d], j, size, step);
         }
@@ -115,8 +130,11 @@ KERNEL(grid_sample_planar, GridSampleParams) {
         for (index_t first = it.channel; first < it.channel_end; first += GROUP) {
             const scalar_t* plane[GROUP];
             group_planes(image, first, it.channel_end, (index_t)p.input_stride[1], plane);
+            fetch_row(s, plane);
             acc_t sum[GROUP][TILE];
-            if (TILE > 1 && s.whole) {
+            if (WINDOW == 2 && s.whole && has_room(s, (index_t)(p.size[NDIM - 1] - 1) * GROUP)) {
+                sample_pixels(s, plane[0], sum);
+            } else if (TILE > 1 && s.whole) {
                 sample_planes<false>(s, plane, sum);
             } else {
                 sample_planes<true>(s, plane, sum);
@@ -132,6 +150,7 @@ DEVICE void store_grid_gradient(const GridSampleParams& p, const Item& it, const
     acc_t scale[NDIM];
     UNROLL for (int d = 0; d < NDIM; ++d) scale[d] = grid_scale(p, d);
     if (it.count == TILE) {
+        prefetch_line<TILE * NDIM>(out + TILE * NDIM);
         SIMD for (int j = 0; j < TILE; ++j) {
             UNROLL for (int d = 0; d < NDIM; ++d) narrow(grad[d][j] * scale[d], out[j * NDIM + NDIM - 1 - d]);
         }
@@ -156,6 +175,42 @@ DEVICE void load_group(const GridSampleParams& p, const Item& it, index_t first,
     }
 }
 
+// Both gradients of a tile in the group of channels that begins at `first`.
+DEVICE void group_gradients(const GridSampleParams& p, const Samples& s, const Item& it, index_t first,
+                            acc_t grad[][TILE]) {
+    const scalar_t* plane[GROUP];
+    acc_t* target[GROUP];
+    if (p.grad_grid) {
+        const scalar_t* image = p.input + it.n * (index_t)p.input_stride[0];
+        group_planes(image, first, it.channel_end, (index_t)p.input_stride[1], plane);
+        fetch_row(s, plane);
+    }
+    if (p.grad_input) {
+        acc_t* image = p.grad_input + it.n * (index_t)p.grad_stride[0];
+        group_planes(image, first, it.channel_end, (index_t)p.grad_stride[1], target);
+        fetch_row(s, target);
+    }
+    acc_t out_grad[GROUP][TILE];
+    load_group(p, it, first, out_grad);
+    if (p.grad_grid) {
+        if (WINDOW == 2 && s.whole && has_room(s, (index_t)(p.size[NDIM - 1] - 1) * GROUP)) {
+            pixel_gradients(s, plane[0], out_grad, grad);
+        } else if (TILE > 1 && s.whole) {
+            plane_gradients<false>(s, plane, out_grad, grad);
+        } else {
+            plane_gradients<true>(s, plane, out_grad, grad);
+        }
+    }
+    if (p.grad_input) {
+        const int count = (int)smaller(index_t(GROUP), it.channel_end - first);
+        if (TILE > 1 && s.whole) {
+            scatter_planes<false>(s, out_grad, target, count);
+        } else {
+            scatter_planes<true>(s, out_grad, target, count);
+        }
+    }
+}
+
 KERNEL(grid_sample_planar_backward, GridSampleParams) {
     FOR_EACH(i, p.items) {
         const Item it = item_of(p, i);
@@ -163,29 +218,7 @@ KERNEL(grid_sample_planar_backward, GridSampleParams) {
         plan(p, p.input_stride + 2, it, s);
         acc_t grad[NDIM][TILE] = {};
         for (index_t first = it.channel; first < it.channel_end; first += GROUP) {
-            acc_t out_grad[GROUP][TILE];
-            load_group(p, it, first, out_grad);
-            if (p.grad_grid) {
-                const scalar_t* image = p.input + it.n * (index_t)p.input_stride[0];
-                const scalar_t* plane[GROUP];
-                group_planes(image, first, it.channel_end, (index_t)p.input_stride[1], plane);
-                if (TILE > 1 && s.whole) {
-                    plane_gradients<false>(s, plane, out_grad, grad);
-                } else {
-                    plane_gradients<true>(s, plane, out_grad, grad);
-                }
-            }
-            if (p.grad_input) {
-                acc_t* image = p.grad_input + it.n * (index_t)p.grad_stride[0];
-                acc_t* plane[GROUP];
-                group_planes(image, first, it.channel_end, (index_t)p.grad_stride[1], plane);
-                const int count = (int)smaller(index_t(GROUP), it.channel_end - first);
-                if (TILE > 1 && s.whole) {
-                    scatter_planes<false>(s, out_grad, plane, count);
-                } else {
-                    scatter_planes<true>(s, out_grad, plane, count);
-                }
-            }
+            group_gradients(p, s, it, first, grad);
         }
         if (p.grad_grid) store_grid_gradient(p, it, grad);
     }

@@ -62,11 +62,17 @@ static void start_workers(long long count) {
     }
 }
 
-extern "C" __attribute__((visibility("default"))) void parallel_run(kernel_t kernel, const void* params,
-                                                                    long long items, long long grain,
-                                                                    long long threads) {
-    const long long grains = (items + grain - 1) / grain;
-    if (threads > grains) threads = grains;
+// What to run; the kernel's parameters follow in memory.
+struct Job {
+    kernel_t kernel;
+    long long items, grain, threads;
+};
+
+extern "C" __attribute__((visibility("default"))) void parallel_run(const Job* job) {
+    const kernel_t kernel = job->kernel;
+    const void* params = job + 1;
+    const long long items = job->items, grain = job->grain, grains = (items + grain - 1) / grain;
+    const long long threads = job->threads < grains ? job->threads : grains;
     if (threads <= 1 || pthread_mutex_trylock(&busy) != 0) {
         kernel(params, 0, items, 0);
         return;

@@ -33,7 +33,7 @@ typedef unsigned INDEX uindex_t;
 #else
 #define UNROLL _Pragma("GCC unroll 64")
 #endif
-#define PREFETCH(address, write) __builtin_prefetch(address, write)
+#define PREFETCH(address) __builtin_prefetch(address)
 #define UNROLL_ROWS                       // up to 16 rows of a cubic volume, each a page of code
 #define SCALAR_LOOP __asm__ volatile("")  // in a loop body: many short loads beat a gather instruction, keep them so
 

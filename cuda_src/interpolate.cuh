@@ -108,3 +108,23 @@ DEVICE void locate(Axis& axis, int j, acc_t x, index_t size, index_t stride, boo
         axis.inside[t][j] = within & known;
     }
 }
+
+// Whether every tap of a sample at x lies inside, whatever the padding.
+DEVICE int is_interior(acc_t x, index_t size) {
+    const acc_t low = MODE == CUBIC ? acc_t(1) : acc_t(0);
+    const acc_t high = acc_t(size - 1) - low;
+    const int above = x >= low, below = MODE == NEAREST ? x <= high : x < high;
+    return above & below;
+}
+
+// `locate` for such a sample, to the same bits.
+DEVICE void locate_interior(Axis& axis, int j, acc_t x, index_t stride) {
+    const acc_t cell = MODE == NEAREST ? round_even(x) : round_down(x);
+    const acc_t f = x - cell;
+    UNROLL for (int t = 0; t < TAPS; ++t) {
+        axis.at[t][j] = ((index_t)cell + (MODE == CUBIC ? t - 1 : t)) * stride;
+        axis.weight[t][j] = tap_weight(t, f);
+        axis.slope[t][j] = tap_slope(t, f);
+        axis.inside[t][j] = 1;
+    }
+}

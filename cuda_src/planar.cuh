@@ -12,6 +12,8 @@ constexpr int ROW_SPACE = WINDOW != 2         ? TAPS
                           : TAPS * GROUP <= 8 ? 8
                                               : 16;
 
+constexpr int FLIGHT = !STORED ? 1 : ROWS < 4 ? ROWS : 4;  // rows worked on together
+
 // One row of every sample of the tile.
 struct Window {
     scalar_t value[WINDOW == 2 ? 1 : GROUP][TILE][ROW_SPACE];
@@ -19,6 +21,16 @@ struct Window {
 
 DEVICE const scalar_t& tap_of(const Window& w, int c, int t, int j) {
     return WINDOW == 2 ? w.value[0][j][t * GROUP + c] : w.value[c][j][t];
+}
+
+// Ask for what the last row of every sample reads or adds to, all at once: the rows of a turned grid are too far apart
+// for the hardware to guess, and a sample would wait for the one before. The rows above have been there already where an
+// image is gone through downwards.
+template <typename T> DEVICE void fetch_row(const Samples& s, T* const* plane) {
+    for (int j = 0; j < TILE; ++j) {
+        const index_t at = row_at(s, ROWS - 1, j) + s.axis[NDIM - 1].at[0][j];
+        UNROLL for (int c = 0; c < (WINDOW == 2 ? 1 : GROUP); ++c) PREFETCH(plane[c] + at);
+    }
 }
 
 template <bool CHECKED> DEVICE void load_row(const Samples& s, const scalar_t* const* plane, int r, Window& window) {
@@ -62,6 +74,37 @@ template <bool CHECKED> DEVICE void sample_planes(const Samples& s, const scalar
     }
 }
 
+// Whether behind every tap another pixel follows in its row, so that PIXEL channels may be read where GROUP are meant.
+constexpr int PIXEL = 4;
+DEVICE bool has_room(const Samples& s, index_t last) {
+    int room = 1;
+    SIMD for (int j = 0; j < TILE; ++j) room &= s.axis[NDIM - 1].at[TAPS - 1][j] < last;
+    return room;
+}
+
+// sample_planes<false> to the same bits, with WINDOW == 2 and room: a pixel's channels are a vector.
+DEVICE void sample_pixels(const Samples& s, const scalar_t* image, acc_t sum[][TILE]) {
+    const Axis& x = s.axis[NDIM - 1];
+    acc_t pixel[TILE][PIXEL];
+    for (int j = 0; j < TILE; ++j) {
+        for (int first = 0; first < ROWS; first += FLIGHT) {
+            SIMD for (int v = 0; v < PIXEL; ++v) {
+                acc_t total = first == 0 ? acc_t(0) : pixel[j][v];
+                UNROLL for (int r = first; r < first + FLIGHT; ++r) {
+                    const scalar_t* row = image + row_at(s, r, j) + x.at[0][j];
+                    acc_t value = 0;
+                    UNROLL for (int t = 0; t < TAPS; ++t) {
+                        value = fused(x.weight[t][j], widen(row[t * GROUP + v]), value);
+                    }
+                    total = fused(row_weight(s, r, j), value, total);
+                }
+                pixel[j][v] = total;
+            }
+        }
+    }
+    UNROLL for (int c = 0; c < GROUP; ++c) { SIMD for (int j = 0; j < TILE; ++j) sum[c][j] = pixel[j][c]; }
+}
+
 // grad[d][j] += sum over the group of out_grad * d(sample j) / d(coordinate d).
 template <bool CHECKED> DEVICE void plane_gradients(const Samples& s, const scalar_t* const* plane,
                                                     const acc_t out_grad[][TILE], acc_t grad[][TILE]) {
@@ -85,33 +128,88 @@ template <bool CHECKED> DEVICE void plane_gradients(const Samples& s, const scal
     }
 }
 
+// plane_gradients<false>, likewise: the slopes of a pixel's channels are vectors.
+DEVICE void pixel_gradients(const Samples& s, const scalar_t* image, const acc_t out_grad[][TILE], acc_t grad[][TILE]) {
+    const Axis& x = s.axis[NDIM - 1];
+    acc_t slopes[NDIM][TILE][PIXEL];
+    for (int j = 0; j < TILE; ++j) {
+        for (int first = 0; first < ROWS; first += FLIGHT) {
+            SIMD for (int v = 0; v < PIXEL; ++v) {
+                acc_t slope0 = 0, slope1 = 0, slope2 = 0;
+                UNROLL for (int r = first; r < first + FLIGHT; ++r) {
+                    const scalar_t* row = image + row_at(s, r, j) + x.at[0][j];
+                    acc_t value = 0, slope = 0;
+                    UNROLL for (int t = 0; t < TAPS; ++t) {
+                        const acc_t tap = widen(row[t * GROUP + v]);
+                        value = fused(x.weight[t][j], tap, value);
+                        slope = fused(x.slope[t][j], tap, slope);
+                    }
+                    if (NDIM > 1) slope0 = fused(row_slope(s, 0, r, j), value, slope0);
+                    if (NDIM > 2) slope1 = fused(row_slope(s, NDIM > 2, r, j), value, slope1);
+                    slope2 = fused(row_weight(s, r, j), slope, slope2);
+                }
+                if (NDIM > 1) slopes[0][j][v] = first == 0 ? slope0 : slopes[0][j][v] + slope0;
+                if (NDIM > 2) slopes[NDIM > 2][j][v] = first == 0 ? slope1 : slopes[NDIM > 2][j][v] + slope1;
+                slopes[NDIM - 1][j][v] = first == 0 ? slope2 : slopes[NDIM - 1][j][v] + slope2;
+            }
+        }
+    }
+    UNROLL for (int d = 0; d < NDIM; ++d) {
+        SIMD for (int j = 0; j < TILE; ++j) {
+            UNROLL for (int c = 0; c < GROUP; ++c) grad[d][j] = fused(out_grad[c][j], slopes[d][j][c], grad[d][j]);
+        }
+    }
+}
+
 // The adjoint of sample_planes. `count` channels of the group exist; what the others would add is zero.
 //
-// Neighbouring samples add to the same elements, and each addition waits for the one before: several rows are kept in
-// flight together.
-constexpr int FLIGHT = !STORED ? 1 : ROWS < 4 ? ROWS : 4;
+// Neighbouring samples add to the same elements, and each addition waits for the one before: samples of STREAMS distant
+// parts of the tile take turns, with several rows of each together.
+constexpr int STREAMS = TILE > 4 ? 4 : 1;
+
+constexpr int LINE = WINDOW == 2 ? TAPS * GROUP : TAPS, LINES = WINDOW == 2 ? 1 : GROUP;
+struct Line {  // as `Row`, of sums
+    acc_t tap[LINE];
+};
+
+DEVICE void add_line(acc_t* to, const acc_t* share) {
+    Line line = *(const Line*)to;
+    UNROLL for (int t = 0; t < LINE; ++t) line.tap[t] += share[t];
+    *(Line*)to = line;
+}
 
 template <bool CHECKED>
 DEVICE void scatter_planes(const Samples& s, const acc_t out_grad[][TILE], acc_t* const* plane, int count) {
     const Axis& x = s.axis[NDIM - 1];
     UNROLL_ROWS for (int first = 0; first < ROWS; first += FLIGHT) {
-        acc_t share[FLIGHT][GROUP][TILE][TAPS];
+        acc_t share[FLIGHT][LINES][TILE][LINE];
         UNROLL for (int r = 0; r < FLIGHT; ++r) {
             SIMD for (int j = 0; j < TILE; ++j) {
                 UNROLL for (int t = 0; t < TAPS; ++t) {
                     const acc_t weight = row_weight(s, first + r, j) * x.weight[t][j];
-                    UNROLL for (int c = 0; c < GROUP; ++c) share[r][c][j][t] = out_grad[c][j] * weight;
+                    const int inside = !CHECKED || (row_inside(s, first + r, j) & x.inside[t][j]);
+                    UNROLL for (int c = 0; c < GROUP; ++c) {
+                        const acc_t product = out_grad[c][j] * weight;
+                        acc_t& part = WINDOW == 2 ? share[r][0][j][t * GROUP + c] : share[r][c][j][t];
+                        part = CHECKED ? keep(product, inside) : product;
+                    }
                 }
             }
         }
-        for (int j = 0; j < TILE; ++j) {
-            UNROLL for (int r = 0; r < FLIGHT; ++r) {
-                const index_t row = row_at(s, first + r, j);
-                UNROLL for (int t = 0; t < TAPS; ++t) {
-                    if (CHECKED && !(row_inside(s, first + r, j) & x.inside[t][j])) continue;
-                    const index_t target = row + (WINDOW == 1 ? x.at[0][j] + t : x.at[t][j]);
-                    UNROLL for (int c = 0; c < GROUP; ++c) {
-                        if (TILE > 1 || c < count) add_to(plane[c] + target, share[r][c][j][t]);
+        for (int k = 0; k < TILE / STREAMS; ++k) {
+            UNROLL for (int stream = 0; stream < STREAMS; ++stream) {
+                const int j = k + stream * (TILE / STREAMS);
+                UNROLL for (int r = 0; r < FLIGHT; ++r) {
+                    const index_t row = row_at(s, first + r, j);
+                    if (WINDOW) {
+                        UNROLL for (int c = 0; c < LINES; ++c) add_line(plane[c] + row + x.at[0][j], share[r][c][j]);
+                        continue;
+                    }
+                    UNROLL for (int t = 0; t < TAPS; ++t) {
+                        if (TILE == 1 && !(row_inside(s, first + r, j) & x.inside[t][j])) continue;
+                        UNROLL for (int c = 0; c < GROUP; ++c) {
+                            if (TILE > 1 || c < count) add_to(plane[c] + row + x.at[t][j], share[r][c][j][t]);
+                        }
                     }
                 }
             }

@@ -8,7 +8,8 @@ from cudakit.array import CPU, Spec, is_contiguous
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, load
 from cudakit.layout import is_wide
-from cudakit.op import NULL, Op, Output, Plan, Target
+from cudakit.op import Op
+from cudakit.plan import NULL, Output, Plan, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
 

@@ -4,11 +4,13 @@ NumPy arrays are read directly, everything else through DLPack. A `Framework` sa
 made contiguous and put on a stream; what differentiates has an adapter of its own above this.
 """
 
+import ctypes
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from math import prod
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,13 +106,30 @@ def numpy_view(x: Any) -> View:
     return View(numpy_pointer(x), Spec(x.shape, strides, name), CPU)
 
 
-def numpy_pointer(x: Any) -> int:
-    """Return the address of a NumPy array; DLPack is the fastest way, but refuses read-only and ml_dtypes arrays."""
-    try:
-        return dlpack.data_pointer(x)
-    except (BufferError, RuntimeError, TypeError):
-        pointer: int = x.__array_interface__["data"][0]
-        return pointer
+def _interface_pointer(x: Any) -> int:
+    """Return the address of a NumPy array, the slow way."""
+    pointer: int = x.__array_interface__["data"][0]
+    return pointer
+
+
+# In CPython an array is its object header and then the address of its data: NumPy's own macro `PyArray_DATA` reads it
+# there in every compiled extension, so the place is as stable as NumPy's ABI.
+_HEADER = object.__basicsize__
+_address_at = ctypes.c_void_p.from_address
+
+
+def _field_pointer(x: Any) -> int:
+    """Return the address of a NumPy array in a fraction of the time of other ways, read-only arrays included."""
+    return _address_at(id(x) + _HEADER).value or 0
+
+
+def _field_holds() -> bool:
+    """Whether the field is where it should be, in arrays that begin at their memory and in those that do not."""
+    probes = [np.ones(3), np.ones((4, 4))[1:, ::-1], np.broadcast_to(np.ones(1), (2, 2)), np.empty(0)]
+    return sys.implementation.name == "cpython" and all(_field_pointer(x) == _interface_pointer(x) for x in probes)
+
+
+numpy_pointer = _field_pointer if _field_holds() else _interface_pointer
 
 
 def dlpack_pointer(x: Any) -> int:
@@ -137,7 +156,7 @@ def _numpy_framework() -> Framework:
     return Framework(
         view=numpy_view,
         pointer=numpy_pointer,
-        signature=lambda x: (x.shape, x.strides, x.dtype),
+        signature=attrgetter("shape", "strides", "dtype"),
         empty=lambda shape, dtype, _: np.empty(shape, numpy_dtype(dtype)),
         zeros=lambda shape, dtype, _: np.zeros(shape, numpy_dtype(dtype)),
         contiguous=np.ascontiguousarray,
@@ -222,19 +241,13 @@ _ADAPTED = (
     ("tensorflow", "Variable"),
     ("paddle", "Tensor"),
 )
-_frameworks: dict[type, Framework | str] = {}
 
 
 def framework_of(x: object) -> Framework | str:
-    """Return the framework of an array, or the name of the adapter that serves it, such as ``"torch"``."""
-    kind = type(x)
-    found = _frameworks.get(kind)
-    if found is None:
-        found = _frameworks[kind] = _recognise(x)
-    return found
+    """Return the framework of an array, or the name of the adapter that serves it, such as ``"torch"``.
 
-
-def _recognise(x: object) -> Framework | str:
+    It depends on nothing but the type.
+    """
     kind = type(x)
     for module, name in _ADAPTED:
         if module in sys.modules and isinstance(x, getattr(sys.modules[module], name, ())):

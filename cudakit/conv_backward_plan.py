@@ -18,7 +18,7 @@ from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_value
 from cudakit.deform_plan import coordinates_from, gradient_layouts, plain_columns
 from cudakit.launch import Launch, load
 from cudakit.layout import accumulator, add_copy, add_sum, itemsize, packed, part
-from cudakit.op import NULL, Plan, Slot, Target
+from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail
 

@@ -22,7 +22,7 @@ from cudakit.deform_plan import (
 )
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, accumulator, add_copy, itemsize, packed, part
-from cudakit.op import NULL, Plan, Slot, Target
+from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.product import Multiply, Product
 
 COLUMN_BYTES = 32 << 20  # of a block: they stay in the cache of a large GPU

@@ -18,7 +18,8 @@ from cudakit.deform_geometry import (
 from cudakit.deform_plan import gradient_layouts
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, add_sum, image, packed
-from cudakit.op import NULL, Op, Output, Plan, Slot, Target
+from cudakit.op import Op
+from cudakit.plan import NULL, Output, Plan, Slot, Target
 
 NAMES = ("input", "offset", "weight", "bias", "mask")
 KERNEL_NAMES = {1: "k", 2: "k_h, k_w", 3: "k_d, k_h, k_w"}

@@ -8,7 +8,7 @@ from cudakit.deform_plan import HOST_TILE, Form, constants, coordinates_from
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, load
 from cudakit.layout import COPY_BYTES, Image, accumulator, add_copy, itemsize, packed, part
-from cudakit.op import NULL, Plan, Slot, Target
+from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail
 

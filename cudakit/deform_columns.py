@@ -22,7 +22,8 @@ from cudakit.deform_geometry import (
 from cudakit.deform_plan import Gradients, gradient_layouts, plain_columns, plan_columns, plan_gradients
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, packed
-from cudakit.op import NULL, Op, Output, Plan, Target
+from cudakit.op import Op
+from cudakit.plan import NULL, Output, Plan, Target
 
 NAMES = ("input", "offset", "mask")
 COLUMN_NAMES = ("columns", "offset", "mask")

@@ -16,7 +16,7 @@ from cudakit.deform_geometry import (
 )
 from cudakit.launch import Launch, load
 from cudakit.layout import Image, accumulator, add_copy, chunks, is_wide, itemsize, packed, part
-from cudakit.op import NULL, Plan, Slot, Target
+from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
 

@@ -43,13 +43,6 @@ class _VersionedTensor(ctypes.Structure):
 _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
-_address_at = ctypes.c_void_p.from_address
-
-
-def data_pointer(x: Any) -> int:
-    """Return the address that a writable producer without a byte offset (NumPy) exports: the first field."""
-    capsule = x.__dlpack__()  # owns the struct, so it must outlive the reading
-    return _address_at(_capsule_pointer(capsule, b"dltensor")).value or 0
 
 
 def read(x: Any) -> tuple[int, tuple[int, ...], tuple[int, ...] | None, str, int, int]:

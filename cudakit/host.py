@@ -12,6 +12,7 @@ import os
 import platform
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ FLAGS = (
     "-w",
 )
 X86_FLAGS = ("-mprefer-vector-width=512",)
+_JOB = struct.Struct("P3q").pack  # `Job` of `host_pool.cpp`
 DIGEST_SIZE = hashlib.sha256().digest_size
 INSTALL_HINT = "no C++ compiler found; install g++ or clang++, or: pip install 'cudakit[cpu]'"
 
@@ -151,7 +153,7 @@ def _compile(text: str, target: Path) -> None:
 def _pool() -> Any:
     """Return `parallel_run` of `host_pool.cpp`: run a kernel's items on several threads."""
     run = ctypes.CDLL(str(build(flatten("host_pool.cpp")))).parallel_run
-    run.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_longlong)
+    run.argtypes = (ctypes.c_char_p,)  # everything in one string: ctypes takes its time with each argument
     run.restype = None
     return run
 
@@ -166,4 +168,4 @@ class HostKernel:
 
     def launch(self, params: bytes, items: int, grain: int, threads: int, _stream: int = 0) -> None:
         """Run items 0 ... `items` - 1; what shares a target stays together in a piece of `grain` items."""
-        self._run(self._entry, params, items, grain, threads)
+        self._run(_JOB(self._entry, items, grain, threads) + params)

@@ -15,7 +15,8 @@ from jax.experimental.buffer_callback import buffer_callback
 
 from cudakit.array import CPU, Spec, contiguous_strides, dlpack_view
 from cudakit.batching import enlarged, foldable
-from cudakit.op import Op, zero_memory
+from cudakit.op import Op
+from cudakit.plan import zero_memory
 
 
 def _specs(arrays: Sequence[Any]) -> tuple[Spec | None, ...]:

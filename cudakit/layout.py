@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from cudakit.array import CPU, Spec, contiguous_strides
 from cudakit.launch import Launch, load
-from cudakit.op import Plan, Slot, Target
+from cudakit.plan import Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
 

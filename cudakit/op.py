@@ -5,149 +5,19 @@ is made once for each combination of shapes, strides, dtypes, options and target
 launch. The adapters of frameworks read these records and know no family.
 """
 
-import ctypes
-import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache, partial
-from operator import add, itemgetter
-from typing import Any, NamedTuple, NoReturn
-
-import numpy as np
+from typing import Any, NoReturn
 
 from cudakit.adapters import adapter, is_traced
 from cudakit.array import CPU, Device, Framework, Spec, View, framework_of
 from cudakit.errors import InvalidArgument
-from cudakit.launch import Launch, get_num_threads
-from cudakit.product import Multiply
+from cudakit.launch import get_num_threads
+from cudakit.plan import Output, Plan, Target
 
 PLANS = 4096  # kept at a time
 UNREADABLE = (AttributeError, BufferError, RuntimeError, ValueError)  # what DLPack producers raise when they refuse
-
-
-class Target(NamedTuple):
-    """What a plan is made for: a device and how many CPU threads may work."""
-
-    device: Device
-    threads: int
-
-
-class Output(NamedTuple):
-    """An array to allocate for a result; `zero`: it must come filled with zeros."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    zero: bool = False
-
-
-class Slot(NamedTuple):
-    """Something with an address: a place in (null, inputs..., outputs..., workspaces...), and bytes beyond it."""
-
-    place: int
-    offset: int = 0
-
-    def at(self, offset: int) -> "Slot":
-        """Return the same slot, `offset` bytes further on."""
-        return self if self == NULL else Slot(self.place, self.offset + offset)
-
-
-NULL = Slot(0)
-
-
-class Step(NamedTuple):
-    """A launch and where its leading pointers come from: places in the table of addresses, and bytes beyond them."""
-
-    launch: Callable[[bytes, int], None]
-    pack: Callable[..., bytes]
-    pick: Callable[[tuple[int, ...]], tuple[int, ...]]
-    offsets: tuple[int, ...] | None  # None: all zero
-
-
-@dataclass
-class Plan:
-    """What to allocate and launch.
-
-    `results` holds an `Output` for each result of the operator, None for one that is not asked for. `copies` are the
-    positions of inputs that must be made contiguous first; such a plan has nothing else and is made again after.
-    """
-
-    inputs: int
-    results: tuple[Output | None, ...] = ()
-    copies: tuple[int, ...] = ()
-    workspaces: list[int] = field(default_factory=list)  # sizes in bytes
-    steps: list[Step] = field(default_factory=list)
-
-    def input(self, position: int) -> Slot:
-        """Return the slot of an input."""
-        return Slot(1 + position)
-
-    def result(self, position: int) -> Slot:
-        """Return the slot of a result, or the null slot of one that is not asked for."""
-        return NULL if self.results[position] is None else Slot(1 + self.inputs + position)
-
-    def workspace(self, size: int) -> Slot:
-        """Reserve `size` bytes of temporary memory and return their slot."""
-        self.workspaces.append(size)
-        return Slot(self.inputs + len(self.results) + len(self.workspaces))
-
-    def zero(self, slot: Slot, size: int, device: Device) -> None:
-        """Append the filling of `size` bytes with zeros."""
-        self._append(partial(_zero, size, device), (slot, slot))
-
-    def launch(self, launch: Launch, *slots: Slot) -> None:
-        """Append a launch whose leading pointers come from `slots`, unless it has nothing to do."""
-        if launch.items > 0:
-            self._append(launch, slots)
-
-    def multiply(self, multiply: Multiply, *slots: Slot) -> None:
-        """Append a matrix product; the slots are those of its operands a, b and c."""
-        self._append(multiply, slots)
-
-    def _append(self, launch: Callable[[bytes, int], None], slots: tuple[Slot, ...]) -> None:
-        places, offsets = zip(*slots, strict=True)
-        pack = struct.Struct(f"{len(slots)}Q").pack
-        self.steps.append(Step(launch, pack, itemgetter(*places), offsets if any(offsets) else None))
-
-    def run(self, pointers: Sequence[int], device: Device, stream: int) -> None:
-        """Launch every step; `pointers` are those of the inputs and of the results (0 where there is none)."""
-        temporary = [_allocate(size, device, stream) for size in self.workspaces]
-        table = (0, *pointers, *[memory.pointer for memory in temporary])
-        for launch, pack, pick, offsets in self.steps:
-            addresses = pick(table)
-            if offsets is not None:
-                addresses = tuple(map(add, addresses, offsets))
-            launch(pack(*addresses), stream)
-
-
-class _HostWorkspace:
-    """Temporary memory of the process."""
-
-    def __init__(self, size: int) -> None:
-        self._memory = np.empty(size, np.uint8)
-        self.pointer: int = self._memory.ctypes.data
-
-
-def _zero(size: int, device: Device, pointers: bytes, stream: int) -> None:
-    pointer, _ = struct.unpack("2Q", pointers)
-    zero_memory(pointer, size, device, stream)
-
-
-def zero_memory(pointer: int, size: int, device: Device, stream: int) -> None:
-    """Fill memory with zeros, on `stream` where it is a GPU's."""
-    if device == CPU:
-        ctypes.memset(pointer, 0, size)
-    else:
-        from cudakit import cuda
-
-        cuda.zero_memory(pointer, size, device, stream)
-
-
-def _allocate(size: int, device: Device, stream: int) -> Any:
-    if device == CPU:
-        return _HostWorkspace(size)
-    from cudakit.cuda import Workspace
-
-    return Workspace(size, device, stream)
 
 
 OPS: "dict[str, Op]" = {}  # every operator by its name
@@ -203,10 +73,10 @@ class Op:
         """Run on anybody's arrays and return theirs, one for each result."""
         if is_traced():  # nothing that is remembered between calls may become a condition of the trace
             return adapter("torch")(self, arrays, arguments)
-        framework = self.common_framework(arrays)
-        if isinstance(framework, str):
-            return adapter(framework)(self, arrays, arguments)
-        return self.run(framework, arrays, self.options(arguments))
+        framework = _agreed.get(tuple(map(type, arrays))) or self._agree(arrays)
+        if isinstance(framework, Framework):
+            return self.run(framework, arrays, self.options(arguments))
+        return framework(self, arrays, arguments)
 
     def options(self, arguments: tuple[Any, ...]) -> Any:
         """Return the checked options."""
@@ -219,7 +89,7 @@ class Op:
         except InvalidArgument as error:
             self.refuse(error)
 
-    def common_framework(self, arrays: tuple[Any, ...]) -> Framework | str:
+    def _agree(self, arrays: tuple[Any, ...]) -> "Framework | Adapter":
         """Return what all the arrays have in common, or raise `TypeError`."""
         for name, array in zip(self.arrays, arrays, strict=True):
             if array is None and name in self.optional:
@@ -231,7 +101,8 @@ class Op:
             if framework is not framework_of(arrays[0]):
                 rule = f"be an array of the same framework as {self.arrays[0]}, {_library(arrays[0])}"
                 self.refuse(InvalidArgument(name, rule, _library(array), TypeError))
-        return framework
+        common = adapter(framework) if isinstance(framework, str) else framework
+        return _agreed.setdefault(tuple(map(type, arrays)), common)
 
     def run(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
         """Run on arrays of one framework, without regard to autograd."""
@@ -249,21 +120,14 @@ class Op:
         recipe = _recipes.get(key)
         if recipe is None:
             recipe = _remember(key, self._recipe(framework, arrays, options))
-        plan, device = recipe
+        plan, device, makers = recipe
         if plan.copies:
             return self.run(framework, _replace(arrays, plan.copies, framework.contiguous), options)
+        results = tuple([None if make is None else make() for make in makers])
         pointer = framework.pointer
-        pointers = [0 if array is None else pointer(array) for array in arrays]
-        results: list[Any] = []
-        for wanted in plan.results:
-            result = None
-            if wanted is not None:
-                shape, dtype, zero = wanted
-                result = (framework.zeros if zero else framework.empty)(shape, dtype, device)
-            results.append(result)
-            pointers.append(0 if result is None else pointer(result))
+        pointers = [0 if array is None else pointer(array) for array in (*arrays, *results)]
         plan.run(pointers, device, 0 if device == CPU else framework.stream(device[1]))
-        return tuple(results)
+        return results
 
     def _recipe(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> "Recipe":
         """Check the arrays and plan for them."""
@@ -273,7 +137,8 @@ class Op:
             if view is not None and view.device != device:
                 rule = f"be on the device of {self.arrays[0]}, {device[0]}:{device[1]}"
                 self.refuse(InvalidArgument(name, rule, f"{view.device[0]}:{view.device[1]}", TypeError))
-        return self.plan(tuple(view and view.spec for view in views), options, device), device
+        plan = self.plan(tuple(view and view.spec for view in views), options, device)
+        return plan, device, tuple(result and _maker(framework, result, device) for result in plan.results)
 
     def plan(self, specs: tuple[Spec | None, ...], options: Any, device: Device) -> Plan:
         """Return the plan for arrays like these, checked."""
@@ -308,8 +173,15 @@ class Op:
             self.refuse(InvalidArgument(name, "be readable through DLPack", str(error), TypeError))
 
 
-Recipe = tuple[Plan, Device]
+Adapter = Callable[[Op, tuple[Any, ...], tuple[Any, ...]], tuple[Any, ...]]
+_agreed: dict[tuple[type, ...], Framework | Adapter] = {}  # what arrays of these types have in common
+Maker = Callable[[], Any]
+Recipe = tuple[Plan, Device, tuple[Maker | None, ...]]  # the last allocate the results
 _recipes: dict[Any, Recipe] = {}  # what a call with arrays like these does, checks passed
+
+
+def _maker(framework: Framework, result: Output, device: Device) -> Maker:
+    return partial(framework.zeros if result.zero else framework.empty, result.shape, result.dtype, device)
 
 
 def _remember(key: Any, recipe: Recipe) -> Recipe:

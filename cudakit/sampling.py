@@ -7,7 +7,8 @@ from cudakit import checks
 from cudakit.array import Spec, is_contiguous
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, image, packed
-from cudakit.op import Op, Output, Plan, Target
+from cudakit.op import Op
+from cudakit.plan import Output, Plan, Target
 from cudakit.sampling_plan import MODES, PADDING_MODES, Sampling, plan_backward, plan_forward
 
 DATA_FORMATS = ("channels_first", "channels_last")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from cudakit.array import CPU
 from cudakit.launch import Launch, load
 from cudakit.layout import Image, accumulator, add_copy, chunks, is_wide, itemsize, packed, part
-from cudakit.op import NULL, Output, Plan, Slot, Target
+from cudakit.plan import NULL, Output, Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
 

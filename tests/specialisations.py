@@ -18,7 +18,8 @@ from cudakit.conv_ops import ConvOptions
 from cudakit.deform_columns import DeformOptions
 from cudakit.deform_geometry import Window
 from cudakit.launch import Launch
-from cudakit.op import Op, Target
+from cudakit.op import Op
+from cudakit.plan import Target
 from cudakit.sampling import GridSampleOptions
 from cudakit.sampling_plan import MODES, PADDING_MODES
 from cudakit.source import Kernel, render

@@ -11,7 +11,7 @@ from numpy.lib.stride_tricks import as_strided
 import cudakit
 from cudakit import conv_cuda_plan, conv_ops, op
 from cudakit.conv_plan import Slots
-from cudakit.op import Plan, Slot
+from cudakit.plan import Plan, Slot
 from cudakit.product import Multiply, Operand, column_major
 
 # (batch, channels, outputs, groups of offsets, groups of the convolution, kernel, bytes of a block of columns)

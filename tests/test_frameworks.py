@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import cudakit
+from cudakit.array import numpy_pointer
 
 from .conftest import require
 from .deformable_problems import COORDINATES, GEOMETRIES, OPERATORS, call, draw
@@ -119,6 +121,19 @@ def test_float32_offsets_beside_half_data(framework: str, dtype: str) -> None:
         for name, expected in call(operator, reference).items():
             assert expected.dtype == ("float32" if name in COORDINATES else dtype)
             assert _bits(call(operator, own)[name]) == expected.tobytes()
+
+
+def test_the_address_of_numpy_arrays(tmp_path: Path) -> None:
+    class Own(np.ndarray):
+        """An array with attributes of its own."""
+
+    base = np.arange(24.0).reshape(4, 6)
+    mapped = np.memmap(tmp_path / "numbers", np.float32, "w+", shape=(3, 4))
+    fixed = base[1:, ::-2]
+    fixed.flags.writeable = False
+    arrays = [base, fixed, mapped, mapped[2:], base.view(Own), np.float32(1)[None], np.ones(3, ml_dtypes.bfloat16)]
+    for x in [*arrays, np.empty((0, 2)), np.broadcast_to(base[:1], (3, 6))]:
+        assert numpy_pointer(x) == x.__array_interface__["data"][0]
 
 
 def test_onnxruntime_values_are_read() -> None:

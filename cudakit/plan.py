@@ -1,0 +1,142 @@
+"""What one call allocates and launches, whatever arrays it is called with: a `Plan` made of steps."""
+
+import ctypes
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from operator import add, itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cudakit.array import CPU, Device, numpy_pointer
+from cudakit.launch import Launch
+from cudakit.product import Multiply
+
+
+class Target(NamedTuple):
+    """What a plan is made for: a device and how many CPU threads may work."""
+
+    device: Device
+    threads: int
+
+
+class Output(NamedTuple):
+    """An array to allocate for a result; `zero`: it must come filled with zeros."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    zero: bool = False
+
+
+class Slot(NamedTuple):
+    """Something with an address: a place in (null, inputs..., outputs..., workspaces...), and bytes beyond it."""
+
+    place: int
+    offset: int = 0
+
+    def at(self, offset: int) -> "Slot":
+        """Return the same slot, `offset` bytes further on."""
+        return self if self == NULL else Slot(self.place, self.offset + offset)
+
+
+NULL = Slot(0)
+
+
+class Step(NamedTuple):
+    """A launch and where its leading pointers come from: places in the table of addresses, and bytes beyond them."""
+
+    launch: Callable[[bytes, int], None]
+    pack: Callable[..., bytes]
+    pick: Callable[[tuple[int, ...]], tuple[int, ...]]
+    offsets: tuple[int, ...] | None  # None: all zero
+
+
+@dataclass
+class Plan:
+    """What to allocate and launch.
+
+    `results` holds an `Output` for each result of the operator, None for one that is not asked for. `copies` are the
+    positions of inputs that must be made contiguous first; such a plan has nothing else and is made again after.
+    """
+
+    inputs: int
+    results: tuple[Output | None, ...] = ()
+    copies: tuple[int, ...] = ()
+    workspaces: list[int] = field(default_factory=list)  # sizes in bytes
+    steps: list[Step] = field(default_factory=list)
+
+    def input(self, position: int) -> Slot:
+        """Return the slot of an input."""
+        return Slot(1 + position)
+
+    def result(self, position: int) -> Slot:
+        """Return the slot of a result, or the null slot of one that is not asked for."""
+        return NULL if self.results[position] is None else Slot(1 + self.inputs + position)
+
+    def workspace(self, size: int) -> Slot:
+        """Reserve `size` bytes of temporary memory and return their slot."""
+        self.workspaces.append(size)
+        return Slot(self.inputs + len(self.results) + len(self.workspaces))
+
+    def zero(self, slot: Slot, size: int, device: Device) -> None:
+        """Append the filling of `size` bytes with zeros."""
+        self._append(partial(_zero, size, device), (slot, slot))
+
+    def launch(self, launch: Launch, *slots: Slot) -> None:
+        """Append a launch whose leading pointers come from `slots`, unless it has nothing to do."""
+        if launch.items > 0:
+            self._append(launch, slots)
+
+    def multiply(self, multiply: Multiply, *slots: Slot) -> None:
+        """Append a matrix product; the slots are those of its operands a, b and c."""
+        self._append(multiply, slots)
+
+    def _append(self, launch: Callable[[bytes, int], None], slots: tuple[Slot, ...]) -> None:
+        places, offsets = zip(*slots, strict=True)
+        pack = struct.Struct(f"{len(slots)}Q").pack
+        self.steps.append(Step(launch, pack, itemgetter(*places), offsets if any(offsets) else None))
+
+    def run(self, pointers: Sequence[int], device: Device, stream: int) -> None:
+        """Launch every step; `pointers` are those of the inputs and of the results (0 where there is none)."""
+        table = (0, *pointers)
+        if self.workspaces:
+            temporary = [_allocate(size, device, stream) for size in self.workspaces]
+            table += tuple(memory.pointer for memory in temporary)
+        for launch, pack, pick, offsets in self.steps:
+            addresses = pick(table)
+            if offsets is not None:
+                addresses = tuple(map(add, addresses, offsets))
+            launch(pack(*addresses), stream)
+
+
+class _HostWorkspace:
+    """Temporary memory of the process."""
+
+    def __init__(self, size: int) -> None:
+        self._memory = np.empty(size, np.uint8)
+        self.pointer = numpy_pointer(self._memory)
+
+
+def _zero(size: int, device: Device, pointers: bytes, stream: int) -> None:
+    pointer, _ = struct.unpack("2Q", pointers)
+    zero_memory(pointer, size, device, stream)
+
+
+def zero_memory(pointer: int, size: int, device: Device, stream: int) -> None:
+    """Fill memory with zeros, on `stream` where it is a GPU's."""
+    if device == CPU:
+        ctypes.memset(pointer, 0, size)
+    else:
+        from cudakit import cuda
+
+        cuda.zero_memory(pointer, size, device, stream)
+
+
+def _allocate(size: int, device: Device, stream: int) -> Any:
+    if device == CPU:
+        return _HostWorkspace(size)
+    from cudakit.cuda import Workspace
+
+    return Workspace(size, device, stream)
