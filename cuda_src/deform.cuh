@@ -125,7 +125,7 @@ CONSTANT scalar_t nothing[VEC] = {};
 // to[v] = scale * sample j in the channels image[0] ... image[width - 1]; width <= VEC. A corner of weight 0 is not
 // read, so that a sample at integer coordinates is that pixel, whatever the neighbours hold.
 DEVICE void sample_tap(const Samples& s, int j, acc_t scale, const scalar_t* image, int width, acc_t* to) {
-    if (LANES == 1) {
+    if constexpr (LANES == 1) {
         const scalar_t* from[CORNERS];
         acc_t weight[CORNERS];
         UNROLL for (int k = 0; k < CORNERS; ++k) {
@@ -139,15 +139,15 @@ DEVICE void sample_tap(const Samples& s, int j, acc_t scale, const scalar_t* ima
             UNROLL for (int k = 0; k < CORNERS; ++k) value = fused(weight[k], widen(from[k][v]), value);
             to[v] = value;
         }
-        return;
-    }
-    UNROLL for (int v = 0; v < VEC; ++v) to[v] = 0;
-    UNROLL for (int k = 0; k < CORNERS; ++k) {
-        const Corner c = corner(s, k, j);
-        if (!(c.inside & (c.weight != 0))) continue;
-        acc_t value[VEC];
-        load_channels(image + c.at, width, value);
-        UNROLL for (int v = 0; v < VEC; ++v) to[v] = fused(c.weight * scale, value[v], to[v]);
+    } else {
+        UNROLL for (int v = 0; v < VEC; ++v) to[v] = 0;
+        UNROLL for (int k = 0; k < CORNERS; ++k) {
+            const Corner c = corner(s, k, j);
+            if (!(c.inside & (c.weight != 0))) continue;
+            acc_t value[VEC];
+            load_channels(image + c.at, width, value);
+            UNROLL for (int v = 0; v < VEC; ++v) to[v] = fused(c.weight * scale, value[v], to[v]);
+        }
     }
 }
 
@@ -160,7 +160,7 @@ struct Dots {
 DEVICE void differentiate_tap(const Samples& s, int j, acc_t scale, const scalar_t* image, int width, acc_t* column,
                               Dots& dots) {
     const Axis& x = s.axis[NDIM - 1];
-    if (LANES > 1) {
+    if constexpr (LANES > 1) {
         acc_t value[VEC] = {};
         UNROLL for (int r = 0; r < ROWS; ++r) {
             acc_t along = 0, slope = 0;
@@ -181,38 +181,38 @@ DEVICE void differentiate_tap(const Samples& s, int j, acc_t scale, const scalar
             dots.value += row_weight(s, r, j) * along;
         }
         UNROLL for (int v = 0; v < VEC; ++v) column[v] = scale * value[v];
-        return;
-    }
-    const scalar_t* from[CORNERS];
-    UNROLL for (int k = 0; k < CORNERS; ++k) {
-        const Corner c = corner(s, k, j);
-        from[k] = c.inside ? image + c.at : nothing;
-    }
-    acc_t sum = 0, sum0 = 0, sum1 = 0, sum2 = 0;
-    SIMD_SUM(sum, sum0, sum1, sum2) for (int v = 0; v < width; ++v) {
-        acc_t value = 0, slope0 = 0, slope1 = 0, slope2 = 0;
-        UNROLL for (int r = 0; r < ROWS; ++r) {
-            acc_t along = 0, slope = 0;
-            UNROLL for (int t = 0; t < TAPS; ++t) {
-                const acc_t pixel = widen(from[r * TAPS + t][v]);
-                along = fused(x.weight[t][j], pixel, along);
-                slope = fused(x.slope[t][j], pixel, slope);
-            }
-            if (NDIM > 1) slope0 = fused(row_slope(s, 0, r, j), along, slope0);
-            if (NDIM > 2) slope1 = fused(row_slope(s, NDIM > 2, r, j), along, slope1);
-            slope2 = fused(row_weight(s, r, j), slope, slope2);
-            value = fused(row_weight(s, r, j), along, value);
+    } else {
+        const scalar_t* from[CORNERS];
+        UNROLL for (int k = 0; k < CORNERS; ++k) {
+            const Corner c = corner(s, k, j);
+            from[k] = c.inside ? image + c.at : nothing;
         }
-        sum += column[v] * value;
-        if (NDIM > 1) sum0 += column[v] * slope0;
-        if (NDIM > 2) sum1 += column[v] * slope1;
-        sum2 += column[v] * slope2;
-        column[v] = scale * value;
+        acc_t sum = 0, sum0 = 0, sum1 = 0, sum2 = 0;
+        SIMD_SUM(sum, sum0, sum1, sum2) for (int v = 0; v < width; ++v) {
+            acc_t value = 0, slope0 = 0, slope1 = 0, slope2 = 0;
+            UNROLL for (int r = 0; r < ROWS; ++r) {
+                acc_t along = 0, slope = 0;
+                UNROLL for (int t = 0; t < TAPS; ++t) {
+                    const acc_t pixel = widen(from[r * TAPS + t][v]);
+                    along = fused(x.weight[t][j], pixel, along);
+                    slope = fused(x.slope[t][j], pixel, slope);
+                }
+                if (NDIM > 1) slope0 = fused(row_slope(s, 0, r, j), along, slope0);
+                if (NDIM > 2) slope1 = fused(row_slope(s, NDIM > 2, r, j), along, slope1);
+                slope2 = fused(row_weight(s, r, j), slope, slope2);
+                value = fused(row_weight(s, r, j), along, value);
+            }
+            sum += column[v] * value;
+            if (NDIM > 1) sum0 += column[v] * slope0;
+            if (NDIM > 2) sum1 += column[v] * slope1;
+            sum2 += column[v] * slope2;
+            column[v] = scale * value;
+        }
+        dots.value += sum;
+        if (NDIM > 1) dots.slope[0] += sum0;
+        if (NDIM > 2) dots.slope[NDIM > 2] += sum1;
+        dots.slope[NDIM - 1] += sum2;
     }
-    dots.value += sum;
-    if (NDIM > 1) dots.slope[0] += sum0;
-    if (NDIM > 2) dots.slope[NDIM > 2] += sum1;
-    dots.slope[NDIM - 1] += sum2;
 }
 
 // The adjoint of sample_tap.

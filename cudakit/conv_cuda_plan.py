@@ -62,6 +62,8 @@ class Work:
         Temporary memory besides.
     reads : bool
         Whether the input is read.
+    grad : Image, optional
+        How the gradient of the input lies, where it is wanted.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Work:
         slots: Slots,
         *,
         reads: bool = True,
+        grad: Image | None = None,
         image_bytes: int = 0,
         fixed_bytes: int = 0,
     ) -> None:
@@ -80,8 +83,12 @@ class Work:
         self.item = itemsize(d.dtype)
         self.depth = d.taps * d.channels // conv.groups
         self.outputs = conv.out_channels // conv.groups
-        self.copied = reads and x.strides[1] != 1 and wants_neighbours(d, columns_of(d, conv.groups), target)
-        self.layout = packed(x.shape, x.dtype, channels_last=True) if self.copied or not reads else x
+        # A tap has one offset in the image and in its gradient, so their dimensions must have the same strides.
+        apart = grad is not None and x.strides[2:] != grad.strides[2:]
+        neighbours = wants_neighbours(d, columns_of(d, conv.groups), target)
+        self.copied = reads and (apart or (neighbours and x.strides[1] != 1))
+        last = d.last or neighbours
+        self.layout = packed(x.shape, x.dtype, channels_last=last) if self.copied or not reads else x
         copy = d.channels * prod(d.space) * self.item * self.copied
         self.weight_bytes = conv.out_channels * self.depth * self.item
         self.images, self.pixels = self._block_size(fixed_bytes + self.weight_bytes, image_bytes + copy)
@@ -198,7 +205,13 @@ class _Backward:
         self.image_bytes = self.grad.strides[0] * wide * (results.input != NULL and self.grad != self.final)
         weights = conv.out_channels * d.taps * (d.channels // conv.groups) * wide * (results.weight != NULL)
         reads = self.slopes or results.weight != NULL
-        self.work = Work(*(plan, target, conv, slots), reads=reads, image_bytes=self.image_bytes, fixed_bytes=weights)
+        self.work = Work(
+            *(plan, target, conv, slots),
+            reads=reads,
+            grad=None if results.input == NULL else self.grad,
+            image_bytes=self.image_bytes,
+            fixed_bytes=weights,
+        )
         self.total = plan.workspace(self.work.images * self.image_bytes) if self.image_bytes else NULL
         self.weights = plan.workspace(weights) if weights else NULL
         if weights:
