@@ -36,9 +36,12 @@ def test_only_what_is_needed_is_computed(
     assert tuple(some) == NAMES[operator]
     for key, gradient in some.items():
         assert (gradient is None) == (key not in needs)
-        if gradient is not None and arrays.device == "cpu":
+        # What the weights' gradient is made of is sampled along with slopes, or alone: the same but for rounding. On a
+        # GPU there are atomic additions, in no fixed order.
+        alone = key == "weight" and not {"offset", "mask"} & set(needs)
+        if gradient is not None and arrays.device == "cpu" and not alone:
             assert (arrays.back(gradient) == arrays.back(every[key])).all()
-        elif gradient is not None:  # sums of atomic additions, in no fixed order
+        elif gradient is not None:
             assert_close(arrays.back(gradient), arrays.back(every[key]), "float32")
 
 
