@@ -15,7 +15,7 @@ from cudakit.conv_plan import (
     images_at_once,
 )
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
-from cudakit.deform_plan import coordinates_from, gradient_layouts, plain_columns
+from cudakit.deform_plan import coordinates_from, gradient_layouts, plain_columns, wants_copy
 from cudakit.launch import Launch, load
 from cudakit.layout import accumulator, add_copy, add_sum, itemsize, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
@@ -94,9 +94,8 @@ class _Backward:
         self.split = split(d, target.threads)
         self.reads = any(slot != NULL for slot in (results.offset, results.mask, results.weight))
         self.final, self.grad = gradient_layouts(d, target, plain_columns(d))
-        # A tap has one offset in the image and in its gradient, so their dimensions must have the same strides.
-        apart = results.input != NULL and x.strides[2:] != self.grad.strides[2:]
-        self.copied = self.reads and (apart or x.strides[1] != 1)
+        beside = self.grad if results.input != NULL else None
+        self.copied = self.reads and wants_copy(x, beside, neighbours=True)
         self.layout = packed(x.shape, x.dtype, channels_last=True) if self.copied or not self.reads else x
         self.summed = results.input != NULL and self.grad != self.final
         # One chunk and one dtype: the sums are the results.

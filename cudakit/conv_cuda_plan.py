@@ -18,6 +18,7 @@ from cudakit.deform_plan import (
     add_im2col,
     coordinates_from,
     gradient_layouts,
+    wants_copy,
     wants_neighbours,
 )
 from cudakit.errors import InvalidArgument
@@ -83,10 +84,8 @@ class Work:
         self.item = itemsize(d.dtype)
         self.depth = d.taps * d.channels // conv.groups
         self.outputs = conv.out_channels // conv.groups
-        # A tap has one offset in the image and in its gradient, so their dimensions must have the same strides.
-        apart = grad is not None and x.strides[2:] != grad.strides[2:]
         neighbours = wants_neighbours(d, columns_of(d, conv.groups), target)
-        self.copied = reads and (apart or (neighbours and x.strides[1] != 1))
+        self.copied = reads and wants_copy(x, grad, neighbours=neighbours)
         last = d.last or neighbours
         self.layout = packed(x.shape, x.dtype, channels_last=last) if self.copied or not reads else x
         copy = d.channels * prod(d.space) * self.item * self.copied

@@ -215,6 +215,16 @@ def gradient_layouts(d: Deformation, target: Target, columns: Columns) -> tuple[
     )
 
 
+def wants_copy(x: Image, grad: Image | None, *, neighbours: bool) -> bool:
+    """Whether an image must be copied before it is read.
+
+    That is where its channels should be neighbours and are not, or beside a gradient that lies otherwise: a tap has one
+    offset in both, so their dimensions must have the same strides.
+    """
+    apart = grad is not None and x.strides[2:] != grad.strides[2:]
+    return apart or (neighbours and x.strides[1] != 1)
+
+
 def coordinates_from(d: Deformation, first: int, offset: Slot, mask: Slot) -> tuple[Slot, Slot]:
     """Return the slots of offsets and masks, or of their gradients, from the image `first` on."""
     return (
@@ -231,9 +241,8 @@ def plan_gradients(plan: Plan, target: Target, d: Deformation, x: Image | None, 
     columns, item = plain_columns(d), itemsize(d.dtype)
     final, grad = gradient_layouts(d, target, columns)
     summed = slots.grad_input != NULL and grad != final
-    # A tap has one offset in the image and in its gradient, so their dimensions must have the same strides.
-    apart = x is not None and slots.grad_input != NULL and x.strides[2:] != grad.strides[2:]
-    copied = x is not None and (apart or (wants_neighbours(d, columns, target) and x.strides[1] != 1))
+    beside = grad if slots.grad_input != NULL else None
+    copied = x is not None and wants_copy(x, beside, neighbours=wants_neighbours(d, columns, target))
     layout = x if x is not None and not copied else grad._replace(dtype=d.dtype)
     rounds = list(chunks(final, target)) if copied or summed else [(0, d.batch)]
     image = d.channels * prod(d.space)
