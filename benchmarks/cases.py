@@ -1,11 +1,10 @@
 """What a benchmark is made of: rows, the sides that compute them, and the check that all sides agree.
 
-A family is one file with a `Family` in it (`sampling.py`), one line in `FAMILIES` of `run.py`, and a `test_*.py` of a
-few lines; nothing else knows what is computed. A family that runs on a GPU has a second `Family` for it, whose sides
-take PyTorch's tensors in place of NumPy's arrays.
+A family is one file with a `Family` in it (`sampling.py`), its name in `families.py`, and a `test_*.py` of a few lines;
+nothing else knows what is computed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, NamedTuple
@@ -30,13 +29,14 @@ class Row:
     section : str
         The table that the row stands in.
     case : object
-        What the family's sides need to know besides arrays.
+        What the family's sides need to know besides arrays; `case.flop` is the number of floating-point operations that
+        the formula takes, however it is computed.
     make : callable
         Returns the arrays that are read, by name; the same ones every time.
     flips : float
         Share of elements that may differ by more than the tolerance: those beside a discontinuity.
     dtype : str
-        What the arrays, which are made in float32, are turned into; on a GPU only.
+        What the arrays, which are made in float32, are turned into.
     """
 
     name: str
@@ -90,20 +90,27 @@ class Tiny(NamedTuple):
 class Family(NamedTuple):
     """Operators that are measured together.
 
-    `rows(small)` lists the rows, in small sizes for a quick check; `sides` has cudakit first; `rivals` are the peers
-    whose fastest one is the row's yardstick; `floors` compute something less, so that their results are not compared;
-    `memory` names the rows whose peak memory is measured; `notes` are printed with the tables.
+    `rows(small)` and `gpu_rows(small)` list the rows, in small sizes for a quick check. `sides` has cudakit first;
+    those in `on_tensors` take PyTorch's tensors in place of NumPy's arrays, too. `rivals` are the peers whose fastest
+    one is the row's yardstick. `floors` compute something less, so that their results are not compared. `memory` names
+    the rows whose peak memory is measured; `notes` are printed with the tables.
     """
 
     name: str
     title: str
     rows: Callable[[bool], list[Row]]
+    gpu_rows: Callable[[bool], list[Row]]
     sides: dict[str, Side]
+    on_tensors: tuple[str, ...]
     rivals: tuple[str, ...]
     tiny: Tiny
     floors: tuple[str, ...] = ()
     memory: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def only(self, names: Container[str]) -> "Family":
+        """Return the family with cudakit and those of its peers."""
+        return self._replace(sides={name: side for name, side in self.sides.items() if name in names or name == OURS})
 
 
 def in_layout(array: Array, last: bool) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 import cudakit
 
 from . import deformable_peers as peers
-from .cases import OURS, TOLERANCES, Array, Arrays, Family, Prepared, Row, Side, Tiny, in_dtype, in_layout, to_numpy
+from .cases import OURS, Array, Arrays, Family, Prepared, Row, Side, Tiny, in_layout, to_numpy
 
 FLIPS = 2e-3  # share of the gradients of offsets that stem from a sample so near to a knot that rounding picks its side
 
@@ -37,6 +37,15 @@ class Deform(NamedTuple):
     def taps(self) -> int:
         """Return how many samples of each channel an output pixel has."""
         return self.kernel**2
+
+    @property
+    def flop(self) -> int:
+        """Return the operations of the matrix products, two of them backward, or of the interpolation of columns."""
+        batch, channels, *space = self.shape
+        columns = batch * channels * self.taps * prod(space)
+        if self.columns:
+            return 2 * 4 * columns
+        return 2 * columns * self.outputs // self.groups * (2 if self.backward else 1)
 
     @property
     def padding(self) -> int:
@@ -121,8 +130,7 @@ def rows(small: bool) -> list[Row]:
 
 def gpu_rows(small: bool) -> list[Row]:
     """Return the family's rows on a GPU."""
-    found = [row(*variant) for variant in _variants(SMALL_SIZES if small else GPU_SIZES, (True,))]
-    return [in_dtype(row, dtype) for dtype in TOLERANCES for row in found]
+    return [row(*variant) for variant in _variants(SMALL_SIZES if small else GPU_SIZES, (True,))]
 
 
 def _ours(row: Row, arrays: Arrays, _: int) -> Prepared:
@@ -157,6 +165,8 @@ NOTES = (
     "columns are ready; copy is that of the columns, to new memory. They are floors: another function, not a rival.",
     "All gradients: input, offset, weight, and mask where there is one. torchvision's, timed without autograd around "
     "them, hold that of a bias too, which it always computes.",
+    "Operations are those of the matrix products, as for an ordinary convolution, two products backward; for columns "
+    "alone, those of the interpolation.",
     "In the channels-last tables torch is given tensors with channels-last strides.",
 )
 TINY = Tiny(
@@ -170,16 +180,12 @@ FAMILY = Family(
     "deformable",
     "Deformable convolution",
     rows,
+    gpu_rows,
     {OURS: _ours} | RUNTIMES | RIVALS | FLOORS,
+    on_tensors=(*RIVALS, *FLOORS),
     rivals=(*RUNTIMES, *RIVALS),
     tiny=TINY,
     floors=tuple(FLOORS),
     memory=("dc_n4c128_64_v2_fwd", "dc_n4c128_64_v2_bwd"),
     notes=NOTES,
-)
-GPU_FAMILY = FAMILY._replace(
-    rows=gpu_rows,
-    sides={OURS: _ours} | RIVALS | FLOORS,
-    rivals=tuple(RIVALS),
-    memory=(),
 )

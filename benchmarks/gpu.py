@@ -1,18 +1,18 @@
 """Rows on a GPU: arrays are PyTorch's tensors there, and calls are timed by CUDA events."""
 
-from collections.abc import Callable
-from math import ceil
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from .cases import Arrays, Row
+from .limits import Limits
 from .measure import BURST_SECONDS, Device, Result, Sample
 from .peers import load
+from .tensors import exact, tensors
 
-CACHES = 3  # calls take turns on copies of the arrays that fill the L2 cache so many times
-MOST_COPIES = 64
 LONGEST_BURST = 200
 COPY_BYTES = 10**9
-COPIES = 20
+GEMM_SIZE = 8192
+REPEATS = 20
 NOTES = (
     "Times are between CUDA events around calls in a row, on copies of the arrays that together exceed the L2 cache. "
     "float32 is computed without TF32.",
@@ -24,25 +24,6 @@ def available() -> bool:
     """Whether PyTorch and CuPy are there and see a GPU."""
     torch, cupy = load("torch"), load("cupy")
     return torch is not None and cupy is not None and torch.cuda.is_available() and cupy.cuda.is_available()
-
-
-def copies_needed(size: int, cache: int) -> int:
-    """Return how many copies of a row's arrays calls take in turn, so that none of them is in the cache any more."""
-    return min(max(ceil(CACHES * cache / size), 1), MOST_COPIES)
-
-
-def tensors(row: Row, where: str, cache: int) -> list[Arrays]:
-    """Return copies of a row's arrays as tensors of its dtype."""
-    torch = load("torch")
-    torch.cuda.empty_cache()  # of the last row's memory, which CuPy may want
-    given = {name: torch.from_numpy(array).to(where, getattr(torch, row.dtype)) for name, array in row.make().items()}
-    count = copies_needed(sum(tensor.nbytes for tensor in given.values()), cache)
-    return [given, *({name: tensor.clone() for name, tensor in given.items()} for _ in range(count - 1))]
-
-
-def exact(arrays: Arrays) -> Arrays:
-    """Return the tensors in float32."""
-    return {name: tensor.to(load("torch").float32) for name, tensor in arrays.items()}
 
 
 def seconds(call: Callable[[], Any], count: int = 1) -> float:
@@ -72,13 +53,23 @@ def device(where: str = "cuda") -> Device:
     return Device(lambda row: tensors(row, where, cache), exact, seconds, burst)
 
 
-def copy_bandwidth(where: str = "cuda") -> float:
-    """Return GB/s of a copy, read and written."""
+def limits(dtypes: Sequence[str], where: str = "cuda") -> Limits:
+    """Measure a copy, and a matrix product in each dtype."""
     torch = load("torch")
     source = torch.ones(COPY_BYTES, dtype=torch.uint8, device=where)
     target = torch.zeros_like(source)
-    target.copy_(source)
-    return 2 * COPY_BYTES / seconds(lambda: target.copy_(source), COPIES) / 1e9
+    copies = 2 * COPY_BYTES / repeated(lambda: target.copy_(source)) / 1e9
+    rates = {}
+    for dtype in dtypes:
+        matrix = torch.ones(GEMM_SIZE, GEMM_SIZE, device=where).normal_().to(getattr(torch, dtype))
+        rates[dtype] = 2 * GEMM_SIZE**3 / repeated(partial(torch.mm, matrix, matrix)) / 1e9
+    return Limits(copies, rates)
+
+
+def repeated(call: Callable[[], Any]) -> float:
+    """Return the seconds of one of many calls, after one that is not counted."""
+    call()
+    return seconds(call, REPEATS)
 
 
 def describe() -> Result:

@@ -1,6 +1,5 @@
 """The picture of how times grow."""
 
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -14,24 +13,28 @@ COLUMNS = 3
 INK, FAINT = "#222222", "#e4e4e4"
 COLOURS = {
     OURS: "#1f5fa8",
+    "torch": "#2a9d6f",
+    "torch_composite": "#2a9d6f",
+    "torchvision": "#8a5fbf",
     "openvino": "#d1495b",
     "onnxruntime": "#e08e0b",
-    "torchvision": "#8a5fbf",
-    "torch_composite": "#2a9d6f",
+    "opencv": "#b0569a",
+    "scipy": "#7a5230",
+    "jax": "#17a2b8",
     "dense_conv": "#888888",
+    "gemm_only": "#333333",
+    "copy_only": "#555555",
 }
 DASHED = {"dense_conv"}
 
 
-def draw(curves: list[dict[str, Any]], out: Path) -> None:
-    """Draw a panel for each curve and write them to `out`.
+def draw_growth(curves: list[dict[str, Any]]) -> Figure:
+    """Draw a panel for each curve.
 
     Parameters
     ----------
     curves : list of dict
-        Each with the name of an "axis" and "points", which hold a "value" and the "ms" of every side.
-    out : Path
-        The file to write.
+        Each with the "way" and the name of an "axis", and "points", which hold a "value" and the "ms" of every side.
     """
     figure = Figure(SIZE, dpi=DPI, layout="constrained")
     panels = figure.subplots(-(-len(curves) // COLUMNS), COLUMNS, sharey=True, squeeze=False).flat
@@ -42,7 +45,7 @@ def draw(curves: list[dict[str, Any]], out: Path) -> None:
     figure.suptitle(f"deform_conv2d, {curves[0]['way']}: time of a call", x=0.01, ha="left", color=INK)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-    figure.savefig(out)
+    return figure
 
 
 def _panel(panel: Any, curve: dict[str, Any]) -> None:

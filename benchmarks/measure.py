@@ -1,17 +1,14 @@
-"""Interleaved rounds of timed calls, and the copy bandwidth that they are held against."""
+"""Interleaved rounds of timed calls."""
 
 import gc
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import cycle
 from math import inf
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import quantiles
 from time import perf_counter, process_time, sleep
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from .cases import OURS, Arrays, Family, Prepared, Row, disagreement, largest_error, traffic
 from .peers import present
@@ -24,8 +21,6 @@ LONGEST_BURST = 10
 WARM_SECONDS = 0.1  # calls that take longer need no untimed call before them
 BUSY = 0.05  # share of its time that a call may wait for a core before it counts as disturbed
 TASKS = Path("/proc/self/task")
-COPY_BYTES = 256 * 10**6
-COPY_REPEATS = 7
 
 Result = dict[str, Any]
 
@@ -202,26 +197,10 @@ def measure_row(family: Family, row: Row, threads: int, device: Device = CPU) ->
         "section": row.section,
         "dtype": row.dtype,
         "bytes": checked.traffic,
-        "gb_per_s": checked.traffic / ours / 1e6,
+        "flop": row.case.flop,
         "sides": times,
         "ratios": {side: time["median_ms"] / ours for side, time in times.items() if side != OURS},
         "errors": checked.errors,
         "disagreements": checked.wrong,
         "failures": checked.failures,
     }
-
-
-def copy_samples(threads: int) -> list[Sample]:
-    """Time copies of 256 MB by that many threads."""
-    source, target = np.ones(COPY_BYTES, np.uint8), np.zeros(COPY_BYTES, np.uint8)
-    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
-    with ThreadPoolExecutor(threads) as pool:
-        found = [
-            burst(lambda: list(pool.map(lambda part: np.copyto(*part), parts)), 1) for _ in range(COPY_REPEATS + 1)
-        ]
-    return [sample for (sample,) in found[1:]]
-
-
-def copy_bandwidth(samples: Sequence[Sample]) -> float:
-    """Return GB/s, read and written."""
-    return 2 * COPY_BYTES / median(calm(samples)[0]) / 1e9

@@ -43,6 +43,11 @@ print(perf_counter() - start)
 """
 
 
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def bare_launch(call: Callable[[], Any]) -> Callable[[], Any]:
     """Return the launches of compiled kernels inside a call, alone, with arguments that are packed already."""
     found: list[dict[str, Any]] = []
@@ -101,7 +106,7 @@ def _child(code: str, cache: Path) -> list[float]:
     """Return the numbers that a fresh interpreter prints, in milliseconds."""
     environment = os.environ | {"CUDAKIT_CACHE_DIR": str(cache)}
     command = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=cache.parent, env=environment, capture_output=True, text=True, check=True)
     return [1e3 * float(word) for word in done.stdout.split()]
 
 

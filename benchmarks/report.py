@@ -1,28 +1,31 @@
 """The results as tables: on the terminal and in Markdown."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import rich.table
 from rich.console import Console
 
-from . import gpu
+from . import gpu, growth
 from .cases import OURS, Family
+from .families import FAMILIES
 from .overhead import BARE, BEYOND
 from .peers import title
+from .tables import NOTHING, Table, markdown_lines, number
 
 Result = dict[str, Any]
-NOTHING = "–"
 DISTURBED = "ᵈ: disturbed; nearly every call waited for a core: other load, or more threads of its own than cores."
-RESULTS = "benchmarks/results"
-COMMAND = "python -m benchmarks.run {options} --json {page}.json --markdown {page}.md"
-Table = tuple[str, list[str], list[list[str]]]  # heading, titles of the columns, cells
-
-
-def number(value: float) -> str:
-    """Write three significant digits, all of those before the point."""
-    return f"{value:.0f}" if value >= 99.95 else f"{value:#.3g}"
+HALF = (
+    "Rows in half precision are on PyTorch's tensors. Their errors are against the same arrays in float32; peers work "
+    "out coordinates in the arrays' dtype, and only cudakit's errors are limited."
+)
+MEDIANS = (
+    "Medians; in brackets, how many times as long as cudakit. Of roofline: the time that copying (m) or the matrix "
+    "product (a) would take, whichever is longer, over cudakit's. See [README.md](README.md) for what is measured."
+)
+Part = tuple[str, Sequence[str], Iterable[Table]]  # title, notes, tables
 
 
 def fastest_rival(row: Result, rivals: Iterable[str]) -> float | None:
@@ -30,15 +33,23 @@ def fastest_rival(row: Result, rivals: Iterable[str]) -> float | None:
     return min((row["ratios"][side] for side in rivals if side in row["ratios"]), default=None)
 
 
+def row_line(row: Result, rivals: Iterable[str]) -> str:
+    """Return a line about a row that has just been measured."""
+    best = fastest_rival(row, rivals)
+    rival = "" if best is None else f", fastest rival {best:.2f}×"
+    return f"{row['row']} {row['sides'][OURS]['median_ms']:.3f} ms{rival}"
+
+
 def _time(time: Result) -> str:
     return number(time["median_ms"]) + ("ᵈ" if time["disturbed"] else "")
 
 
-def _cells(row: Result, peers: list[str], rivals: Iterable[str], bandwidth: float) -> list[str]:
+def _cells(row: Result, peers: list[str], rivals: Iterable[str]) -> list[str]:
     ours, best = row["sides"][OURS], fastest_rival(row, rivals)
     low, high = ours["quartiles_ms"]
     cells = [row["row"], _time(ours), f"{number(low)}–{number(high)}"]
-    cells += [number(row["gb_per_s"]), f"{row['gb_per_s'] / bandwidth:.0%}"]
+    cells += [number(row["gb_per_s"]), number(row["gflop_per_s"])]
+    cells += [f"{row['roofline_share']:.0%} ({row['bound'][0]})"]
     for side in peers:
         time = row["sides"].get(side)
         ratio = row["ratios"].get(side, 0.0)
@@ -49,14 +60,13 @@ def _cells(row: Result, peers: list[str], rivals: Iterable[str], bandwidth: floa
 
 def tables(run: Result, family: Family) -> Iterator[Table]:
     """Yield the tables of every section, and those of errors."""
-    bandwidth = run["copy_gb_per_s"]
     sections = dict.fromkeys(row["section"] for row in run["rows"])
     for section in sections:
         found = [row for row in run["rows"] if row["section"] == section]
         peers = [side for side in family.sides if any(side in row["ratios"] for row in found)]
-        head = ["row", f"{OURS} ms", "quartiles", "GB/s", "of copy"]
+        head = ["row", f"{OURS} ms", "quartiles", "GB/s", "GFLOP/s", "of roofline"]
         head += [f"{title(side)} (floor)" if side in family.floors else title(side) for side in peers]
-        cells = [_cells(row, peers, family.rivals, bandwidth) for row in found]
+        cells = [_cells(row, peers, family.rivals) for row in found]
         yield f"{section}: {run['label']}", [*head, "fastest rival"], cells
     half = [row for row in run["rows"] if row["dtype"] != "float32"]
     if half:
@@ -91,75 +101,100 @@ def _megabytes(size: int | None) -> str:
     return NOTHING if size is None else number(size / 1e6)
 
 
-def _all_tables(report: Result, family: Family) -> Iterator[Table]:
-    for run in report["runs"]:
+def family_tables(found: Result, family: Family) -> Iterator[Table]:
+    """Yield all tables of a family."""
+    for run in found["runs"]:
         yield from tables(run, family)
-    if "overhead" in report:
-        yield overhead_table(report["overhead"])
-    if report.get("memory", {}).get("rows"):
-        yield memory_table(report["memory"])
+    if "overhead" in found:
+        yield overhead_table(found["overhead"])
+    if found.get("memory", {}).get("rows"):
+        yield memory_table(found["memory"])
 
 
-def machine_lines(report: Result) -> list[str]:
+def parts(results: Result) -> Iterator[Part]:
+    """Yield the record's families, then growth."""
+    for name, found in results["families"].items():
+        family = FAMILIES[name]
+        yield family.title, family_notes(found, family, results["device"]), family_tables(found, family)
+    if "growth" in results:
+        yield growth.TITLE, growth.notes(results["growth"]), growth.tables(results["growth"])
+
+
+def machine_lines(results: Result) -> list[str]:
     """Return what was measured where, a paragraph each."""
-    machine = report["machine"]
-    there = ", ".join(f"{title(name)} {version}" for name, version in report["versions"].items() if version != "absent")
-    absent = [title(name) for name, version in report["versions"].items() if version == "absent"]
-    copies = ", ".join(f"{number(run['copy_gb_per_s'])} GB/s ({run['label']})" for run in report["runs"])
+    machine = results["machine"]
+    versions = results["versions"].items()
+    there = ", ".join(f"{title(name)} {version}" for name, version in versions if version != "absent")
+    absent = [title(name) for name, version in versions if version == "absent"]
     return [
         *([f"{machine['gpu']}; {machine['cuda']}."] if "gpu" in machine else []),
-        f"{machine['cpu']}, {machine['cores']} cores; {report['date']}, commit {report['commit']}.",
+        f"{machine['cpu']}, {machine['cores']} cores; {results['date']}, commit {results['commit']}.",
         f"Python {machine['python']}, {machine['compiler']}; {there}."
         + f" Absent: {', '.join(absent)}." * bool(absent),
-        *([f"Copying, read and written: {copies}."] if copies else []),
+        *(f"{family.title}, {line}" for family, line in _limits(results)),
     ]
 
 
-def _notes(report: Result, family: Family) -> tuple[str, ...]:
-    rows = [row for run in report["runs"] for row in run["rows"]]
+def _limits(results: Result) -> Iterator[tuple[Family, str]]:
+    """Yield a line of the limits that each run measured."""
+    for name, found in results["families"].items():
+        for run in found["runs"]:
+            copies, rates = run["limits"]["copy_gb_per_s"], run["limits"]["gemm_gflop_per_s"]
+            shown = {row["dtype"]: rates[row["dtype"]] for row in run["rows"]}
+            products = ", ".join(f"{number(rate)} GFLOP/s in {dtype}" for dtype, rate in shown.items())
+            yield FAMILIES[name], f"{run['label']}: copy {number(copies)} GB/s, matrix product {products}."
+
+
+def family_notes(found: Result, family: Family, device: str) -> list[str]:
+    """Return what is to be known of a family's tables."""
+    rows = [row for run in found["runs"] for row in run["rows"]]
+    rivals = ", ".join(title(side) for side in family.rivals if any(side in row["sides"] for row in rows))
     disturbed = any(time["disturbed"] for row in rows for time in row["sides"].values())
     failed = Counter(failure for row in rows for failure in row["failures"].items())
-    failures = (f"{title(side)} failed in {count} row(s): {why}" for (side, why), count in failed.items())
-    device = gpu.NOTES if report["device"] == "cuda" else ()
-    return (*family.notes, *device, *((DISTURBED,) if disturbed else ()), *failures)
-
-
-def show(report: Result, family: Family, console: Console) -> None:
-    """Print the report."""
-    for line in machine_lines(report):
-        console.print(line, highlight=False, soft_wrap=True)
-    for heading, head, rows in _all_tables(report, family):
-        table = rich.table.Table(title=heading, title_justify="left", min_width=len(heading))
-        for position, column in enumerate(head):
-            table.add_column(column, justify="right" if position else "left", no_wrap=position == 0)
-        for cells in rows:
-            table.add_row(*cells)
-        console.print(table)
-    for line in _notes(report, family):
-        console.print(f"- {line}", highlight=False, soft_wrap=True)
-
-
-def markdown(report: Result, family: Family) -> str:
-    """Write the report as a Markdown page."""
-    cuda = report["device"] == "cuda"
-    options = "--device cuda" if cuda else f"--family {family.name} --threads 1 2"
-    command = COMMAND.format(options=options, page=f"{RESULTS}/{'gpu' if cuda else 'cpu'}-{family.name}")
-    lines = [f"# {family.title} on a {'GPU' if cuda else 'CPU'}", "", f"Reproduce with `{command}`.", ""]
-    if report["small"]:
-        lines += ["**Small sizes: a check of the programme, not a measurement.**", ""]
-    lines += ["\n\n".join(machine_lines(report)), ""]
-    lines += [
-        "Medians; in brackets, how many times as long as cudakit. See [README.md](README.md) for what is measured.",
-        "",
+    return [
+        f"Fastest rival: the fastest of {rivals or 'none'}, over cudakit; above 1, cudakit is faster.",
+        *family.notes,
+        *(gpu.NOTES if device == "cuda" else ()),
+        *((HALF,) if any(row["dtype"] != "float32" for row in rows) else ()),
+        *((DISTURBED,) if disturbed else ()),
+        *(f"{title(side)} failed in {count} row(s): {why}" for (side, why), count in failed.items()),
     ]
-    rivals = ", ".join(map(title, family.rivals))
-    lines += [f"- Fastest rival: the fastest of {rivals}, over cudakit; above 1, cudakit is faster."]
-    lines += [f"- {note}" for note in _notes(report, family)]
-    for heading, head, rows in _all_tables(report, family):
-        lines += ["", f"## {heading}", "", *table_lines(head, rows)]
+
+
+def show(results: Result, console: Console) -> None:
+    """Print the record."""
+    for line in machine_lines(results):
+        console.print(line, highlight=False, soft_wrap=True)
+    for name, notes, found in parts(results):
+        console.rule(name)
+        for heading, head, rows in found:
+            table = rich.table.Table(title=heading, title_justify="left", min_width=len(heading))
+            for position, column in enumerate(head):
+                table.add_column(column, justify="right" if position else "left", no_wrap=position == 0)
+            for cells in rows:
+                table.add_row(*cells)
+            console.print(table)
+        for line in notes:
+            console.print(f"- {line}", highlight=False, soft_wrap=True)
+
+
+def markdown(results: Result, pictures: Sequence[str] = ()) -> str:
+    """Write the record as a Markdown page that shows some pictures."""
+    cuda = results["device"] == "cuda"
+    lines = [
+        f"# cudakit and its peers on a {'GPU' if cuda else 'CPU'}",
+        "",
+        f"Reproduce with `python -m cudakit bench{' --device cuda' * cuda}`.",
+    ]
+    if results["small"]:
+        lines += ["", "**Small sizes: a check of the programme, not a measurement.**"]
+    for line in machine_lines(results):
+        lines += ["", line]
+    lines += ["", MEDIANS]
+    for picture in pictures:
+        lines += ["", f"![{Path(picture).stem}]({picture})"]
+    for name, notes, found in parts(results):
+        lines += ["", f"## {name}", "", *(f"- {note}" for note in notes)]
+        for heading, head, rows in found:
+            lines += ["", f"### {heading}", "", *markdown_lines(head, rows)]
     return "\n".join([*lines, ""])
-
-
-def table_lines(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Return the lines of a table in Markdown."""
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]

@@ -1,6 +1,6 @@
 """The family of spatial transformers: `grid_sample`, `affine_grid` and their gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -8,10 +8,11 @@ import numpy as np
 
 import cudakit
 
-from .cases import OURS, TOLERANCES, Array, Arrays, Family, Prepared, Row, Side, Tiny, in_dtype, in_layout, to_numpy
+from .cases import OURS, Array, Arrays, Family, Prepared, Row, Side, Tiny, in_layout, to_numpy
 from .peers import load, onnxruntime_call, openvino_call
 
 SIZES = ((8, 3, 512, 512), (4, 64, 128, 128), (1, 8, 64, 64, 64))
+GPU_SIZES = ((8, 3, 1024, 1024), (16, 64, 128, 128), (1, 16, 96, 96, 96))
 SMALL_SIZES = ((2, 3, 24, 24), (2, 32, 12, 12), (1, 8, 8, 8, 8))
 AFFINE_SIZES = ((8, 1, 512, 512), (1, 1, 64, 64, 64))
 SMALL_AFFINE_SIZES = ((2, 1, 24, 24), (1, 1, 8, 8, 8))
@@ -30,12 +31,25 @@ class Sampling(NamedTuple):
     backward: bool
     last: bool
 
+    @property
+    def flop(self) -> int:
+        """Return the operations of weighing the taps; the gradient by the grid weighs them once for each dimension."""
+        n = len(self.out)
+        taps = (2 if self.mode == "bilinear" else 4) ** n
+        return 2 * taps * self.shape[0] * self.shape[1] * prod(self.out) * (1 + n if self.backward else 1)
+
 
 class Affine(NamedTuple):
     """A row of `affine_grid`, align_corners False."""
 
     size: tuple[int, ...]
     backward: bool
+
+    @property
+    def flop(self) -> int:
+        """Return the operations of a product with the matrix, or of its gradient."""
+        n = len(self.size) - 2
+        return 2 * n * (n + 1) * self.size[0] * prod(self.size[2:])
 
 
 def transforms(batch: int, n: int) -> Array:
@@ -104,23 +118,26 @@ def _affine_row(case: Affine) -> Row:
     return Row(f"{name}_{way[0]}", f"affine_grid, {way[1]}", case, lambda: _affine_arrays(case))
 
 
-def rows(small: bool) -> list[Row]:
-    """Return the family's rows."""
+def _rows(sizes: Sequence[tuple[int, ...]], affine_sizes: Sequence[tuple[int, ...]]) -> list[Row]:
     found = [
         _sampling_row(Sampling(shape, shape[2:], mode, backward, last))
         for backward in (False, True)
         for last in (False, True)
         for mode in TORCH_MODES
-        for shape in (SMALL_SIZES if small else SIZES)
+        for shape in sizes
         if mode == "bilinear" or len(shape) == 4
     ]
-    sizes = SMALL_AFFINE_SIZES if small else AFFINE_SIZES
-    return found + [_affine_row(Affine(size, backward)) for backward in (False, True) for size in sizes]
+    return found + [_affine_row(Affine(size, backward)) for backward in (False, True) for size in affine_sizes]
+
+
+def rows(small: bool) -> list[Row]:
+    """Return the family's rows on a CPU."""
+    return _rows(SMALL_SIZES, SMALL_AFFINE_SIZES) if small else _rows(SIZES, AFFINE_SIZES)
 
 
 def gpu_rows(small: bool) -> list[Row]:
     """Return the family's rows on a GPU."""
-    return [in_dtype(row, dtype) for dtype in TOLERANCES for row in rows(small)]
+    return _rows(SMALL_SIZES, SMALL_AFFINE_SIZES) if small else _rows(GPU_SIZES, AFFINE_SIZES)
 
 
 def _ours(row: Row, arrays: Arrays, _: int) -> Prepared:
@@ -246,10 +263,11 @@ SIDES: dict[str, Side] = {
     "jax": _jax,
 }
 NOTES = (
-    "float32; grids are turns by 6 to 23 degrees with a little zoom and shift; padding zeros, align_corners=False.",
+    "Grids are turns by 6 to 23 degrees with a little zoom and shift; padding zeros, align_corners=False.",
     "OpenCV is given channels-last images and maps in pixels in every table; beyond 4 channels its bilinear weights "
     "have 5 bits. SciPy is given coordinates in pixels, and its cubic splines are another function.",
     "In the channels-last tables torch is given tensors with channels-last strides.",
+    "Operations are those of weighing the taps: coordinates, weights and the adding up of gradients are not counted.",
     "torch's gradients are timed without autograd around them (`torch.ops.aten.grid_sampler_2d_backward`).",
 )
 RIVALS = ("torch", "openvino", "onnxruntime")
@@ -259,5 +277,4 @@ TINY = Tiny(
     "cudakit.grid_sample(x, grid)",
     _sampling_row(Sampling((1, 1, 4, 4), (2, 2), "bilinear", backward=False, last=False)),
 )
-FAMILY = Family("sampling", "Sampling", rows, SIDES, RIVALS, TINY, notes=NOTES)
-GPU_FAMILY = FAMILY._replace(rows=gpu_rows, sides={OURS: _ours, "torch": _torch}, rivals=("torch",))
+FAMILY = Family("sampling", "Sampling", rows, gpu_rows, SIDES, ("torch",), RIVALS, TINY, notes=NOTES)

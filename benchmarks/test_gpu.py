@@ -1,18 +1,30 @@
 """The GPU's half of the benchmarks, on a CPU: all of it but the clock."""
 
 import json
-from argparse import Namespace
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 
 import pytest
 
-from . import gpu, report, run
+from . import gpu, measure, picture, record, report
 from .cases import OURS, Family, Row
-from .deformable import GPU_FAMILY, gpu_rows
-from .measure import check
+from .command import DTYPES
+from .families import FAMILIES
+from .peers import PEERS
+from .tensors import copies_needed, exact, tensors
 
 torch = pytest.importorskip("torch")
+CHOICE = record.Choice(
+    families=["deformable", "growth"],
+    device="cuda",
+    dtypes=DTYPES,
+    peers=tuple(PEERS),
+    threads=[1],
+    rows="n2c16_8_v2_fwd(_bfloat16)?$",
+    small=True,
+    extras=False,
+)
 
 
 class Event:
@@ -35,20 +47,31 @@ class Event:
 def cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(gpu, "BURST_SECONDS", 1e-3)
+    monkeypatch.setattr(gpu, "COPY_BYTES", 1000)
+    monkeypatch.setattr(gpu, "GEMM_SIZE", 16)
+    monkeypatch.setattr(gpu, "describe", lambda: {"gpu": "none", "cuda": "none"})
+    for name in ("device", "limits"):
+        monkeypatch.setattr(gpu, name, partial(getattr(gpu, name), where="cpu"))
 
 
 def test_copies_fill_the_cache_three_times_and_are_not_too_many() -> None:
-    assert [gpu.copies_needed(size, 100) for size in (1, 50, 100, 299, 300, 10**6)] == [64, 6, 3, 2, 1, 1]
+    assert [copies_needed(size, 100) for size in (1, 50, 100, 299, 300, 10**6)] == [64, 6, 3, 2, 1, 1]
+
+
+def chosen(rows: str = "") -> list[tuple[Family, Row, measure.Device]]:
+    """Return the rows of both families on the GPU."""
+    choice = CHOICE._replace(rows=rows)
+    return [found for family in FAMILIES.values() for found in record.chosen(family, choice)]
 
 
 def test_tensors_are_copies_of_the_rows_arrays_in_its_dtype() -> None:
-    (row, *_) = (row for row in gpu_rows(small=True) if row.dtype == "bfloat16")
-    first, second, third = gpu.tensors(row, "cpu", cache=sum(array.nbytes for array in row.make().values()) // 2)
+    row = next(row for _, row, _ in chosen() if row.dtype == "bfloat16")
+    first, second, third = tensors(row, "cpu", cache=sum(array.nbytes for array in row.make().values()) // 2)
     for name, array in row.make().items():
         assert first[name].dtype == torch.bfloat16
         assert first[name].data_ptr() != second[name].data_ptr() != third[name].data_ptr()
         torch.testing.assert_close(first[name], torch.from_numpy(array).to(torch.bfloat16), rtol=0, atol=0)
-        torch.testing.assert_close(gpu.exact(third)[name], first[name].float(), rtol=0, atol=0)
+        torch.testing.assert_close(exact(third)[name], first[name].float(), rtol=0, atol=0)
 
 
 def test_seconds_are_those_of_one_call() -> None:
@@ -58,28 +81,31 @@ def test_seconds_are_those_of_one_call() -> None:
     assert 0 < found[0].seconds < 1e-3
 
 
-@pytest.mark.parametrize(
-    ("family", "row"),
-    [pytest.param(family, row, id=row.name) for family in run.FAMILIES["cuda"].values() for row in family.rows(True)],
-)
-def test_every_side_runs_and_agrees(family: Family, row: Row) -> None:
-    device = gpu.device("cpu")
-    found = check(family, row, device.copies(row), 1, device)
-    assert not found.wrong
-    assert found.errors[OURS] <= row.tolerance
-    assert not found.failures or (row.dtype != "float32" and [*found.failures] == ["torchvision"])  # on a CPU
-    assert len(found.calls) > 1
+def test_every_side_runs_and_agrees() -> None:
+    rows = chosen()
+    assert {row.dtype for _, row, _ in rows} == set(DTYPES)
+    for family, row, device in rows:
+        found = measure.check(family, row, device.copies(row), 1, device)
+        assert not found.wrong, row.name
+        assert found.errors[OURS] <= row.tolerance, row.name
+        lacking = [*found.failures]  # torchvision has no half precision on a CPU
+        assert not lacking or (row.dtype != "float32" and lacking == ["torchvision"]), row.name
+        assert len(found.calls) > 1, row.name
 
 
-def test_the_page_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "COPY_BYTES", 1000)
-    monkeypatch.setattr(gpu, "describe", lambda: {"gpu": "none", "cuda": "none"})
-    for name in ("device", "copy_bandwidth"):
-        monkeypatch.setattr(gpu, name, partial(getattr(gpu, name), "cpu"))
-    options = Namespace(device="cuda", family="deformable", rows="n2c16_8_v2_fwd(_bfloat16)?$", small=True)
-    results = json.loads(json.dumps(run.measure_all(GPU_FAMILY, options)))
-    assert not run.complaints(results)
-    page = report.markdown(results, GPU_FAMILY)
-    assert "# Deformable convolution on a GPU" in page
-    assert "## deform_conv2d, forward, bfloat16: GPU" in page
-    assert "## Largest errors in half precision" in page
+def test_the_record_becomes_a_page_and_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measure, "SIDE_SECONDS", 1e-3)
+    monkeypatch.setattr("benchmarks.growth.AXES", record.growth.AXES[3:4])
+    results = json.loads(json.dumps(record.measure_all(CHOICE)))
+    assert not record.complaints(results)
+    page = report.markdown(results)
+    for line in (
+        "# cudakit and its peers on a GPU",
+        "### deform_conv2d, forward, bfloat16: GPU",
+        "### Largest errors in half precision: GPU",
+        "### Side of the kernel: backward",
+    ):
+        assert line in page
+    names = [path.name for path in picture.draw(results, tmp_path / "gpu.svg")]
+    assert names == ["gpu-deformable.svg", "gpu-growth-forward.svg", "gpu-growth-backward.svg"]
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in names)

@@ -38,6 +38,14 @@ COMMANDS = {
         "  cudakit demo --image cat.jpg --out cat.png\n"
         "  cudakit demo --device cuda --size 1024     on a GPU\n",
     ),
+    "bench": Command(
+        "cudakit.benchmarks.command",
+        "measure the operators beside the peers that are installed",
+        "  cudakit bench --json cpu.json --markdown cpu.md --plot cpu.png   all that is measured on a CPU\n"
+        "  cudakit bench deformable --rows c64_56 --threads 1 --no-extras   a few rows\n"
+        "  cudakit bench sampling --dtype bfloat16 --peers torch\n"
+        "  cudakit bench --device cuda --json gpu.json --plot gpu.png       on a GPU\n",
+    ),
 }
 
 

@@ -17,8 +17,8 @@ import cudakit
 from .conftest import require
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {str(path.relative_to(ROOT)) for path in (ROOT / "cudakit").rglob("*.py")}
 SOURCES = {f"cuda_src/{path.name}" for path in (ROOT / "cuda_src").iterdir() if path.is_file()}
+BENCHMARKS = {f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")}
 MODULES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cudakit").rglob("*.py")}
 
 IMPORT_ONLY = """
@@ -64,7 +64,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("package")
     project = folder / "project"
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("cudakit", "cuda_src"):
+    for name in ("benchmarks", "cudakit", "cuda_src"):
         shutil.copytree(ROOT / name, project / name, ignore=ignore)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, project)
@@ -75,13 +75,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sdist_holds_the_sources(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert names >= SOURCES | MODULES | {"cudakit/py.typed", "LICENSE", "README.md"}
+    assert names >= SOURCES | BENCHMARKS | MODULES | {"cudakit/py.typed", "LICENSE", "README.md"}
 
 
 def test_wheel_holds_the_sources(built: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as archive:
         names = set(archive.namelist())
-    assert names >= {f"cudakit/{name}" for name in SOURCES} | MODULES | {"cudakit/py.typed"}
+    assert names >= {f"cudakit/{name}" for name in SOURCES | BENCHMARKS} | MODULES | {"cudakit/py.typed"}
     folders = {name.split("/", 1)[0] for name in names if ".dist-info/" not in name}
     assert folders == {"cudakit"}
 

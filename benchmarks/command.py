@@ -1,0 +1,112 @@
+"""``cudakit bench``: measure cudakit beside the peers that are installed."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from cudakit.command import UserError, require
+
+from .overhead import cores
+from .peers import PEERS
+
+NAMES = ("sampling", "deformable", "growth")
+DTYPES = ("float32", "float16", "bfloat16")
+PIPED_WIDTH = 220  # columns of a table that no terminal limits
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    names = tuple(name for name in text.split(",") if name)
+    unknown = [name for name in names if name not in PEERS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown peer {unknown[0]!r}; there are {', '.join(PEERS)}")
+    return names
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of threads, got {text!r}")
+    return int(text)
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    add = parser.add_argument
+    add("family", nargs="*", metavar="FAMILY", help=f"{', '.join(NAMES)}; by default all of them")
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--dtype", choices=DTYPES, nargs="+", help="by default float32 on a CPU, and all three on a GPU")
+    add("--peers", type=_peers, metavar="NAMES", help=f"only these, with commas between: {', '.join(PEERS)}")
+    add("--threads", type=_threads, nargs="+", help="numbers of CPU threads; by default 1 and one for each core")
+    add("--rows", type=_pattern, default="", metavar="PATTERN", help="only rows whose name this expression finds")
+    add("--small", action="store_true", help="small sizes: a check that everything runs")
+    add("--no-extras", action="store_true", help="leave out call overhead, import, first call and peak memory")
+    add("--json", type=Path, metavar="FILE", help="write every number")
+    add("--markdown", type=Path, metavar="FILE", help="write the tables")
+    add("--plot", type=Path, metavar="FILE", help="draw ratios, roofline and growth; each family in a file of its own")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print and write; return 1 if any row fails or any two sides disagree."""
+    _check(args)
+    record, report = import_module(".record", __package__), import_module(".report", __package__)
+    from rich.console import Console
+
+    results = record.measure_all(
+        record.Choice(
+            families=args.family or NAMES,
+            device=args.device,
+            dtypes=args.dtype or (DTYPES if args.device == "cuda" else DTYPES[:1]),
+            peers=tuple(PEERS) if args.peers is None else args.peers,
+            threads=args.threads or sorted({1, cores()}),
+            rows=args.rows,
+            small=args.small,
+            extras=not (args.no_extras or args.small),
+        )
+    )
+    report.show(results, Console(width=None if sys.stdout.isatty() else PIPED_WIDTH))
+    _write(args, results, report)
+    wrong = record.complaints(results)
+    for line in wrong:
+        print(f"wrong: {line}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise `UserError` for what would fail after minutes of measuring."""
+    unknown = [name for name in args.family if name not in NAMES]
+    if unknown:
+        raise UserError(f"no family {unknown[0]!r}; there are {', '.join(NAMES)}")
+    require({"rich": "Rich"} | ({"matplotlib": "Matplotlib"} if args.plot else {}), "bench")
+    for path in filter(None, (args.json, args.markdown, args.plot)):
+        if not path.resolve().parent.is_dir():
+            raise UserError(f"there is no folder {path.parent} to write {path.name} to")
+    if args.plot and args.plot.suffix not in (".pdf", ".png", ".svg"):
+        raise UserError(f"--plot must name a .png, .svg or .pdf file, got {args.plot.name}")
+    if args.device == "cuda" and not import_module(".gpu", __package__).available():
+        raise UserError("--device cuda needs PyTorch with CUDA, CuPy, and a GPU that both can use")
+
+
+def _write(args: argparse.Namespace, results: dict[str, Any], report: Any) -> None:
+    pictures: Sequence[Path] = ()
+    if args.plot:
+        pictures = import_module(".picture", __package__).draw(results, args.plot)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if args.markdown:
+        folder = args.markdown.resolve().parent
+        shown = [path.name for path in pictures if path.resolve().parent == folder]
+        args.markdown.write_text(report.markdown(results, shown), encoding="utf-8")
+    for path in filter(None, (args.json, args.markdown, *pictures)):
+        print(f"wrote {path}", file=sys.stderr)

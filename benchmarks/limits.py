@@ -1,0 +1,79 @@
+"""What the machine can do at best: the speed of copies and of matrix products, measured beside the rows.
+
+The time that a row cannot go below, if every argument and result travels once and every operation runs at the speed of
+a matrix product, is the roofline of Williams, Waterman and Patterson (2009, doi:10.1145/1498765.1498785).
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .cases import OURS
+from .measure import Result, Sample, burst, calm
+from .peers import load
+
+COPY_BYTES = 256 * 10**6
+GEMM_SIZE = 1024
+REPEATS = 7
+
+
+class Limits(NamedTuple):
+    """GB/s of a copy, read and written, and GFLOP/s of a matrix product by dtype."""
+
+    copy_gb_per_s: float
+    gemm_gflop_per_s: dict[str, float]
+
+
+def copy_samples(threads: int) -> list[Sample]:
+    """Time copies of 256 MB by that many threads."""
+    source, target = np.ones(COPY_BYTES, np.uint8), np.zeros(COPY_BYTES, np.uint8)
+    parts = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    with ThreadPoolExecutor(threads) as pool:
+        return _repeated(lambda: list(pool.map(lambda part: np.copyto(*part), parts)))
+
+
+def gemm_samples() -> list[list[Sample]]:
+    """Time products of float32 matrices by NumPy's library and by PyTorch's."""
+    matrix = np.random.default_rng(0).standard_normal((GEMM_SIZE, GEMM_SIZE), np.float32)
+    torch = load("torch")
+    found = [_repeated(lambda: matrix @ matrix)]
+    if torch is not None:
+        tensor = torch.from_numpy(matrix)
+        found.append(_repeated(lambda: tensor @ tensor))
+    return found
+
+
+def _repeated(call: Callable[[], Any]) -> list[Sample]:
+    return [sample for _ in range(REPEATS + 1) for sample in burst(call, 1)][1:]
+
+
+def on_cpu(threads: int, measured: Callable[[], Any]) -> tuple[Any, Limits]:
+    """Measure the limits before and after something else; what is half as wide is computed in float32 here."""
+    copies, products = copy_samples(threads), gemm_samples()
+    result = measured()
+    copies += copy_samples(threads)
+    # Whichever library is faster.
+    seconds = min(_typical([*one, *other]) for one, other in zip(products, gemm_samples(), strict=True))
+    rate = 2 * GEMM_SIZE**3 / seconds / 1e9
+    gemm = dict.fromkeys(("float32", "float16", "bfloat16"), rate)
+    return result, Limits(2 * COPY_BYTES / _typical(copies) / 1e9, gemm)
+
+
+def _typical(samples: Sequence[Sample]) -> float:
+    return median(calm(samples)[0])
+
+
+def against(row: Result, limits: Limits) -> Result:
+    """Return what a row reaches: GB/s, GFLOP/s, and the share of the roofline, the least time over cudakit's."""
+    seconds = 1e-3 * row["sides"][OURS]["median_ms"]
+    travel = row["bytes"] / limits.copy_gb_per_s
+    compute = row["flop"] / limits.gemm_gflop_per_s[row["dtype"]]
+    return {
+        "gb_per_s": row["bytes"] / seconds / 1e9,
+        "gflop_per_s": row["flop"] / seconds / 1e9,
+        "roofline_share": max(travel, compute) / 1e9 / seconds,
+        "bound": "memory" if travel > compute else "arithmetic",
+    }

@@ -1,0 +1,216 @@
+"""Measure cudakit beside its peers, and gather all that gets written down."""
+
+import datetime
+import multiprocessing
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cudakit
+
+from . import deformable, gpu, growth, limits, memory, overhead, tensors
+from .cases import OURS, Family, Row, in_dtype
+from .families import FAMILIES
+from .limits import Limits, against
+from .measure import CPU, Device, measure_row
+from .peers import PEERS, present, set_threads, title, versions
+from .progress import progress
+from .report import row_line
+
+GROWTH = "growth"
+THREAD_VARIABLES = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # what NumPy's library reads
+Result = dict[str, Any]
+
+
+class Choice(NamedTuple):
+    """What is to be measured.
+
+    `families` may name growth, too; `peers` beside cudakit; `rows` is a regular expression that a row's name must
+    contain; `threads` are numbers of CPU threads; `extras`: call overhead, import, first call and peak memory.
+    """
+
+    families: Sequence[str]
+    device: str
+    dtypes: Sequence[str]
+    peers: Sequence[str]
+    threads: Sequence[int]
+    rows: str
+    small: bool
+    extras: bool
+
+
+def _output(*command: str) -> str:
+    """Return what a command prints, or nothing where it fails."""
+    try:
+        done = subprocess.run(command, cwd=overhead.ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def machine(device: str) -> Result:
+    """Return what the times depend on besides the sides' versions."""
+    from cudakit.host import compiler
+
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return {
+        **(gpu.describe() if device == "cuda" else {}),
+        "cpu": found[1] if found else platform.processor(),
+        "cores": overhead.cores(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "compiler": (_output(*compiler(), "--version").splitlines() or ["unknown compiler"])[0],
+        "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def commit() -> str:
+    """Return the commit that is measured."""
+    if not (overhead.ROOT / ".git").exists():  # installed, perhaps inside somebody else's repository
+        return f"of version {cudakit.__version__}"
+    name = _output("git", "rev-parse", "--short", "HEAD") or "unknown"
+    return name + (" with changes" if _output("git", "status", "--porcelain", "--", "cudakit", "cuda_src") else "")
+
+
+def chosen(family: Family, choice: Choice) -> Iterator[tuple[Family, Row, Device]]:
+    """Yield the rows that were asked for, each with the sides that can take its arrays, and with its device."""
+    family = family.only(choice.peers)
+    rows = family.gpu_rows if choice.device == "cuda" else family.rows
+    for dtype in choice.dtypes:
+        on_numpy = choice.device == "cpu" and dtype == "float32"
+        sides = family if on_numpy else family.only(family.on_tensors)
+        device = CPU if on_numpy else tensors.on_cpu() if choice.device == "cpu" else gpu.device()
+        for row in (in_dtype(row, dtype) for row in rows(choice.small)):
+            if re.search(choice.rows, row.name):
+                yield sides, row, device
+
+
+def measure_rows(family: Family, choice: Choice, label: str, threads: int) -> Result:
+    """Measure the rows that were asked for; one that cudakit fails in does not keep the others from being measured."""
+    rows, failed = [], {}
+    work = list(chosen(family, choice))
+    with progress() as bar:
+        task = bar.add_task(f"{family.name}, {label}", total=len(work))
+        for sides, row, device in work:
+            bar.update(task, description=f"{family.name}, {label}: {row.name}")
+            try:
+                rows.append(measure_row(sides, row, threads, device))
+            except Exception as error:
+                failed[row.name] = f"{type(error).__name__}: {error}"
+                bar.console.print(f"{label}: {row.name}: {failed[row.name]}")
+            else:
+                bar.console.print(f"{label}: {row_line(rows[-1], family.rivals)}")
+            bar.advance(task)
+    return {"label": label, "threads": threads, "rows": rows, "failed": failed}
+
+
+def _with_limits(run: Result, found: Limits) -> Result:
+    rows = [row | against(row, found) for row in run["rows"]]
+    return {**run, "limits": found._asdict(), "rows": rows}
+
+
+def measure(name: str, choice: Choice, threads: int) -> Result:
+    """Measure the rows with one number of threads, in this process."""
+    set_threads(threads)
+    label = f"{threads} thread{'s' * (threads > 1)}"
+    run, found = limits.on_cpu(threads, lambda: measure_rows(FAMILIES[name], choice, label, threads))
+    return _with_limits(run, found)
+
+
+def measure_on_gpu(name: str, choice: Choice) -> Result:
+    """Measure the rows on the GPU."""
+    found = gpu.limits(choice.dtypes)
+    return _with_limits(measure_rows(FAMILIES[name], choice, "GPU", 1), found)
+
+
+def measure_overhead(name: str, peers: Sequence[str]) -> Result:
+    """Measure what is not computing."""
+    family = FAMILIES[name].only(peers)
+    return {
+        "title": family.tiny.title,
+        "call_us": overhead.call_overhead(family),
+        "start_ms": overhead.start_up(family.tiny),
+    }
+
+
+def peak_memory(name: str, row_name: str, side: str, threads: int) -> int | None:
+    """Measure the peak memory of a call, in this process."""
+    set_threads(threads)
+    family = FAMILIES[name]
+    (row,) = (row for row in family.rows(False) if row.name == row_name)
+    return memory.peak(family.sides[side], family.tiny.row, row, threads)
+
+
+def measure_memory(family: Family, threads: int) -> Result:
+    """Measure the peak memory of every side in the family's rows for that."""
+    sides = [side for side in family.sides if present(side) and side not in family.floors]
+    found = {
+        row: {side: in_new_process(threads, peak_memory, family.name, row, side, threads) for side in sides}
+        for row in family.memory
+    }
+    return {"threads": threads, "rows": found}
+
+
+def in_new_process(threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a function in an interpreter of its own: some libraries take their number of threads only once."""
+    os.environ |= dict.fromkeys(THREAD_VARIABLES, str(threads))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def measure_family(name: str, choice: Choice) -> Result:
+    """Return everything about one family that is written down."""
+    if choice.device == "cuda":
+        return {"runs": [measure_on_gpu(name, choice)]}
+    extras: Result = {}
+    if choice.extras:
+        extras["overhead"] = in_new_process(1, measure_overhead, name, choice.peers)
+        extras["memory"] = measure_memory(FAMILIES[name].only(choice.peers), max(choice.threads))
+    runs = [in_new_process(threads, measure, name, choice, threads) for threads in choice.threads]
+    return {"runs": runs, **extras}
+
+
+def measure_growth(choice: Choice) -> Result:
+    """Return how times grow."""
+    arguments = (choice.device, max(choice.threads), choice.peers, choice.small)
+    if choice.device == "cuda":
+        return growth.measure(*arguments)
+    found: Result = in_new_process(max(choice.threads), growth.measure, *arguments)
+    return found
+
+
+def measure_all(choice: Choice) -> Result:
+    """Return the whole record."""
+    before = machine(choice.device)  # whose load is not ours yet
+    families = [FAMILIES[name] for name in choice.families if name in FAMILIES]
+    used = {side for family in families or [deformable.FAMILY] for side in family.sides}
+    found = {
+        "device": choice.device,
+        "small": choice.small,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "machine": before,
+        "versions": versions(side for side in (OURS, *PEERS) if side in used & {OURS, *choice.peers}),
+        "families": {family.name: measure_family(family.name, choice) for family in families},
+    }
+    return found | ({GROWTH: measure_growth(choice)} if GROWTH in choice.families else {})
+
+
+def complaints(results: Result) -> list[str]:
+    """Return a line for every row that cudakit fails in, and every side that does not compute what cudakit does."""
+    found = []
+    for run in (run for family in results["families"].values() for run in family["runs"]):
+        found += [f"{run['label']}: {row}: {message}" for row, message in run["failed"].items()]
+        for row in run["rows"]:
+            wrong = row["disagreements"].items()
+            found += [f"{run['label']}: {row['row']}: {title(side)}: {message}" for side, message in wrong]
+    return found

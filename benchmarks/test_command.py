@@ -1,0 +1,70 @@
+"""The command, on a few rows in small sizes."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from cudakit.command import UserError
+
+from . import command, record
+from .cases import OURS
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    """Return the options of a command line."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_a_run_measures_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    endings = {"json": "json", "markdown": "md", "plot": "png"}
+    files = {option: tmp_path / f"cpu.{ending}" for option, ending in endings.items()}
+    words = [word for option, path in files.items() for word in (f"--{option}", str(path))]
+    dtypes = ["--dtype", "float32", "float16"]
+    rows = ["--rows", "gs_2x3x24_bilinear_fwd(_float16)?$", "--peers", "torch,openvino"]
+    assert command.run(parsed("sampling", "--small", "--threads", "1", *dtypes, *rows, *words)) == 0
+    (run,) = json.loads(files["json"].read_text(encoding="utf-8"))["families"]["sampling"]["runs"]
+    assert [row["dtype"] for row in run["rows"]] == ["float32", "float16"]
+    for row in run["rows"]:
+        assert row["flop"] == 2 * 4 * 2 * 3 * 24 * 24
+        share = max(row["gb_per_s"] / run["limits"]["copy_gb_per_s"], row["gflop_per_s"] / 1e6)
+        assert row["roofline_share"] >= share * 0.999
+        assert set(row["sides"]) <= {OURS, "torch", "openvino"}
+    assert "openvino" not in run["rows"][1]["sides"]  # which takes NumPy's arrays
+    text = files["markdown"].read_text(encoding="utf-8")
+    assert "![cpu](cpu.png)" in text
+    assert "### grid_sample, forward, float16: 1 thread" in text
+    assert files["plot"].stat().st_size > 10_000
+    assert "gs_2x3x24_bilinear_fwd_float16" in capsys.readouterr().out
+
+
+def test_a_side_that_disagrees_or_a_row_that_fails_is_an_error() -> None:
+    row = {"row": "one", "disagreements": {"torch": "by 2"}}
+    run = {"label": "1 thread", "failed": {"two": "ValueError: no"}, "rows": [row]}
+    found = record.complaints({"families": {"sampling": {"runs": [run]}}})
+    assert found == ["1 thread: two: ValueError: no", "1 thread: one: torch: by 2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["poetry"], "no family 'poetry'; there are sampling, deformable, growth"),
+        (["--json", "no/such/folder/x.json"], "there is no folder no/such/folder to write x.json to"),
+        (["--plot", "x.txt"], "--plot must name a .png, .svg or .pdf file, got x.txt"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_measured(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        command.run(parsed(*words))
+
+
+@pytest.mark.parametrize(
+    "words", [["--peers", "torch,numba"], ["--threads", "0"], ["--rows", "("], ["--dtype", "int8"]]
+)
+def test_unknown_values_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed(*words)
+    assert words[1].split(",")[-1] in capsys.readouterr().err
