@@ -11,11 +11,14 @@ from statistics import median
 from types import FrameType
 from typing import Any
 
+import numpy as np
+
+import cudakit
 from cudakit.host import HostKernel
 
 from .cases import OURS, Family, Tiny
 from .measure import Sample, burst, calm, check, settle
-from .peers import set_threads
+from .peers import load, set_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOP = 100
@@ -80,6 +83,29 @@ def _callers(frame: FrameType) -> Iterator[FrameType]:
         caller = caller.f_back
 
 
+def bridges(tiny: Tiny) -> dict[str, Callable[[], Any]]:
+    """Return the tiny call on PyTorch's tensors, and on JAX's arrays under jit beside a jitted function without it."""
+    names: dict[str, Any] = {"np": np, "cudakit": cudakit}
+    exec(tiny.setup, names)
+    arrays = {name: value for name, value in names.items() if isinstance(value, np.ndarray)}
+    code = compile(tiny.call, "the tiny call", "eval")
+
+    def run(given: dict[str, Any]) -> Any:
+        return eval(code, {"cudakit": cudakit, **given})
+
+    found = {"on NumPy's arrays": lambda: run(arrays)}
+    torch, jax = load("torch"), load("jax")
+    if torch is not None:
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        found["on PyTorch's tensors"] = lambda: run(tensors)
+    if jax is not None:
+        on_jax = {name: jax.numpy.asarray(array) for name, array in arrays.items()}
+        jitted, other = jax.jit(run), jax.jit(lambda given: sum(array.ravel()[0] for array in given.values()))
+        found["under jax.jit"] = lambda: jitted(on_jax).block_until_ready()
+        found["another function under jax.jit"] = lambda: other(on_jax).block_until_ready()
+    return found
+
+
 def _loop(call: Callable[[], Any]) -> None:
     for _ in range(LOOP):
         call()
@@ -92,6 +118,7 @@ def call_overhead(family: Family) -> dict[str, float]:
     sides = check(family, row, [row.make()], 1).calls
     calls = {side: call for side, call in sides.items() if side not in family.floors}
     calls[BARE] = bare_launch(calls[OURS])
+    calls |= {f"{OURS} {how}": call for how, call in bridges(family.tiny).items()}
     samples: dict[str, list[Sample]] = {name: [] for name in calls}
     for _ in range(REPEATS):
         for name, call in calls.items():

@@ -7,10 +7,11 @@ made contiguous and put on a stream; what differentiates has an adapter of its o
 import ctypes
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod
 from operator import attrgetter
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,16 @@ class View(NamedTuple):
     device: Device
 
 
+class Memory(NamedTuple):
+    """Temporary memory: its address, and what keeps it until the kernels that use it have been launched."""
+
+    pointer: int
+    owner: Any
+
+
+Temporary = Callable[[int, Device, int], Memory]  # (bytes, device, stream)
+
+
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the strides, in elements, of a C-contiguous array."""
     strides, step = [], 1
@@ -66,7 +77,8 @@ class Framework:
 
     `view` reads an array, `pointer` only its address; `signature` is a quick key: arrays with equal ones have equal
     specs and devices. `empty` and `zeros` take (shape, dtype name, device); `contiguous` returns a copy in C order;
-    `stream` returns the handle of the stream to launch on for a device ordinal.
+    `stream` returns the handle of the stream to launch on for a device ordinal. `temporary` makes workspaces, where the
+    framework has memory for them that its CUDA graphs keep.
     """
 
     view: Callable[[Any], View]
@@ -76,6 +88,7 @@ class Framework:
     zeros: Callable[[tuple[int, ...], str, Device], Any]
     contiguous: Callable[[Any], Any]
     stream: Callable[[int], int]
+    temporary: Temporary | None = None
 
 
 _NUMPY_NAMES = {np.dtype(name): name for name in ("float16", "float32", "float64")}
@@ -134,7 +147,7 @@ numpy_pointer = _field_pointer if _field_holds() else _interface_pointer
 
 def dlpack_pointer(x: Any) -> int:
     """Return the address of a DLPack producer's memory."""
-    return dlpack_view(x).pointer
+    return dlpack.place(x)[0]
 
 
 def dlpack_view(x: Any) -> View:
@@ -179,6 +192,21 @@ def _cupy_framework() -> Framework:
     )
 
 
+@cache
+def _cuda_interface_framework() -> Framework:
+    """Return the framework of Numba's arrays and others that speak no DLPack; their results are CuPy's arrays."""
+    from cudakit import cuda
+
+    own = _cupy_framework()
+    return replace(
+        own,
+        view=lambda x: own.view(cuda.adopted(x)),
+        pointer=lambda x: own.pointer(cuda.adopted(x)),
+        signature=lambda x: own.signature(cuda.adopted(x)),
+        contiguous=lambda x: own.contiguous(cuda.adopted(x)),
+    )
+
+
 def _aligned(shape: tuple[int, ...], dtype: str, make: str) -> Any:
     """Return a NumPy array that begins where TensorFlow, for one, wants memory to begin."""
     size = prod(shape) * np.dtype(dtype).itemsize
@@ -203,7 +231,22 @@ def wrapping_framework(wrap: Callable[[Any, str], Any]) -> Framework:
         return wrap(getattr(cuda, make)(shape, storage, device), dtype)
 
     def contiguous(x: Any) -> Any:
-        raise InvalidArgument("{}", "be contiguous", type(x).__name__)
+        pointer, (shape, strides, dtype, _), device = dlpack_view(x)
+        storage = np.dtype("int16" if dtype == "bfloat16" else dtype)
+        interface = {
+            "data": (pointer, True),
+            "shape": shape,
+            "strides": tuple(stride * storage.itemsize for stride in strides),
+            "typestr": storage.str,
+            "version": 3,
+        }
+        if device == CPU:
+            buffer = _aligned(shape, storage.name, "empty")
+            buffer[...] = np.asarray(SimpleNamespace(__array_interface__=interface))
+            return wrap(buffer, dtype)
+        from cudakit import cuda
+
+        return wrap(cuda.copied(interface, device), dtype)
 
     return Framework(
         view=dlpack_view,
@@ -257,4 +300,6 @@ def framework_of(x: object) -> Framework | str:
             return make()
     if hasattr(kind, "__dlpack__"):
         return _producer_framework(kind.__module__.partition(".")[0])
+    if hasattr(kind, "__cuda_array_interface__"):
+        return _cuda_interface_framework()
     raise InvalidArgument("{}", "be an array that speaks DLPack", kind.__name__, TypeError)

@@ -1,10 +1,11 @@
 """CUDA through CuPy: compile, launch, allocate. The only module that imports it."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from cudakit.array import Device, numpy_dtype
+from cudakit.array import Device, Memory, numpy_dtype
 from cudakit.errors import BackendUnavailable, CompileError
 from cudakit.product import Product, column_major
 from cudakit.source import CUDA_OPTIONS
@@ -69,6 +70,17 @@ def contiguous(x: Any) -> Any:
         return cupy.ascontiguousarray(x)
 
 
+def adopted(x: Any) -> Any:
+    """Return the memory behind a ``__cuda_array_interface__`` as a CuPy array, after what its stream has to do."""
+    return cupy.asarray(x)
+
+
+def copied(interface: dict[str, Any], device: Device) -> Any:
+    """Return what a ``__cuda_array_interface__`` describes as a CuPy array in C order."""
+    with cupy.cuda.Device(device[1]):
+        return cupy.array(SimpleNamespace(__cuda_array_interface__=interface), order="C")
+
+
 def stream(ordinal: int) -> int:
     """Return the handle of CuPy's current stream on a device."""
     with cupy.cuda.Device(ordinal):
@@ -76,13 +88,11 @@ def stream(ordinal: int) -> int:
         return handle
 
 
-class Workspace:
-    """Temporary device memory, from CuPy's pool, ordered on `stream`."""
-
-    def __init__(self, size: int, device: Device, stream: int) -> None:
-        with cupy.cuda.Device(device[1]), cupy.cuda.Stream.from_external(_Stream(stream)):
-            self._memory = cupy.cuda.alloc(size)
-        self.pointer: int = self._memory.ptr
+def allocate(size: int, device: Device, stream: int) -> Memory:
+    """Return temporary device memory from CuPy's pool, ordered on `stream`."""
+    with cupy.cuda.Device(device[1]), cupy.cuda.Stream.from_external(_Stream(stream)):
+        memory = cupy.cuda.alloc(size)
+    return Memory(memory.ptr, memory)
 
 
 def zero_memory(pointer: int, size: int, device: Device, stream: int) -> None:

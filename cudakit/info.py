@@ -5,11 +5,13 @@ else knows the CUDA devices.
 """
 
 import argparse
+import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -19,10 +21,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cudakit
-from cudakit import host
+from cudakit import host, matrix
 from cudakit.errors import BackendUnavailable
 
 CUDA_INSTALL = "pip install 'cudakit[cuda12]'  (or 'cudakit[cuda13]')"
+LETTERS = {"float16": "h", "bfloat16": "b", "float32": "f", "float64": "d"}
+LEGEND = "  h float16, b bfloat16 (NumPy's and the check's is ml_dtypes'), f float32, d float64, - does not work"
 PATIENCE = 20  # seconds for a compiler to say its version
 
 
@@ -67,17 +71,71 @@ class Cuda(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command: it has none."""
+    """Add the options of the command."""
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="call every operator in every framework and dtype, each framework in a process of its own; a minute, and "
+        "longer where kernels are not compiled yet",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print everything and return the exit status."""
+    """Print everything and return the exit status: 1 where a check failed."""
     cuda = cuda_devices()
     _show("Versions", versions())
     _show("Devices", [("CPU", cpu()), ("C++ compiler", cpp_compiler()), *cuda.rows])
     _show("Cache of compiled kernels", caches())
-    _show("Frameworks", [(library.name, *framework(library, cuda.problem)) for library in FRAMEWORKS])
-    return 0
+    found = {library: framework(library, cuda.problem) for library in FRAMEWORKS}
+    _show("Frameworks", [(library.name, *states) for library, states in found.items()])
+    usable = {
+        library.name: library.module
+        for library, (_, state) in found.items()
+        if state.startswith("yes") and library.module in matrix.BRIDGES
+    }
+    table, problems = operators(usable, args.check)
+    _show(f"Operators, {'called here' if args.check else 'as declared; --check calls them'}", table)
+    print(LEGEND)
+    for line in problems:
+        print(f"  wrong: {line}")
+    return 1 if problems else 0
+
+
+def operators(usable: Mapping[str, str], check: bool) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Return the table of operators, frameworks and dtypes, and what is wrong.
+
+    Parameters
+    ----------
+    usable : mapping
+        Name of a framework -> its module.
+    check : bool
+        Call the operators; otherwise the table says what each framework has.
+    """
+    cells = {(operator, name): "" for operator in matrix.OPERATORS for name in usable}
+    problems = []
+    for name, module in usable.items():
+        for operator, dtype, problem in _tried(module) if check else _declared(module):
+            cells[operator, name] += "-" if problem else LETTERS[dtype]
+            if problem:
+                problems.append(f"{name}, {operator}, {dtype}: {problem}")
+    rows = [(operator, *(cells[operator, name] for name in usable)) for operator in matrix.OPERATORS]
+    return [("", *usable), *rows], problems
+
+
+def _declared(module: str) -> Iterator[tuple[str, str, str]]:
+    return ((operator, dtype, "") for operator in matrix.OPERATORS for dtype in matrix.dtypes(module))
+
+
+def _tried(module: str) -> Iterator[tuple[str, str, str]]:
+    """Try a framework in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", "cudakit.matrix", module]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        found = [tuple(entry) for entry in json.loads(done.stdout.splitlines()[-1])]
+    except (IndexError, ValueError):
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        found = [(operator, dtype, reason) for operator, dtype, _ in _declared(module)]
+    return iter(found)
 
 
 def _show(title: str, rows: Sequence[tuple[str, ...]]) -> None:

@@ -4,19 +4,23 @@ XLA allocates the results and a buffer callback fills them in place, on XLA's st
 becomes part of the batch.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cache
 from math import prod
+from operator import itemgetter
 from typing import Any
 
 import jax
 from jax.custom_batching import custom_vmap
 from jax.experimental.buffer_callback import buffer_callback
 
-from cudakit.array import CPU, Spec, contiguous_strides, dlpack_view
+from cudakit import dlpack
+from cudakit.array import CPU, Device, Spec, contiguous_strides, dlpack_pointer, numpy_pointer
 from cudakit.batching import enlarged, foldable
+from cudakit.launch import get_num_threads
 from cudakit.op import Op
-from cudakit.plan import zero_memory
+from cudakit.plan import Output, Plan, zero_memory
 
 
 def _specs(arrays: Sequence[Any]) -> tuple[Spec | None, ...]:
@@ -28,25 +32,40 @@ def _dense(shape: tuple[int, ...], dtype: str) -> Spec:
     return Spec(shape, contiguous_strides(shape), dtype)
 
 
+def _size(result: Output) -> int:
+    """Return the bytes of a result."""
+    return prod(result.shape) * int(jax.numpy.dtype(result.dtype).itemsize)
+
+
 def _execute(op: Op, options: Any, arrays: Sequence[Any]) -> tuple[Any, ...]:
     """Run an operator inside XLA and return the results that are there."""
-    wanted = [result for result in op.plan(_specs(arrays), options, CPU).results if result is not None]
+    specs = _specs(arrays)
+    wanted = [result for result in op.plan(specs, options, CPU).results if result is not None]
 
     def fill(context: Any, results: Any, *buffers: Any) -> None:
-        given = iter(buffers)
-        views = [None if absent else dlpack_view(next(given)) for absent in missing]
-        device = next(view.device for view in views if view is not None)
-        stream = 0 if device == CPU else context.stream
-        plan = op.plan(tuple(view and view.spec for view in views), options, device)
-        outputs = iter(results)
-        views += [None if result is None else dlpack_view(next(outputs)) for result in plan.results]
-        for view, result in zip(views[len(missing) :], plan.results, strict=True):
-            if view is not None and result is not None and result.zero:
-                size = prod(view.spec.shape) * int(jax.numpy.dtype(view.spec.dtype).itemsize)
-                zero_memory(view.pointer, size, device, stream)
-        plan.run([0 if view is None else view.pointer for view in views], device, stream)
+        kind, index = buffers[0].__dlpack_device__()
+        if kind == dlpack.CPU:
+            device, stream, aligned = CPU, 0, True
+            table = (0, *[numpy_pointer(x.__array__()) for x in (*buffers, *results)])  # takes a third of DLPack's time
+        else:
+            device, stream = ("cuda", index), context.stream
+            table = (0, *[dlpack_pointer(x) for x in (*buffers, *results)])
+            aligned = not any(address % 16 for address in table)
+        plan, pick, zeros = planned(device, aligned, get_num_threads())
+        for place, size in zeros:
+            zero_memory(table[place], size, device, stream)
+        plan.run(pick(table), device, stream)
 
-    missing = [x is None for x in arrays]
+    @cache
+    def planned(device: Device, aligned: bool, _threads: int) -> tuple[Plan, Callable[..., Any], list[tuple[int, int]]]:
+        """Return the plan, what picks its addresses from (null, buffers, results), and which of those must be zero."""
+        plan = op.plan(tuple(spec and spec._replace(aligned=aligned) for spec in specs), options, device)
+        count = itertools.count(1)
+        places = [0 if x is None else next(count) for x in (*specs, *plan.results)]
+        outputs = zip(places[len(specs) :], plan.results, strict=True)
+        zeros = [(place, _size(result)) for place, result in outputs if result is not None and result.zero]
+        return plan, itemgetter(*places), zeros
+
     shapes = [jax.ShapeDtypeStruct(result.shape, jax.numpy.dtype(result.dtype)) for result in wanted]
     call = buffer_callback(fill, shapes, vmap_method="sequential")
     given = [x for x in arrays if x is not None]

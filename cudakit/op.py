@@ -126,7 +126,7 @@ class Op:
         results = tuple([None if make is None else make() for make in makers])
         pointer = framework.pointer
         pointers = [0 if array is None else pointer(array) for array in (*arrays, *results)]
-        plan.run(pointers, device, 0 if device == CPU else framework.stream(device[1]))
+        plan.run(pointers, device, 0 if device == CPU else framework.stream(device[1]), framework.temporary)
         return results
 
     def _recipe(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> "Recipe":

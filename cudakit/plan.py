@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import add, itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from cudakit.array import CPU, Device, numpy_pointer
+from cudakit.array import CPU, Device, Memory, Temporary, numpy_pointer
 from cudakit.launch import Launch
 from cudakit.product import Multiply
 
@@ -98,25 +98,20 @@ class Plan:
         pack = struct.Struct(f"{len(slots)}Q").pack
         self.steps.append(Step(launch, pack, itemgetter(*places), offsets if any(offsets) else None))
 
-    def run(self, pointers: Sequence[int], device: Device, stream: int) -> None:
-        """Launch every step; `pointers` are those of the inputs and of the results (0 where there is none)."""
+    def run(self, pointers: Sequence[int], device: Device, stream: int, temporary: Temporary | None = None) -> None:
+        """Launch every step.
+
+        `pointers` are those of the inputs and of the results (0 where there is none); `temporary` makes the workspaces.
+        """
         table = (0, *pointers)
         if self.workspaces:
-            temporary = [_allocate(size, device, stream) for size in self.workspaces]
-            table += tuple(memory.pointer for memory in temporary)
+            workspaces = [(temporary or allocate)(size, device, stream) for size in self.workspaces]
+            table += tuple([memory.pointer for memory in workspaces])
         for launch, pack, pick, offsets in self.steps:
             addresses = pick(table)
             if offsets is not None:
                 addresses = tuple(map(add, addresses, offsets))
             launch(pack(*addresses), stream)
-
-
-class _HostWorkspace:
-    """Temporary memory of the process."""
-
-    def __init__(self, size: int) -> None:
-        self._memory = np.empty(size, np.uint8)
-        self.pointer = numpy_pointer(self._memory)
 
 
 def _zero(size: int, device: Device, pointers: bytes, stream: int) -> None:
@@ -134,9 +129,11 @@ def zero_memory(pointer: int, size: int, device: Device, stream: int) -> None:
         cuda.zero_memory(pointer, size, device, stream)
 
 
-def _allocate(size: int, device: Device, stream: int) -> Any:
+def allocate(size: int, device: Device, stream: int) -> Memory:
+    """Return temporary memory of the process, or from CuPy's pool."""
     if device == CPU:
-        return _HostWorkspace(size)
-    from cudakit.cuda import Workspace
+        memory = np.empty(size, np.uint8)
+        return Memory(numpy_pointer(memory), memory)
+    from cudakit import cuda
 
-    return Workspace(size, device, stream)
+    return cuda.allocate(size, device, stream)

@@ -12,10 +12,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
+from cudakit.matrix import BRIDGES
+
 from .tolerances import NUMPY_DTYPES, grid_away_from_knots, rounded
 
 Floats = NDArray[np.float64]
 
+CPU_FRAMEWORKS = [name for name in BRIDGES if name != "cupy"]
 FRAMEWORKS = frozenset(os.environ.get("CUDAKIT_TEST_FRAMEWORKS", "numpy").replace(" ", "").split(","))
 
 # What a test needs is compiled on its first run, so tests share what they can: an image has three channels, for one,
@@ -65,7 +68,7 @@ def require(framework: str) -> Any:
         pytest.fail(f"{framework} is listed in CUDAKIT_TEST_FRAMEWORKS but cannot be imported: {error}")
 
 
-def _devices() -> list[str]:
+def devices() -> list[str]:
     try:
         import cupy
 
@@ -169,7 +172,7 @@ LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-@pytest.fixture(params=_devices())
+@pytest.fixture(params=devices())
 def arrays(request: pytest.FixtureRequest) -> Arrays:
     """Array maker of every device present; "cuda" too where CuPy is listed as required."""
     if request.param == "cuda" and "cupy" in FRAMEWORKS:

@@ -10,13 +10,13 @@ them, as those of ``torch.nn.functional.grid_sample`` are; those of an operator 
 convolution are. Gradients come back in the dtypes of the arguments.
 """
 
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from cudakit.array import CPU, Device, Framework, Spec, View
+from cudakit.array import CPU, Device, Framework, Memory, Spec, View
 from cudakit.errors import InvalidArgument
 from cudakit.op import Op
 
@@ -44,8 +44,9 @@ def _signature(x: torch.Tensor) -> Any:
     return x.shape, x.stride(), x.dtype, x.device, x.layout, x.data_ptr() % 16
 
 
-def _on(device: Device) -> str:
-    return "cpu" if device == CPU else f"cuda:{device[1]}"
+@cache
+def _on(device: Device) -> torch.device:
+    return torch.device("cpu") if device == CPU else torch.device(*device)
 
 
 def _empty(shape: tuple[int, ...], dtype: str, device: Device) -> torch.Tensor:
@@ -56,6 +57,11 @@ def _zeros(shape: tuple[int, ...], dtype: str, device: Device) -> torch.Tensor:
     return torch.zeros(shape, dtype=DTYPES[dtype], device=_on(device))
 
 
+def _temporary(size: int, device: Device, _stream: int) -> Memory:
+    memory = torch.empty(size, dtype=torch.uint8, device=_on(device))
+    return Memory(memory.data_ptr(), memory)
+
+
 FRAMEWORK = Framework(
     view=_view,
     pointer=torch.Tensor.data_ptr,
@@ -64,6 +70,7 @@ FRAMEWORK = Framework(
     zeros=_zeros,
     contiguous=torch.Tensor.contiguous,
     stream=lambda ordinal: torch.cuda.current_stream(ordinal).cuda_stream,
+    temporary=_temporary,
 )
 
 
@@ -97,9 +104,13 @@ def call(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     if torch._C._is_any_autocast_enabled():
         tensors = _autocast(op, tensors)
     options = op.options(arguments)
-    if op.backward is not None and torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    if op.backward is not None and torch.is_grad_enabled() and True in _asking(tensors):
         return (_Differentiable.apply(op, options, *tensors),)
     return op.run(FRAMEWORK, tensors, options)
+
+
+def _asking(tensors: Tensors) -> list[bool]:
+    return [x.requires_grad for x in tensors if x is not None]
 
 
 def _watched(tensors: Tensors) -> bool:
