@@ -1,0 +1,73 @@
+"""Any framework's array as NumPy's, and back to the caller's kind."""
+
+import ctypes
+import sys
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from cudakit import checks
+from cudakit.array import CPU, Framework, View, dlpack_view, framework_of
+from cudakit.errors import InvalidArgument
+from cudakit.op import UNREADABLE
+
+Floats = NDArray[np.float64]
+
+_MAKERS = {"torch": "as_tensor", "tensorflow": "convert_to_tensor", "paddle": "to_tensor"}
+
+
+def read(argument: str, x: Any) -> tuple[Floats, str]:
+    """Return the values of a floating array of any framework in float64, and the name of its dtype."""
+    try:
+        framework = framework_of(x)
+        plain = x.detach() if hasattr(x, "detach") else x  # an array that autograd watches exports no memory
+        view = framework.view(plain) if isinstance(framework, Framework) else dlpack_view(plain)
+        if view.device != CPU:
+            plain = _on_host(plain)
+            view = dlpack_view(plain)
+        checks.floating(argument, view.spec)
+        return _values(view), view.spec.dtype
+    except InvalidArgument as error:
+        raise InvalidArgument(argument, error.rule, error.got, error.kind) from None
+    except UNREADABLE as error:
+        raise InvalidArgument(argument, "be readable through DLPack", str(error), TypeError) from None
+
+
+def returned(values: Floats, like: Any) -> Any:
+    """Return values as an array of the kind of `like`, float64 beside float64 and float32 beside the rest."""
+    if like is None:
+        return values
+    framework = framework_of(like)
+    values = values.astype(np.float64 if str(like.dtype).endswith("float64") else np.float32)
+    if framework == "jax":
+        return sys.modules["jax"].numpy.asarray(values)
+    library = sys.modules[framework if isinstance(framework, str) else type(like).__module__.partition(".")[0]]
+    where = {"device": like.device} if framework == "torch" else {}
+    return getattr(library, _MAKERS.get(library.__name__, "asarray"))(values, **where)
+
+
+def _on_host(x: Any) -> Any:
+    """Copy an array from a GPU: CuPy says `get`, PyTorch and Paddle say `cpu`, the others let NumPy ask."""
+    for copy in ("get", "cpu"):
+        if hasattr(x, copy):
+            return getattr(x, copy)()
+    return np.asarray(x)
+
+
+def _values(view: View) -> Floats:
+    """Copy what a view of the process's memory shows."""
+    _, (shape, strides, name, _), _ = view
+    if 0 in shape:
+        return np.zeros(shape)
+    dtype = np.dtype(np.uint16 if name == "bfloat16" else name)
+    steps = [(size - 1) * stride for size, stride in zip(shape, strides, strict=True)]
+    before, after = -sum(step for step in steps if step < 0), sum(step for step in steps if step > 0)
+    start = view.pointer - before * dtype.itemsize
+    memory: Any = (ctypes.c_char * ((before + after + 1) * dtype.itemsize)).from_address(start)
+    first = np.frombuffer(memory, dtype)[before:]
+    seen = as_strided(first, shape, [stride * dtype.itemsize for stride in strides], writeable=False)
+    if name == "bfloat16":  # the upper half of a float32
+        seen = (seen.astype(np.uint32) << 16).view(np.float32)
+    return seen.astype(np.float64)
