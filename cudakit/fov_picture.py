@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cudakit.fov_scene import Sight
 
-WIDTH, DPI = 13.33, 144  # inches, as wide as a slide, and dots per inch
+WIDTH, DPI = 13.33, 120  # inches, as wide as a slide, and dots per inch
 MARGIN, GAP = 0.35, 0.12  # inches
 PANELS = {1: 2.3, 2: 2.0, 3: 1.72}  # inches: the side of a view where there are so many rows
 HEAD, TITLES, LINE, FOOT = 0.92, 0.6, 0.21, 0.78  # inches

@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 Pixel = tuple[float, float]
 
 DEFORMABLE = 2  # which stack the others are compared with
-REPEATS = 40  # random networks that a field is averaged over
+REPEATS = 20  # random networks that a field is averaged over, as in arXiv 1701.04128
 ROUND = 1.25  # long : short axis; the direction of less is chance
 
 

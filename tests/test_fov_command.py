@@ -145,7 +145,7 @@ def test_it_compares_four_stacks_at_three_places(photograph: Path, capsys: pytes
         assert dilated == pytest.approx(8 * 2**0.5, abs=0.8)
     with pytest.importorskip("PIL.Image").open(out) as picture:
         assert picture.format == "PNG"
-        assert picture.width == 1919
+        assert picture.width == 1599
         assert np.asarray(picture.convert("L")).std() > 30  # not blank
 
 

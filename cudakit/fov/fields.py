@@ -146,7 +146,7 @@ def effective_receptive_field(
         checks.choice("nonlinearity", nonlinearity, NONLINEARITIES)
         checks.choice("weights", weights, WEIGHTS)
         for step in steps:
-            if isinstance(step, Convolution) and channels % step.groups:
+            if weights == "random" and isinstance(step, Convolution) and channels % step.groups:
                 raise InvalidArgument("channels", f"be a multiple of the {step.groups} offset groups", channels)
     except InvalidArgument as error:
         raise error.named("effective_receptive_field") from None
