@@ -46,6 +46,14 @@ COMMANDS = {
         "  cudakit bench sampling --dtype bfloat16 --peers torch\n"
         "  cudakit bench --device cuda --json gpu.json --plot gpu.png       on a GPU\n",
     ),
+    "fov": Command(
+        "cudakit.fov_command",
+        "what plain, dilated and deformable convolutions and a spatial transformer see of a photograph",
+        "  cudakit fov                             with the photograph that Matplotlib ships\n"
+        "  cudakit fov cat.jpg --at 120,80 --layers 3,3,3,3\n"
+        "  cudakit fov cat.jpg --offsets offsets.npy --out cat-fov.png\n"
+        "  cudakit fov --learn                     offsets and transform learn to see through a swirl\n",
+    ),
 }
 
 

@@ -81,18 +81,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"picture to write, the second one beside it: {', '.join(SUFFIXES)} (default: %(default)s)",
     )
     parser.add_argument(
-        "--steps", type=_whole(1, 100_000), metavar="N", default=300, help="steps of learning (default: %(default)s)"
+        "--steps", type=whole(1, 100_000), metavar="N", default=300, help="steps of learning (default: %(default)s)"
     )
     parser.add_argument(
         "--size",
-        type=_whole(SMALLEST, LARGEST),
+        type=whole(SMALLEST, LARGEST),
         metavar="N",
         default=320,
         help="pixels of the photograph's longer side (default: %(default)s)",
     )
 
 
-def _whole(smallest: int, largest: int) -> Callable[[str], int]:
+def whole(smallest: int, largest: int) -> Callable[[str], int]:
+    """Return what reads a whole number of an option."""
+
     def parse(text: str) -> int:
         if not text.isdecimal() or not smallest <= int(text) <= largest:
             raise argparse.ArgumentTypeError(f"must be a whole number from {smallest} to {largest}, got {text!r}")
@@ -109,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     from cudakit import demo_offsets
     from cudakit.demo_picture import draw
 
-    _check_writable(args.out)
+    check_writable(args.out)
     photo = load_photo(args.image, args.size)
     backend = choose_backend(args.device)
     console = Console(highlight=False)
@@ -131,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if agrees and found and learnt else 1
 
 
-def _check_writable(out: Path) -> None:
+def check_writable(out: Path) -> None:
     """Find out before the work rather than after it."""
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out must end in one of {', '.join(SUFFIXES)}, got {out}")

@@ -263,6 +263,17 @@ def test_field_without_relu_has_the_expected_shape() -> None:
     np.testing.assert_allclose(field, expected, atol=0.01)
 
 
+def test_field_of_ones_is_what_the_positions_carry(rng: np.random.Generator) -> None:
+    size = SIZES[2]
+    warp = SpatialTransformer(np.array([[[0.7, -0.4, 0.1], [0.3, 0.8, -0.1]]]))
+    layers = [deformable(rng, size, 2.0, groups=3, mask=True, padding=1), warp, Conv(padding=1)]
+    for at in ((0, 0), (8, 9), (16, 18)):
+        field = effective_receptive_field(layers, size, at, weights="ones")
+        np.testing.assert_allclose(field, drawn(*sampling_positions(layers, size, at), size), atol=1e-9)
+    plain = effective_receptive_field([Conv(2)] * 4, (9,), (2,), weights="ones")
+    np.testing.assert_array_equal(plain, [0, 0, 1, 4, 6, 4, 1, 0, 0])
+
+
 def test_field_moves_with_its_unit() -> None:
     layers = [Conv(padding=1), Conv(padding=2, dilation=2)]
     here, there = (effective_receptive_field(layers, (40, 50), at) for at in ((9, 9), (25, 38)))
@@ -495,6 +506,7 @@ def test_bad_stacks(function: Any, kind: type[Exception], message: str, layers: 
         (TypeError, "repeats must be an int of at least 1, got (2.5,)", {"repeats": 2.5}),
         (ValueError, "seed must be an int of at least 0, got (-1,)", {"seed": -1}),
         (ValueError, "nonlinearity must be one of 'relu', 'none', got 'gelu'", {"nonlinearity": "gelu"}),
+        (ValueError, "weights must be one of 'random', 'ones', got 'uniform'", {"weights": "uniform"}),
         (ValueError, "channels must be a multiple of the 2 offset groups, got 3", {"channels": 3}),
     ],
 )

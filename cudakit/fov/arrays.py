@@ -28,7 +28,8 @@ def read(argument: str, x: Any) -> tuple[Floats, str]:
             plain = _on_host(plain)
             view = dlpack_view(plain)
         checks.floating(argument, view.spec)
-        return _values(view), view.spec.dtype
+        values = plain.astype(np.float64, copy=False) if isinstance(plain, np.ndarray) else _values(view)
+        return values, view.spec.dtype
     except InvalidArgument as error:
         raise InvalidArgument(argument, error.rule, error.got, error.kind) from None
     except UNREADABLE as error:

@@ -14,6 +14,7 @@ from cudakit.fov.steps import Convolution
 
 COINCIDENT = 1e-6  # pixels
 NONLINEARITIES = ("relu", "none")
+WEIGHTS = ("random", "ones")
 
 
 def sampling_positions(layers: Sequence[Layer], input_size: Any, at: Any) -> tuple[Any, Any]:
@@ -88,6 +89,7 @@ def effective_receptive_field(
     channels: int = 8,
     repeats: int = 20,
     nonlinearity: str = "relu",
+    weights: str = "random",
     seed: int = 0,
 ) -> Any:
     """Return how much each pixel of the input moves a unit of the output: its effective receptive field.
@@ -111,6 +113,10 @@ def effective_receptive_field(
         How many times weights, and inputs, are drawn.
     nonlinearity : {"relu", "none"}
         What follows every convolution but the last layer. The input is normal noise.
+    weights : {"random", "ones"}
+        With "ones" the field is the gradient itself in a network of one channel with weights of 1 and no nonlinearity,
+        that paper's simplest case: exact, and what the positions of `sampling_positions` add up to. The options above
+        do not matter then.
     seed : int
         For NumPy's `default_rng`. Each repeat draws the weights (channels, channels, k...) of each layer, from the
         input to the output, and then the input.
@@ -138,14 +144,18 @@ def effective_receptive_field(
         repeats = _integer("repeats", repeats, 1)
         seed = _integer("seed", seed, 0)
         checks.choice("nonlinearity", nonlinearity, NONLINEARITIES)
+        checks.choice("weights", weights, WEIGHTS)
         for step in steps:
-            if isinstance(step, Convolution) and channels % step.groups:
+            if weights == "random" and isinstance(step, Convolution) and channels % step.groups:
                 raise InvalidArgument("channels", f"be a multiple of the {step.groups} offset groups", channels)
     except InvalidArgument as error:
         raise error.named("effective_receptive_field") from None
     field = np.zeros(steps[0].space)
     stages = trace(steps, unit)
-    if stages:
+    if stages and weights == "ones":
+        last = stages[-1]
+        field[last.reads.slices] = last.step.spread(last.weights, last.units, last.reads)
+    elif stages:
         rng = np.random.default_rng(seed)
         squares = (_squares(stages, channels, nonlinearity == "relu", rng) for _ in range(repeats))
         field[stages[-1].reads.slices] = sum(squares) / repeats
@@ -164,7 +174,7 @@ def _squares(stages: list[Stage], channels: int, relu: bool, rng: np.random.Gene
     gradient = np.zeros((channels, *stages[0].units.size))
     gradient[0] = 1
     for i, (stage, weight) in enumerate(zip(stages, weights, strict=True)):
-        gradient = stage.step.backward(gradient * open_.get(i, 1), stage.units, stage.reads, weight)
+        gradient = stage.window.backward(gradient * open_.get(i, 1), weight)
     return (gradient**2).sum(0)
 
 
@@ -180,9 +190,8 @@ def _open(stages: list[Stage], weights: list[Floats | None], x: Floats) -> dict[
     """Run forwards; return which units of each stage, but the one of the output, their ReLU lets through."""
     found = {}
     for i in range(len(stages) - 1, 0, -1):
-        stage, weight = stages[i], weights[i]
-        x = stage.step.forward(x, stage.units, stage.reads, weight)
-        if weight is not None:
+        x = stages[i].window.forward(x, weights[i])
+        if weights[i] is not None:
             found[i] = x > 0
             x = np.maximum(x, 0)
     return found

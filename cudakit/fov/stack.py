@@ -12,7 +12,8 @@ from cudakit.deform_geometry import Integers, deformation, numbers, output_sizes
 from cudakit.errors import InvalidArgument
 from cudakit.fov.arrays import Floats, read
 from cudakit.fov.layers import Conv, DeformConv, Layer, SpatialTransformer
-from cudakit.fov.steps import Box, Convolution, Step, Warp, around
+from cudakit.fov.steps import Convolution, Step, Warp
+from cudakit.fov.windows import Box, Window, around
 from cudakit.layout import Image
 from cudakit.sampling_plan import MODES, PADDING_MODES
 
@@ -20,12 +21,16 @@ REACHED = 1e-9  # of the largest weight: less is rounding in the coordinates of 
 
 
 class Stage(NamedTuple):
-    """A layer, the box of its units that the output unit depends on, their weights (W...), and the box they read."""
+    """A layer, the box of its units that the output unit depends on, their weights (W...), and the box they read.
+
+    The window is the layer between the two boxes.
+    """
 
     step: Step
     units: Box
     weights: Floats
     reads: Box
+    window: Window
 
 
 def trace(steps: Sequence[Step], at: Integers) -> list[Stage]:
@@ -42,7 +47,7 @@ def trace(steps: Sequence[Step], at: Integers) -> list[Stage]:
         if 0 in inner.size:
             return []
         reads = Box(tuple(a + b for a, b in zip(box.first, inner.first, strict=True)), inner.size)
-        stages.append(Stage(step, units, weights, reads))
+        stages.append(Stage(step, units, weights, reads, step.window(units, reads)))
         units, weights = reads, below[inner.slices]
     return stages
 

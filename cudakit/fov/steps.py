@@ -1,4 +1,4 @@
-"""Checked layers, each able to run forwards and backwards on the window of it that one output unit depends on."""
+"""Checked layers: where the units of a box of their output look, and what operator that makes."""
 
 from dataclasses import dataclass, replace
 from math import prod
@@ -6,34 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cudakit.deform_conv import deform_conv1d, deform_conv2d, deform_conv3d
-from cudakit.deform_conv_backward import deform_conv1d_backward, deform_conv2d_backward, deform_conv3d_backward
 from cudakit.deform_geometry import Integers
 from cudakit.fov.arrays import Floats
-from cudakit.sampling import grid_sample, grid_sample_backward
-
-FORWARD = {1: deform_conv1d, 2: deform_conv2d, 3: deform_conv3d}
-BACKWARD = {1: deform_conv1d_backward, 2: deform_conv2d_backward, 3: deform_conv3d_backward}
-
-
-class Box(NamedTuple):
-    """A box of pixels: its first one, and its sizes."""
-
-    first: Integers
-    size: Integers
-
-    @property
-    def slices(self) -> tuple[Any, ...]:
-        """The box as an index of an array's last dimensions, after an ellipsis."""
-        return tuple(slice(a, a + s) for a, s in zip(self.first, self.size, strict=True))
-
-
-def around(pixels: Floats) -> Box:
-    """Return the smallest box that holds pixels (P, n)."""
-    if len(pixels) == 0:
-        return Box((0,) * pixels.shape[1], (0,) * pixels.shape[1])
-    first, last = pixels.min(0).astype(int), pixels.max(0).astype(int)
-    return Box(tuple(first.tolist()), tuple((last - first + 1).tolist()))
+from cudakit.fov.windows import Box, ConvolutionWindow, WarpWindow, around
 
 
 class Samples(NamedTuple):
@@ -80,23 +55,23 @@ class Convolution:
         """Return the weights (R...) of the pixels that units of these weights (W...) read."""
         plain = replace(self, mask=None if self.mask is None else np.abs(self.mask))
         kernel = np.full((1, self.groups, *self.kernel), 1 / self.groups)
-        found: Floats = plain.backward(weights[None], units, reads, kernel).sum(0)
-        return found
+        return np.asarray(plain.window(units, reads).backward(weights[None], kernel).sum(0))
 
-    def forward(self, x: Floats, units: Box, reads: Box, weight: Floats | None) -> Floats:
-        """Run the deformable convolution."""
-        offset, mask, moves = self._moved(units, reads)
-        y: Floats = FORWARD[len(self.space)](x[None], offset, weight, None, *moves, 1, mask)[0]
-        return y
+    def window(self, units: Box, reads: Box) -> ConvolutionWindow:
+        """Return an equal layer from the pixels that are read to the units.
 
-    def backward(self, grad: Floats, units: Box, reads: Box, weight: Floats | None) -> Floats:
-        """Run the deformable convolution's gradient by its input."""
-        assert weight is not None
-        offset, mask, moves = self._moved(units, reads)
-        x = np.zeros((1, weight.shape[1], *reads.size))
-        gradients = BACKWARD[len(self.space)](grad[None], x, offset, weight, None, *moves, 1, mask, needs=("input",))
-        found: Floats = gradients.input[0]
-        return found
+        The sizes of both boxes are given, so stride and padding are whatever fits them; the offsets, being free, take
+        up the difference to where the taps belong.
+        """
+        n = len(self.space)
+        sizes = tuple(zip(reads.size, units.size, self.kernel, strict=True))
+        stride = tuple(max(0, (read - k) // out) + 1 for read, out, k in sizes)
+        ends = tuple(max(0, (out - 1) * s + k - r) for (r, out, k), s in zip(sizes, stride, strict=True))
+        fitted = Convolution(reads.size, units.size, self.kernel, stride, (0,) * n, (1,) * n)
+        there = fitted._positions(Box((0,) * n, units.size)) + np.array(reads.first).reshape(-1, *[1] * n)
+        offset = (self._positions(units) - there).reshape(1, -1, *units.size)
+        mask = None if self.mask is None else self._mask(units).reshape(1, -1, *units.size)
+        return ConvolutionWindow(reads.size, offset, mask, stride, (0,) * n + ends)
 
     def _positions(self, units: Box) -> Floats:
         """Return the positions (G, K, n, W...): infinite, and so outside, where they are not finite."""
@@ -115,23 +90,6 @@ class Convolution:
     def _mask(self, units: Box) -> Any:
         return None if self.mask is None else self.mask[(..., *units.slices)]
 
-    def _moved(self, units: Box, reads: Box) -> tuple[Floats, Any, tuple[Integers, Integers]]:
-        """Return (offset, mask, (stride, padding)) of an equal layer from the pixels that are read to the units.
-
-        The sizes of both windows are given, so stride and padding are whatever fits them; the offsets, being free, take
-        up the difference to where the taps belong.
-        """
-        n = len(self.space)
-        sizes = tuple(zip(reads.size, units.size, self.kernel, strict=True))
-        stride = tuple(max(0, (read - k) // out) + 1 for read, out, k in sizes)
-        ends = tuple(max(0, (out - 1) * s + k - r) for (r, out, k), s in zip(sizes, stride, strict=True))
-        window = Convolution(reads.size, units.size, self.kernel, stride, (0,) * n, (1,) * n)
-        here = window._positions(Box((0,) * n, units.size))
-        corner = np.array(reads.first).reshape(-1, *[1] * n)
-        offset = (self._positions(units) - corner - here).reshape(1, -1, *units.size)
-        mask = self._mask(units)
-        return offset, mask if mask is None else mask.reshape(1, -1, *units.size), (stride, (0,) * n + ends)
-
 
 @dataclass(frozen=True, eq=False)
 class Warp:
@@ -144,41 +102,56 @@ class Warp:
 
     def samples(self, units: Box) -> Samples:
         """Sample images of the coordinates and of ones: the pixels' centre, and the sum of their weights."""
-        coordinates = np.indices(self.space, np.float64)
-        images = np.concatenate([np.ones_like(coordinates[:1]), coordinates])
-        weights, *sums = self.forward(images, units, self._whole, None)
+        box = self.reads(units, np.ones(units.size))
+        coordinates = np.indices(box.size) + np.array(box.first).reshape(-1, *[1] * len(box.first))
+        images = np.concatenate([np.ones((1, *box.size)), coordinates])
+        weights, *sums = self.window(units, box).forward(images)
         safe = np.where(weights > 0, weights, 1)
         return Samples(np.stack(sums)[None] / safe, np.maximum(weights, 0)[None])
 
     def reads(self, units: Box, weights: Floats) -> Box:
-        """Return the whole input: what lies beyond may be padded with any part of it."""
-        return self._whole
+        """Return the box of the pixels around what the units that have a weight (W...) look at.
+
+        What is padded may read any part of the input. "nearest" reads the whole as well, for its halves would round
+        another way in other coordinates.
+        """
+        if not self._crops:
+            return self._whole
+        reach, last = (2 if self.options[0] == "bicubic" else 1), np.array(self.space) - 1
+        pixels = self._pixels(units)[weights > 0]
+        near = pixels[((pixels > -reach) & (pixels < last + reach)).all(-1)]
+        ends = np.stack([np.floor(near) - reach + 1, np.floor(near) + reach])
+        return around(np.clip(ends, 0, last).reshape(-1, len(last)))
 
     def spread(self, weights: Floats, units: Box, reads: Box) -> Floats:
         """Return the magnitudes of the weights (R...) of the pixels that units of these weights (W...) read."""
-        found: Floats = np.abs(self.backward(weights[None], units, reads, None)[0])
-        return found
+        return np.asarray(np.abs(self.window(units, reads).backward(weights[None])[0]))
 
-    def forward(self, x: Floats, units: Box, reads: Box, weight: Floats | None) -> Floats:
-        """Sample."""
-        whole = np.zeros((1, len(x), *self.space))
-        whole[(..., *reads.slices)] = x
-        y: Floats = grid_sample(whole, self._part(units), *self.options)[0]
-        return y
+    def window(self, units: Box, reads: Box) -> WarpWindow:
+        """Return an equal sampler from the pixels that are read to the units."""
+        image = reads if self._crops else self._whole
+        if image == self._whole:
+            sampling = (self.grid[(slice(None), *units.slices)], *self.options)
+        else:
+            away = self._pixels(units) - np.array(image.first)
+            grid = (2 * away + 1) / np.array(image.size) - 1
+            sampling = (grid[None, ..., ::-1], *self.options[:2], False)
+        return WarpWindow(image.size, reads.within(image), (np.ascontiguousarray(sampling[0]), *sampling[1:]))
 
-    def backward(self, grad: Floats, units: Box, reads: Box, weight: Floats | None) -> Floats:
-        """Run the sampler's gradient by its input."""
-        x = np.zeros((1, len(grad), *self.space))
-        gradients = grid_sample_backward(grad[None], x, self._part(units), *self.options, needs=("input",))
-        found: Floats = gradients.input[(0, ..., *reads.slices)]
-        return found
+    @property
+    def _crops(self) -> bool:
+        mode, padding_mode, _ = self.options
+        return padding_mode == "zeros" and mode != "nearest"
 
     @property
     def _whole(self) -> Box:
         return Box((0,) * len(self.space), self.space)
 
-    def _part(self, units: Box) -> Floats:
-        return np.ascontiguousarray(self.grid[(slice(None), *units.slices)])
+    def _pixels(self, units: Box) -> Floats:
+        """Return the pixels (W..., n) that the units look at, slowest dimension first."""
+        grid, sizes = self.grid[(0, *units.slices)][..., ::-1], np.array(self.space)
+        pixels: Floats = (grid + 1) / 2 * (sizes - 1) if self.options[2] else ((grid + 1) * sizes - 1) / 2
+        return pixels
 
 
 Step = Convolution | Warp
