@@ -18,7 +18,7 @@ BASE = Deform((1, 64, 56, 56), 64)
 GPU_BASE = Deform((16, 64, 56, 56), 64)
 SMALL_BASE = Deform((1, 8, 6, 6), 8)
 SIDES = (*FAMILY.rivals, "dense_conv")
-ROUNDS = 3
+ROUNDS = 2
 WAYS = ("forward", "backward")
 Result = dict[str, Any]
 

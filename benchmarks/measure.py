@@ -14,8 +14,8 @@ from .cases import OURS, Arrays, Family, Prepared, Row, disagreement, largest_er
 from .peers import present
 
 ROUNDS = 15
-FEWEST_TURNS = 5
-SIDE_SECONDS = 1.0  # a side that would take longer has fewer turns
+FEWEST_TURNS = 3
+SIDE_SECONDS = 0.6  # a side that would take longer has fewer turns
 BURST_SECONDS = 0.02
 LONGEST_BURST = 10
 WARM_SECONDS = 0.1  # calls that take longer need no untimed call before them
