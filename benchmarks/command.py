@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rows", type=_pattern, default="", metavar="PATTERN", help="only rows whose name this expression finds")
     add("--small", action="store_true", help="small sizes: a check that everything runs")
     add("--no-extras", action="store_true", help="leave out call overhead, import, first call and peak memory")
+    add("--against", type=Path, metavar="FILE", help="an earlier --json file to compare ratios with")
     add("--json", type=Path, metavar="FILE", help="write every number")
     add("--markdown", type=Path, metavar="FILE", help="write the tables")
     add("--plot", type=Path, metavar="FILE", help="draw ratios, roofline and growth; each family in a file of its own")
@@ -60,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write; return 1 if any row fails or any two sides disagree."""
     _check(args)
+    before = _earlier(args.against) if args.against else None
     record, report = import_module(".record", __package__), import_module(".report", __package__)
     from rich.console import Console
 
@@ -75,7 +77,10 @@ def run(args: argparse.Namespace) -> int:
             extras=not (args.no_extras or args.small),
         )
     )
-    report.show(results, Console(width=None if sys.stdout.isatty() else PIPED_WIDTH))
+    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    report.show(results, console)
+    if before is not None:
+        report.show_table(import_module(".comparison", __package__).compare(results, before), console)
     _write(args, results, report)
     wrong = record.complaints(results)
     for line in wrong:
@@ -96,6 +101,17 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--plot must name a .png, .svg or .pdf file, got {args.plot.name}")
     if args.device == "cuda" and not import_module(".gpu", __package__).available():
         raise UserError("--device cuda needs PyTorch with CUDA, CuPy, and a GPU that both can use")
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """Return an earlier record."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no JSON'}") from None
+    if not isinstance(found, dict) or "families" not in found:
+        raise UserError(f"{path} is no record of cudakit bench")
+    return found
 
 
 def _write(args: argparse.Namespace, results: dict[str, Any], report: Any) -> None:

@@ -6,7 +6,7 @@ from contextlib import suppress
 from itertools import cycle
 from math import inf
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from time import perf_counter, process_time, sleep
 from typing import Any, NamedTuple
 
@@ -30,6 +30,9 @@ class Sample(NamedTuple):
 
     seconds: float
     disturbed: bool
+
+
+Turns = dict[int, list[Sample]]  # of a side, by the number of the round
 
 
 def waited() -> float:
@@ -81,11 +84,28 @@ def _turn(call: Callable[[], Any], expected: float) -> list[Sample]:
     return burst(call, min(max(int(BURST_SECONDS / expected), 1), LONGEST_BURST))
 
 
-def summary(samples: Sequence[Sample]) -> Result:
+def summary(turns: Turns) -> Result:
     """Return median and quartiles in milliseconds, of how many calls they are, and whether those were disturbed."""
-    seconds, disturbed = calm(samples)
+    seconds, disturbed = calm([sample for samples in turns.values() for sample in samples])
     low, middle, high = (1e3 * value for value in quantiles(seconds, n=4))
     return {"median_ms": middle, "quartiles_ms": [low, high], "calls": len(seconds), "disturbed": disturbed}
+
+
+def ratio(turns: Turns, ours: Turns) -> float:
+    """Return how many times as long as cudakit a side takes.
+
+    Each turn is held against cudakit's in the same round, and the median of these ratios is taken: what slows the
+    machine down for a while slows down both.
+    """
+    rounds = list(turns)
+    steady = [number for number in rounds if not any(s.disturbed for s in (*turns[number], *ours[number]))]
+    if len(steady) >= FEWEST_TURNS:
+        rounds = steady
+    return median(_middle(turns[number]) / _middle(ours[number]) for number in rounds)
+
+
+def _middle(samples: Sequence[Sample]) -> float:
+    return median(sample.seconds for sample in samples)
 
 
 class Device(NamedTuple):
@@ -104,9 +124,7 @@ class Device(NamedTuple):
 CPU = Device(lambda row: [row.make()], lambda arrays: arrays, timed, _turn)
 
 
-def interleaved(
-    calls: dict[str, Callable[[], Any]], device: Device = CPU, rounds: int = ROUNDS
-) -> dict[str, list[Sample]]:
+def interleaved(calls: dict[str, Callable[[], Any]], device: Device = CPU, rounds: int = ROUNDS) -> dict[str, Turns]:
     """Time several calls in turns: one side's burst, the next side's, and so on, round after round.
 
     Parameters
@@ -116,27 +134,28 @@ def interleaved(
     device : Device
         How they are timed.
     rounds : int
-        Turns of each side; slow ones have fewer, spread over the rounds.
+        Turns of each side; slow ones have fewer, spread over the rounds. cudakit takes part in every round.
 
     Returns
     -------
-    dict of list of Sample
-        Every timed call.
+    dict of dict
+        The timed calls of each side's turns, by the number of the round.
     """
     expected = {side: device.once(call) for side, call in calls.items()}
     expected |= {side: device.once(calls[side]) for side, seconds in expected.items() if seconds < SIDE_SECONDS}
-    turns = {side: min(max(int(SIDE_SECONDS / expected[side]), FEWEST_TURNS), rounds) for side in calls}
-    samples: dict[str, list[Sample]] = {side: [] for side in calls}
+    count = {side: min(max(int(SIDE_SECONDS / expected[side]), FEWEST_TURNS), rounds) for side in calls}
+    found: dict[str, Turns] = {side: {} for side in calls}
     gc.collect()
     gc.disable()
     try:
         for number in range(rounds):
-            for side, call in calls.items():
-                if (number + 1) * turns[side] // rounds > number * turns[side] // rounds:
-                    samples[side] += device.turn(call, expected[side])
+            due = {side for side in calls if (number + 1) * count[side] // rounds > number * count[side] // rounds}
+            for side in calls if due else ():
+                if side in due | {OURS}:
+                    found[side][number] = device.turn(calls[side], expected[side])
     finally:
         gc.enable()
-    return samples
+    return found
 
 
 class Checked(NamedTuple):
@@ -190,16 +209,15 @@ def check(family: Family, row: Row, copies: list[Arrays], threads: int, device: 
 def measure_row(family: Family, row: Row, threads: int, device: Device = CPU) -> Result:
     """Check that the sides agree with cudakit, then time them."""
     checked = check(family, row, device.copies(row), threads, device)
-    times = {side: summary(samples) for side, samples in interleaved(checked.calls, device).items()}
-    ours = times[OURS]["median_ms"]
+    turns = interleaved(checked.calls, device)
     return {
         "row": row.name,
         "section": row.section,
         "dtype": row.dtype,
         "bytes": checked.traffic,
         "flop": row.case.flop,
-        "sides": times,
-        "ratios": {side: time["median_ms"] / ours for side, time in times.items() if side != OURS},
+        "sides": {side: summary(found) for side, found in turns.items()},
+        "ratios": {side: ratio(found, turns[OURS]) for side, found in turns.items() if side != OURS},
         "errors": checked.errors,
         "disagreements": checked.wrong,
         "failures": checked.failures,

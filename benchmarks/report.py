@@ -22,8 +22,8 @@ HALF = (
     "out coordinates in the arrays' dtype, and only cudakit's errors are limited."
 )
 MEDIANS = (
-    "Medians; in brackets, how many times as long as cudakit. Of roofline: the time that copying (m) or the matrix "
-    "product (a) would take, whichever is longer, over cudakit's. See [README.md](README.md) for what is measured."
+    "Medians; in brackets, how many times as long as cudakit, in the same rounds. Of roofline: the time that copying (m) "
+    "or the matrix product (a) would take, whichever is longer, over cudakit's. [README.md](README.md): how it is done."
 )
 Part = tuple[str, Sequence[str], Iterable[Table]]  # title, notes, tables
 
@@ -167,15 +167,21 @@ def show(results: Result, console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     for name, notes, found in parts(results):
         console.rule(name)
-        for heading, head, rows in found:
-            table = rich.table.Table(title=heading, title_justify="left", min_width=len(heading))
-            for position, column in enumerate(head):
-                table.add_column(column, justify="right" if position else "left", no_wrap=position == 0)
-            for cells in rows:
-                table.add_row(*cells)
-            console.print(table)
+        for table in found:
+            show_table(table, console)
         for line in notes:
             console.print(f"- {line}", highlight=False, soft_wrap=True)
+
+
+def show_table(table: Table, console: Console) -> None:
+    """Print a table."""
+    heading, head, rows = table
+    shown = rich.table.Table(title=heading, title_justify="left", min_width=min(len(heading), console.width))
+    for position, column in enumerate(head):
+        shown.add_column(column, justify="right" if position else "left", no_wrap=position == 0)
+    for cells in rows:
+        shown.add_row(*cells)
+    console.print(shown)
 
 
 def markdown(results: Result, pictures: Sequence[str] = ()) -> str:

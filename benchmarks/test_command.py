@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,8 @@ from cudakit.command import UserError
 
 from . import command, record
 from .cases import OURS
+from .comparison import compare
+from .measure import Sample, ratio
 
 
 def parsed(*words: str) -> argparse.Namespace:
@@ -41,6 +44,32 @@ def test_a_run_measures_prints_and_writes(tmp_path: Path, capsys: pytest.Capture
     assert "gs_2x3x24_bilinear_fwd_float16" in capsys.readouterr().out
 
 
+def record_of(*ratios: float) -> dict[str, Any]:
+    """Return a record of one row for each ratio."""
+    rows = [
+        {"row": str(number), "sides": {OURS: {"median_ms": 2.0}}, "ratios": {"torch": ratio}}
+        for number, ratio in enumerate(ratios)
+    ]
+    runs = [{"label": "1 thread", "rows": rows}]
+    return {"date": "today", "commit": "0", "families": {"sampling": {"runs": runs}}}
+
+
+def test_two_records_are_compared() -> None:
+    heading, _, rows = compare(record_of(2.0, 3.0, 1.0), record_of(2.0, 2.0, 2.0))
+    assert "3 ratios changed by 50% in the middle" in heading
+    assert rows[:2] == [["1 thread", "2", "torch", "-50%"], ["1 thread", "1", "torch", "+50%"]]
+    assert "nothing to compare" in compare(record_of(), record_of(1.0))[0]
+
+
+def test_a_ratio_is_that_of_turns_in_the_same_round() -> None:
+    def turn(*seconds: float, disturbed: bool = False) -> list[Sample]:
+        return [Sample(value, disturbed) for value in seconds]
+
+    ours = {0: turn(1, 1, 9), 1: turn(2), 2: turn(4), 3: turn(1)}
+    assert ratio({1: turn(4), 2: turn(8, 8), 3: turn(9, disturbed=True)}, ours) == 2
+    assert ratio({0: turn(3), 1: turn(6), 2: turn(12), 3: turn(9, disturbed=True)}, ours) == 3
+
+
 def test_a_side_that_disagrees_or_a_row_that_fails_is_an_error() -> None:
     row = {"row": "one", "disagreements": {"torch": "by 2"}}
     run = {"label": "1 thread", "failed": {"two": "ValueError: no"}, "rows": [row]}
@@ -53,6 +82,7 @@ def test_a_side_that_disagrees_or_a_row_that_fails_is_an_error() -> None:
     [
         (["poetry"], "no family 'poetry'; there are sampling, deformable, growth"),
         (["--json", "no/such/folder/x.json"], "there is no folder no/such/folder to write x.json to"),
+        (["--against", "no.json"], "cannot read no.json: No such file"),
         (["--plot", "x.txt"], "--plot must name a .png, .svg or .pdf file, got x.txt"),
     ],
 )
