@@ -22,8 +22,8 @@ HALF = (
     "out coordinates in the arrays' dtype, and only cudakit's errors are limited."
 )
 MEDIANS = (
-    "Medians; in brackets, how many times as long as cudakit, in the same rounds. Of roofline: the time that copying (m) "
-    "or the matrix product (a) would take, whichever is longer, over cudakit's. [README.md](README.md): how it is done."
+    "Medians; in brackets, how many times as long as cudakit, in the same rounds. Of roofline: the time of copying (m) "
+    "or of the matrix product (a), whichever is longer, over cudakit's. [README.md](README.md) says how."
 )
 Part = tuple[str, Sequence[str], Iterable[Table]]  # title, notes, tables
 
