@@ -16,7 +16,7 @@ from .peers import title
 DPI = 110
 WIDTH, ROW, HEAD = 13.0, 0.2, 1.9  # inches
 ROOFLINE_HEIGHT = 5.2
-MARKERS = {"sampling": "o", "deformable": "s"}
+LEGEND = 0.4  # height of what the marks mean, of a roofline's
 Result = dict[str, Any]
 
 
@@ -60,9 +60,14 @@ def _family(name: str, found: Result) -> Figure:
     panels = [figure.add_subplot(grid[0, column]) for column in range(len(runs))]
     for panel, run in zip(panels, runs, strict=True):
         _ratios(panel, name, run, labels=panel is panels[0])
-    right = grid[0, -1].subgridspec(len(runs), 1)
-    for row, run in enumerate(runs):
-        _roofline(figure.add_subplot(right[row, 0]), run)
+    right = grid[0, -1].subgridspec(len(runs) + 1, 1, height_ratios=[*[1.0] * len(runs), LEGEND])
+    roofs = [figure.add_subplot(right[row, 0]) for row in range(len(runs))]
+    for panel, run in zip(roofs, runs, strict=True):
+        _roofline(panel, run)
+    below = figure.add_subplot(right[-1, 0])
+    below.axis("off")
+    style = {"fontsize": 7.5, "frameon": False, "loc": "upper left", "bbox_to_anchor": (-0.2, 1), "handletextpad": 0}
+    below.legend(*roofs[-1].get_legend_handles_labels(), **style)
     figure.suptitle(f"{FAMILIES[name].title}: cudakit and its peers", x=0.01, ha="left", color=INK, size=15)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 9), frameon=False)
@@ -118,7 +123,7 @@ def _roofline(panel: Any, run: Result) -> None:
     for dtype in dict.fromkeys(row["dtype"] for row in run["rows"]):
         panel.plot(span, np.minimum(span * bandwidth, rates[dtype]), color=INK, lw=1.6)
         panel.annotate(f"matrix product, {dtype}", (span[-1], rates[dtype] * 1.12), ha="right", size=8, color=INK)
-    panel.annotate("copy", (span[0] * 1.1, span[0] * bandwidth * 1.6), size=8, color=INK)
+    panel.annotate("copy", (span[0] * 1.1, span[0] * bandwidth * 2), size=8, color=INK)
     for shape, (section, rows) in zip("os^vD<>PX*p", _by_section(run).items(), strict=False):
         x, y = [row["flop"] / row["bytes"] for row in rows], [row["gflop_per_s"] for row in rows]
         panel.plot(x, y, shape, ms=6, mec="white", mew=0.6, ls="none", label=section)
@@ -129,7 +134,6 @@ def _roofline(panel: Any, run: Result) -> None:
     panel.set_xlabel("operations per byte of arguments and results", size=9, color=INK)
     panel.set_ylabel("GFLOP/s", size=9, color=INK)
     panel.set_title(f"cudakit under the roofline, {run['label']}", loc="left", size=11, color=INK)
-    panel.legend(fontsize=7, frameon=False, loc="lower right")
     panel.grid(color=FAINT)
     panel.spines[["top", "right"]].set_visible(False)
 
