@@ -90,8 +90,6 @@ def run(args: argparse.Namespace) -> int:
     require(NEEDS, "demo")
     from rich.console import Console
 
-    from cudakit.fov_picture import Words, draw
-
     check_writable(args.out)
     photo = load_photo(args.image, args.size or (LEARN_SIZE if args.learn else SIZE))
     console = Console(highlight=False)
@@ -106,6 +104,8 @@ def run(args: argparse.Namespace) -> int:
     height, width = photo.size
     console.print(f"{photo.name}, {width} × {height} pixels\n{scene.subtitle}\n{scene.origin}\n", markup=False)
     show(console, rows)
+    from cudakit.fov_picture import Words, draw  # half of the time is Matplotlib's: the numbers need not wait for it
+
     try:
         draw(photo.pixels, scene.target, rows, Words(TITLE, scene.subtitle), args.out)
     except OSError as error:
