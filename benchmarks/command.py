@@ -11,11 +11,13 @@ from typing import Any
 
 from cudakit.command import UserError, require
 
+from .cases import TOLERANCES
+from .families import FAMILIES, GROWTH
 from .overhead import cores
 from .peers import PEERS
 
-NAMES = ("sampling", "deformable", "growth")
-DTYPES = ("float32", "float16", "bfloat16")
+NAMES = (*FAMILIES, GROWTH)
+DTYPES = tuple(TOLERANCES)
 PIPED_WIDTH = 220  # columns of a table that no terminal limits
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cases import OURS
+from .cases import OURS, TOLERANCES
 from .measure import Result, Sample, burst, calm
 from .peers import load
 
@@ -58,7 +58,7 @@ def on_cpu(threads: int, measured: Callable[[], Any]) -> tuple[Any, Limits]:
     # Whichever library is faster.
     seconds = min(_typical([*one, *other]) for one, other in zip(products, gemm_samples(), strict=True))
     rate = 2 * GEMM_SIZE**3 / seconds / 1e9
-    gemm = dict.fromkeys(("float32", "float16", "bfloat16"), rate)
+    gemm = dict.fromkeys(TOLERANCES, rate)
     return result, Limits(2 * COPY_BYTES / _typical(copies) / 1e9, gemm)
 
 

@@ -15,14 +15,13 @@ import cudakit
 
 from . import deformable, gpu, growth, limits, memory, overhead, tensors
 from .cases import OURS, Family, Row, in_dtype
-from .families import FAMILIES
+from .families import FAMILIES, GROWTH
 from .limits import Limits, against
 from .measure import CPU, Device, measure_row
 from .peers import PEERS, present, set_threads, title, versions
 from .progress import progress
 from .report import row_line
 
-GROWTH = "growth"
 THREAD_VARIABLES = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # what NumPy's library reads
 Result = dict[str, Any]
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from . import gpu, growth
 from .cases import OURS, Family
-from .families import FAMILIES
+from .families import FAMILIES, GROWTH
 from .overhead import BARE, BEYOND
 from .peers import title
 from .tables import NOTHING, Table, markdown_lines, number
@@ -116,8 +116,8 @@ def parts(results: Result) -> Iterator[Part]:
     for name, found in results["families"].items():
         family = FAMILIES[name]
         yield family.title, family_notes(found, family, results["device"]), family_tables(found, family)
-    if "growth" in results:
-        yield growth.TITLE, growth.notes(results["growth"]), growth.tables(results["growth"])
+    if GROWTH in results:
+        yield growth.TITLE, growth.notes(results[GROWTH]), growth.tables(results[GROWTH])
 
 
 def machine_lines(results: Result) -> list[str]:

@@ -160,6 +160,24 @@ def dlpack_view(x: Any) -> View:
     return View(pointer, Spec(shape, contiguous_strides(shape) if strides is None else strides, dtype, aligned), device)
 
 
+def _interface(view: View) -> dict[str, Any]:
+    """Return the array interface of a view, with int16 for bfloat16, which NumPy and CuPy lack."""
+    shape, strides, dtype, _ = view.spec
+    storage = np.dtype("int16" if dtype == "bfloat16" else dtype)
+    return {
+        "data": (view.pointer, True),
+        "shape": shape,
+        "strides": tuple(stride * storage.itemsize for stride in strides),
+        "typestr": storage.str,
+        "version": 3,
+    }
+
+
+def host_array(view: View) -> Any:
+    """Return what a view of the process's memory shows, as a NumPy array that does not keep it; bfloat16 as int16."""
+    return np.asarray(SimpleNamespace(__array_interface__=_interface(view)))
+
+
 def _no_stream(_: int) -> int:
     return 0
 
@@ -231,22 +249,16 @@ def wrapping_framework(wrap: Callable[[Any, str], Any]) -> Framework:
         return wrap(getattr(cuda, make)(shape, storage, device), dtype)
 
     def contiguous(x: Any) -> Any:
-        pointer, (shape, strides, dtype, _), device = dlpack_view(x)
-        storage = np.dtype("int16" if dtype == "bfloat16" else dtype)
-        interface = {
-            "data": (pointer, True),
-            "shape": shape,
-            "strides": tuple(stride * storage.itemsize for stride in strides),
-            "typestr": storage.str,
-            "version": 3,
-        }
-        if device == CPU:
-            buffer = _aligned(shape, storage.name, "empty")
-            buffer[...] = np.asarray(SimpleNamespace(__array_interface__=interface))
+        view = dlpack_view(x)
+        dtype = view.spec.dtype
+        if view.device == CPU:
+            shown = host_array(view)
+            buffer = _aligned(shown.shape, shown.dtype.name, "empty")
+            buffer[...] = shown
             return wrap(buffer, dtype)
         from cudakit import cuda
 
-        return wrap(cuda.copied(interface, device), dtype)
+        return wrap(cuda.copied(_interface(view), view.device), dtype)
 
     return Framework(
         view=dlpack_view,
