@@ -23,7 +23,7 @@ from .fov_problems import Floats
 
 def _alike(values: Any, kind: Any, dtype: str) -> Floats:
     assert isinstance(values, kind), type(values)
-    assert str(values.dtype).endswith(dtype)
+    assert re.search(rf"\b{dtype}\b", str(values.dtype))  # TensorFlow writes <dtype: 'float32'>
     return np.asarray(values)
 
 

@@ -39,7 +39,7 @@ def returned(values: Floats, like: Any) -> Any:
     if like is None:
         return values
     framework = framework_of(like)
-    values = values.astype(np.float64 if str(like.dtype).endswith("float64") else np.float32)
+    values = values.astype(np.float64 if "float64" in str(like.dtype) else np.float32)
     if framework == "jax":
         return sys.modules["jax"].numpy.asarray(values)
     library = sys.modules[framework if isinstance(framework, str) else type(like).__module__.partition(".")[0]]
