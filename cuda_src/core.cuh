@@ -28,7 +28,7 @@ typedef unsigned INDEX uindex_t;
 #define SIMD_SUM(...)
 #define SCALAR_LOOP
 #define UNROLL _Pragma("unroll")
-#define UNROLL_ROWS _Pragma("unroll (STORED_ROWS)")
+#define UNROLL_ROWS _Pragma("unroll (STORED ? ROWS : 1)")
 #define PREFETCH(address)
 
 DEVICE float as_float(unsigned bits) { return __uint_as_float(bits); }

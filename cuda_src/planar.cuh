@@ -23,23 +23,22 @@ DEVICE const scalar_t& tap_of(const Window& w, int c, int t, int j) {
     return WINDOW == 2 ? w.value[0][j][t * GROUP + c] : w.value[c][j][t];
 }
 
-// Ask for what the last row of every sample reads or adds to, all at once: the rows of a turned grid are too far apart
-// for the hardware to guess, and a sample would wait for the one before. The rows above have been there already where an
-// image is gone through downwards.
-template <typename T> DEVICE void fetch_row(const Samples& s, T* const* plane) {
+// Ask for the lines of the cache that each sample of a tile will begin at.
+template <typename T> DEVICE void fetch(const index_t* at, T* const* plane) {
     for (int j = 0; j < TILE; ++j) {
-        const index_t at = row_at(s, ROWS - 1, j) + s.axis[NDIM - 1].at[0][j];
-        UNROLL for (int c = 0; c < (WINDOW == 2 ? 1 : GROUP); ++c) PREFETCH(plane[c] + at);
+        UNROLL for (int c = 0; c < (WINDOW == 2 ? 1 : GROUP); ++c) PREFETCH(plane[c] + at[j]);
     }
 }
 
 template <bool CHECKED> DEVICE void load_row(const Samples& s, const scalar_t* const* plane, int r, Window& window) {
     const Axis& x = s.axis[NDIM - 1];
+    index_t start[TILE];
+    SIMD for (int j = 0; j < TILE; ++j) start[j] = row_at(s, r, j) + (WINDOW ? x.at[0][j] : index_t(0));
     for (int j = 0; j < TILE; ++j) {
-        const index_t at = row_at(s, r, j);
+        const index_t at = start[j];
         UNROLL for (int c = 0; c < (WINDOW == 2 ? 1 : GROUP); ++c) {
             if (WINDOW) {
-                *(Row*)window.value[c][j] = *(const Row*)(plane[c] + at + x.at[0][j]);
+                *(Row*)window.value[c][j] = *(const Row*)(plane[c] + at);
             } else {
                 UNROLL for (int t = 0; t < TAPS; ++t) {
                     const bool inside = !CHECKED || (row_inside(s, r, j) & x.inside[t][j]);
@@ -58,7 +57,6 @@ template <bool CHECKED> DEVICE acc_t tap_value(const Samples& s, const Window& w
 
 // sum[c][j] = sample j in the channel plane[c].
 template <bool CHECKED> DEVICE void sample_planes(const Samples& s, const scalar_t* const* plane, acc_t sum[][TILE]) {
-    UNROLL for (int c = 0; c < GROUP; ++c) { SIMD for (int j = 0; j < TILE; ++j) sum[c][j] = 0; }
     UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
         Window window;
         load_row<CHECKED>(s, plane, r, window);
@@ -68,7 +66,7 @@ template <bool CHECKED> DEVICE void sample_planes(const Samples& s, const scalar
                 UNROLL for (int t = 0; t < TAPS; ++t) {
                     value = fused(s.axis[NDIM - 1].weight[t][j], tap_value<CHECKED>(s, window, r, c, t, j), value);
                 }
-                sum[c][j] = fused(row_weight(s, r, j), value, sum[c][j]);
+                sum[c][j] = fused(row_weight(s, r, j), value, r == 0 ? acc_t(0) : sum[c][j]);
             }
         }
     }

@@ -1,15 +1,16 @@
 // What to read: a tile of samples as rows of taps along the innermost dimension, ready for any number of channels.
 //
-// Taps that share all but the innermost index form a row: ROWS = TAPS^(NDIM - 1). The rows' offsets, weights and
-// slopes are worked out once for the tile; each channel then only loads and multiplies.
+// Taps that share all but the innermost index form a row: ROWS = TAPS^(NDIM - 1). With one outer dimension the rows are
+// its taps. With two, their offsets, weights and slopes are worked out once for the tile. Each channel then only loads
+// and multiplies.
 
 constexpr int ROWS = NDIM == 1 ? 1 : NDIM == 2 ? TAPS : TAPS * TAPS;
 
 // A GPU's registers do not hold the 16 rows of a cubic sample in 3-D: there each is worked out when its turn comes.
 constexpr bool STORED = TILE > 1 || ROWS <= 4;
-constexpr int STORED_ROWS = STORED ? ROWS : 1;
+constexpr int STORED_ROWS = NDIM == 3 && STORED ? ROWS : 1;
 
-// What the outer dimensions make of a row: its offset, the product of their weights, and the same with one of the
+// What two outer dimensions make of a row: its offset, the product of their weights, and the same with one of the
 // weights replaced by its slope.
 struct Outer {
     index_t at;
@@ -62,12 +63,7 @@ template <typename T> DEVICE T pick(const T values[][TILE], int t, int j) {
 }
 
 DEVICE Outer outer(const Samples& s, int r, int j) {
-    if (NDIM == 1) return {0, 1, {0, 0}, 1};
-    const Axis& first = s.axis[0];
-    if (NDIM == 2) {
-        return {pick(first.at, r, j), pick(first.weight, r, j), {pick(first.slope, r, j), 0}, pick(first.inside, r, j)};
-    }
-    const Axis& second = s.axis[NDIM > 2];
+    const Axis &first = s.axis[0], &second = s.axis[NDIM > 2];
     const int t = r / TAPS, u = r % TAPS;
     const acc_t weight = pick(first.weight, t, j), other = pick(second.weight, u, j);
     return {pick(first.at, t, j) + pick(second.at, u, j),
@@ -76,31 +72,43 @@ DEVICE Outer outer(const Samples& s, int r, int j) {
             pick(first.inside, t, j) & pick(second.inside, u, j)};
 }
 
-DEVICE index_t row_at(const Samples& s, int r, int j) { return STORED ? s.row_at[r][j] : outer(s, r, j).at; }
-DEVICE acc_t row_weight(const Samples& s, int r, int j) { return STORED ? s.row_weight[r][j] : outer(s, r, j).weight; }
-DEVICE int row_inside(const Samples& s, int r, int j) { return STORED ? s.row_inside[r][j] : outer(s, r, j).inside; }
+DEVICE index_t row_at(const Samples& s, int r, int j) {
+    if (NDIM < 3) return NDIM == 1 ? 0 : s.axis[0].at[r][j];
+    return STORED ? s.row_at[r][j] : outer(s, r, j).at;
+}
+DEVICE acc_t row_weight(const Samples& s, int r, int j) {
+    if (NDIM < 3) return NDIM == 1 ? 1 : s.axis[0].weight[r][j];
+    return STORED ? s.row_weight[r][j] : outer(s, r, j).weight;
+}
+DEVICE int row_inside(const Samples& s, int r, int j) {
+    if (NDIM < 3) return NDIM == 1 ? 1 : s.axis[0].inside[r][j];
+    return STORED ? s.row_inside[r][j] : outer(s, r, j).inside;
+}
 DEVICE acc_t row_slope(const Samples& s, int d, int r, int j) {
+    if (NDIM < 3) return s.axis[0].slope[r][j];
     return STORED ? s.row_slope[d][r][j] : outer(s, r, j).slope[d];
 }
 
-// Work out the rows from the axes.
+// Work out the rows of a volume.
 DEVICE void make_rows(Samples& s) {
-    s.whole = false;
-    if (!STORED) return;
-    int whole = 1;
-    UNROLL for (int t = 0; t < TAPS; ++t) {
-        SIMD for (int j = 0; j < TILE; ++j) whole &= s.axis[NDIM - 1].inside[t][j];
-    }
-    UNROLL for (int r = 0; r < STORED_ROWS; ++r) {
-        SIMD for (int j = 0; j < TILE; ++j) {
-            const Outer row = outer(s, r, j);
-            s.row_at[r][j] = row.at;
-            s.row_weight[r][j] = row.weight;
-            s.row_slope[0][r][j] = row.slope[0];
-            s.row_slope[1][r][j] = row.slope[1];
-            s.row_inside[r][j] = row.inside;
+    if constexpr (NDIM == 3 && STORED) {
+        UNROLL for (int r = 0; r < ROWS; ++r) {
+            SIMD for (int j = 0; j < TILE; ++j) {
+                const Outer row = outer(s, r, j);
+                s.row_at[r][j] = row.at;
+                s.row_weight[r][j] = row.weight;
+                s.row_slope[0][r][j] = row.slope[0];
+                s.row_slope[1][r][j] = row.slope[1];
+                s.row_inside[r][j] = row.inside;
+            }
         }
-        SIMD for (int j = 0; j < TILE; ++j) whole &= s.row_inside[r][j];
     }
-    s.whole = whole;
+}
+
+DEVICE bool all_inside(const Samples& s) {
+    int inside = 1;
+    UNROLL for (int d = 0; d < NDIM; ++d) {
+        UNROLL for (int t = 0; t < TAPS; ++t) { SIMD for (int j = 0; j < TILE; ++j) inside &= s.axis[d].inside[t][j]; }
+    }
+    return inside;
 }

@@ -21,6 +21,7 @@ MODE_CONSTANTS = dict(zip(MODES, ("NEAREST", "LINEAR", "CUBIC"), strict=True))
 TAPS = dict(zip(MODES, (1, 2, 4), strict=True))
 
 HOST_TILE = 32  # samples planned together on a CPU: a few SIMD vectors
+PLANAR_TILE = 64  # of the planar forward pass, which keeps less for each of them
 HOST_VECTOR = 64  # channels in one pass on a CPU
 MANY_CHANNELS = 8  # from here on a channels-first image is copied to channels-last
 FEW_CHANNELS = 4  # up to here the planar form is taken even where channels are neighbours
@@ -53,7 +54,7 @@ class Form(NamedTuple):
     group: int
 
 
-def choose_form(x: Image, target: Target, neighbours: bool) -> Form:
+def choose_form(x: Image, target: Target, neighbours: bool, backward: bool = False) -> Form:
     """Choose how to read an image; `neighbours`: its channels lie next to each other, or will."""
     count = x.shape[1]
     group = max(1, min(count, LARGEST_GROUP))
@@ -61,7 +62,8 @@ def choose_form(x: Image, target: Target, neighbours: bool) -> Form:
         vector = 4
         while vector < min(count, HOST_VECTOR):
             vector *= 2
-        return Form(neighbours and count > FEW_CHANNELS, HOST_TILE, 1, vector, group)
+        channels = neighbours and count > FEW_CHANNELS
+        return Form(channels, HOST_TILE if channels or backward else PLANAR_TILE, 1, vector, group)
     vector = CUDA_VECTOR_BYTES // itemsize(x.dtype)
     steps = (x.strides[0], *x.strides[2:])
     if not (neighbours and x.aligned and count >= 2 * vector) or any(n % vector for n in (count, *steps)):
@@ -238,7 +240,7 @@ def _backward_form(x: Image, target: Target) -> tuple[Form, Image]:
     neighbours = x.strides[1] == 1
     if target.device == CPU and x.shape[1] >= MANY_CHANNELS:
         neighbours = True  # after a copy
-    form = choose_form(packed(x.shape, x.dtype, channels_last=neighbours), target, neighbours)
+    form = choose_form(packed(x.shape, x.dtype, channels_last=neighbours), target, neighbours, backward=True)
     interleaved = x.strides[1] == 1 and x.strides[-1] == x.shape[1]
     return form, packed(x.shape, x.dtype, channels_last=form.channels or interleaved)
 

@@ -1,0 +1,119 @@
+// The samples of `grid_sample`: which pixels an item has, where its grid looks, and where the next ones will.
+#include "core.cuh"
+#include "interpolate.cuh"
+#include "samples.cuh"
+
+struct GridSampleParams {
+    const scalar_t* input;        // any strides
+    const coord_t* grid;          // (N, L, NDIM), contiguous, x first
+    scalar_t* output;             // forward: written
+    const scalar_t* grad_output;  // backward: read; strides as output's
+    acc_t* grad_input;            // backward: added to; null: not needed
+    coord_t* grad_grid;           // backward: written, (N, L, NDIM); null: not needed
+    long long items;              // work items: channel blocks * batch * tiles
+    long long batch;
+    long long channels;
+    long long channel_block;  // channels of one item
+    long long pixels;         // L
+    long long align_corners;
+    long long size[3];           // of input, slowest dimension first
+    long long input_stride[5];   // batch, channel, dimensions
+    long long output_stride[3];  // batch, channel, pixel
+    long long grad_stride[5];    // of grad_input
+};
+
+struct Item {
+    index_t n, first, channel, channel_end;
+    int count;  // pixels of the tile that exist
+};
+
+DEVICE Item item_of(const GridSampleParams& p, index_t item) {
+    const index_t tiles = ((index_t)p.pixels + TILE - 1) / TILE;
+    const index_t image = item / tiles;
+    Item it;
+    it.first = (item - image * tiles) * TILE;
+    it.n = image % (index_t)p.batch;
+    it.channel = image / (index_t)p.batch * (index_t)p.channel_block;
+    it.channel_end = smaller(it.channel + (index_t)p.channel_block, (index_t)p.channels);
+    it.count = TILE == 1 ? 1 : (int)smaller(index_t(TILE), (index_t)p.pixels - it.first);
+    return it;
+}
+
+// d(pixel coordinate) / d(grid coordinate): unnormalised = (grid + 1) * scale - 1/2 (or - 0 with align_corners).
+DEVICE acc_t grid_scale(const GridSampleParams& p, int d) {
+    return (acc_t(p.size[d]) - (p.align_corners ? acc_t(1) : acc_t(0))) / 2;
+}
+
+// The tile's coordinates as the grid has them, slowest dimension first.
+DEVICE void load_coordinates(const coord_t* grid, int count, acc_t coordinate[][TILE]) {
+    if (count == TILE) {
+        prefetch_line<TILE * NDIM>(grid + TILE * NDIM);
+        SIMD for (int j = 0; j < TILE; ++j) {
+            UNROLL for (int d = 0; d < NDIM; ++d) coordinate[d][j] = widen(grid[j * NDIM + NDIM - 1 - d]);
+        }
+    } else {
+        for (int j = 0; j < TILE; ++j) {  // samples that do not exist look outside
+            UNROLL for (int d = 0; d < NDIM; ++d) {
+                coordinate[d][j] = j < count ? widen(grid[j * NDIM + NDIM - 1 - d]) : acc_t(-4);
+            }
+        }
+    }
+}
+
+// Most tiles lie in the interior of an image, where no tap needs a padding: those are spared it.
+DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item& it, Samples& s) {
+    acc_t coordinate[NDIM][TILE];
+    load_coordinates(p.grid + (it.n * (index_t)p.pixels + it.first) * NDIM, it.count, coordinate);
+    const acc_t shift = p.align_corners ? acc_t(0) : acc_t(0.5);
+    int interior = 1;
+    UNROLL for (int d = 0; d < NDIM; ++d) {
+        const acc_t scale = grid_scale(p, d);
+        SIMD for (int j = 0; j < TILE; ++j) {
+            // Infinity times the scale of a single pixel, 0, would be a NaN.
+            const acc_t far = acc_t(1e30), g = coordinate[d][j];
+            const acc_t finite = PADDING == ZEROS ? g : smaller(larger(g, -far), far);
+            coordinate[d][j] = fused(finite + 1, scale, -shift);
+            interior &= is_interior(coordinate[d][j], (index_t)p.size[d]);
+        }
+    }
+    UNROLL for (int d = 0; d < NDIM; ++d) {
+        const index_t size = (index_t)p.size[d], step = (index_t)stride[d];
+        if (TILE > 1 && interior) {
+            SIMD for (int j = 0; j < TILE; ++j) locate_interior(s.axis[d], j, coordinate[d][j], step);
+            continue;
+        }
+        const bool align_corners = p.align_corners;
+        SIMD for (int j = 0; j < TILE; ++j) { locate(s.axis[d], j, coordinate[d][j], size, step, align_corners); }
+        if (WINDOW && d == NDIM - 1) {
+            SIMD for (int j = 0; j < TILE; ++j) make_window(s.axis[d], j, size, step);
+        }
+    }
+    make_rows(s);
+    s.whole = interior || all_inside(s);
+}
+
+// The rows of a turned grid are too far apart for the hardware to guess, so what a tile will read or add to is asked for
+// AHEAD tiles before: where each sample's last row of taps begins. The rows above have been there already where an image
+// is gone through downwards; one gone through upwards needs the first row instead.
+constexpr int AHEAD = 2;
+constexpr acc_t FIRST_TAP = MODE == CUBIC ? acc_t(-1) : acc_t(0), LAST_TAP = acc_t(TAPS / 2);
+
+// Fill in the offsets for `fetch`; false where the image ends before.
+DEVICE bool look_ahead(const GridSampleParams& p, const long long* stride, const Item& it, index_t* at) {
+    const index_t pixels = (index_t)p.pixels, first = it.first + AHEAD * TILE;
+    if (first + TILE > pixels) return false;
+    const coord_t *image = p.grid + it.n * pixels * NDIM, *grid = image + first * NDIM;
+    const acc_t shift = p.align_corners ? acc_t(0) : acc_t(0.5);
+    SIMD for (int j = 0; j < TILE; ++j) at[j] = 0;
+    UNROLL for (int d = 0; d < NDIM; ++d) {
+        const int e = NDIM - 1 - d;
+        const bool last = d < NDIM - 1 && widen(image[(pixels - 1) * NDIM + e]) > widen(image[e]);
+        const acc_t scale = grid_scale(p, d), end = acc_t(p.size[d] - 1), tap = last ? LAST_TAP : FIRST_TAP;
+        const index_t step = (index_t)stride[d];
+        SIMD for (int j = 0; j < TILE; ++j) {
+            const acc_t x = fused(widen(grid[j * NDIM + e]) + 1, scale, tap - shift);
+            at[j] += (index_t)clip(x, 0, end).x * step;
+        }
+    }
+    return true;
+}
