@@ -53,6 +53,19 @@ KERNEL(affine_grid, AffineGridParams) {
     }
 }
 
+// The numbers of TILE neighbouring pixels as they lie in memory, pixel by pixel: sums over several tiles go number by
+// number, which a host compiler makes SIMD code of.
+constexpr int NUMBERS = TILE * NDIM;
+
+// sum += g, sum_x += g x for `count` numbers; x of number k is first + within[k].
+DEVICE void add_tile(const coord_t* grad, int count, acc_t first, const acc_t* within, acc_t* sum, acc_t* sum_x) {
+    SIMD for (int k = 0; k < count; ++k) {
+        const acc_t g = widen(grad[k]);
+        sum[k] += g;
+        sum_x[k] = fused(g, first + within[k], sum_x[k]);
+    }
+}
+
 // Sum of one chunk of an image's pixels: partial[e][d] = sum over pixels of grad_grid[e] * coordinate[d]. The same
 // order of additions on every run.
 KERNEL(affine_grid_backward_partial, AffineGridParams) {
@@ -61,37 +74,45 @@ KERNEL(affine_grid_backward_partial, AffineGridParams) {
     const index_t width = (index_t)p.size[NDIM - 1], rows = pixels / width;
     const index_t chunk_rows = (rows + (index_t)p.chunks - 1) / (index_t)p.chunks;
     const bool align_corners = p.align_corners;
+    // base(x) = start + x step, but for a single pixel with align_corners, where only x = 0 counts.
+    const acc_t start = base(0, width, align_corners),
+                step = 2 / acc_t(align_corners ? width - 1 + (width == 1) : width);
+    acc_t within[NUMBERS];
+    UNROLL for (int e = 0; e < NDIM; ++e) {
+        for (int j = 0; j < TILE; ++j) within[j * NDIM + e] = acc_t(j) * step;
+    }
     FOR_EACH(i, p.items) {
         const index_t n = i / (index_t)p.chunks, chunk = i - n * (index_t)p.chunks;
         const index_t end = smaller((chunk + 1) * chunk_rows, rows);
-        double total[NDIM][NDIM + 1] = {};
+        double total[NDIM + 1][NUMBERS] = {};  // by coordinate, x first, and by 1
         for (index_t row = chunk * chunk_rows; row < end; ++row) {
             const coord_t* grad = p.grad_grid + (n * pixels + row * width) * NDIM;
-            acc_t sum[NDIM] = {}, sum_x[NDIM] = {};
-            UNROLL for (int e = 0; e < NDIM; ++e) {
-                acc_t plain = 0, along = 0;
-                SIMD_SUM(plain, along) for (index_t x = LANE; x < width; x += LANES) {
-                    const acc_t g = widen(grad[x * NDIM + e]);
-                    plain += g;
-                    along = fused(g, base(x, width, align_corners), along);
+            acc_t sum[NUMBERS] = {}, sum_x[NUMBERS] = {};
+            for (index_t x = LANE * TILE; x < width; x += LANES * TILE) {
+                const acc_t first = fused(acc_t(x), step, start);
+                if (x + TILE <= width) {  // a constant, for straight SIMD code
+                    add_tile(grad + x * NDIM, NUMBERS, first, within, sum, sum_x);
+                } else {
+                    add_tile(grad + x * NDIM, (int)(width - x) * NDIM, first, within, sum, sum_x);
                 }
-                sum[e] = plain;
-                sum_x[e] = along;
+            }
+            SIMD for (int k = 0; k < NUMBERS; ++k) {
+                total[0][k] += sum_x[k];
+                total[NDIM][k] += sum[k];
             }
             index_t outer = row;
-            UNROLL for (int d = NDIM - 1; d >= 0; --d) {
+            UNROLL for (int d = NDIM - 2; d >= 0; --d) {
                 const index_t size = (index_t)p.size[d];
-                const acc_t coordinate = d == NDIM - 1 ? acc_t(0) : base(outer % size, size, align_corners);
-                if (d < NDIM - 1) outer /= size;
-                UNROLL for (int e = 0; e < NDIM; ++e) {
-                    total[e][NDIM - 1 - d] += d == NDIM - 1 ? sum_x[e] : sum[e] * coordinate;
-                }
+                const acc_t coordinate = base(outer % size, size, align_corners);
+                outer /= size;
+                SIMD for (int k = 0; k < NUMBERS; ++k) total[NDIM - 1 - d][k] += sum[k] * coordinate;
             }
-            UNROLL for (int e = 0; e < NDIM; ++e) total[e][NDIM] += sum[e];
         }
         UNROLL for (int e = 0; e < NDIM; ++e) {
             UNROLL for (int d = 0; d <= NDIM; ++d) {
-                const double sum = lane_sum(total[e][d]);
+                double sum = 0;
+                for (int j = 0; j < TILE; ++j) sum += total[d][j * NDIM + e];
+                sum = lane_sum(sum);
                 if (LANE == 0) p.partial[(i * NDIM + e) * (NDIM + 1) + d] = sum;
             }
         }
@@ -100,13 +121,13 @@ KERNEL(affine_grid_backward_partial, AffineGridParams) {
 
 // One item = one number of grad_theta.
 KERNEL(affine_grid_backward_total, AffineGridParams) {
-    constexpr int NUMBERS = NDIM * (NDIM + 1);
+    constexpr int THETA = NDIM * (NDIM + 1);
     FOR_EACH(i, p.items) {
         if (LANE != 0) continue;
-        const index_t n = i / NUMBERS, number = i - n * NUMBERS;
+        const index_t n = i / THETA, number = i - n * THETA;
         double total = 0;
         for (index_t chunk = 0; chunk < (index_t)p.chunks; ++chunk) {
-            total += p.partial[(n * (index_t)p.chunks + chunk) * NUMBERS + number];
+            total += p.partial[(n * (index_t)p.chunks + chunk) * THETA + number];
         }
         narrow((acc_t)total, p.grad_theta[i]);
     }

@@ -84,7 +84,9 @@ def test_a_file_that_is_included_twice_stands_there_once(edited: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["core.cuh", "interpolate.cuh", "samples.cuh", "grid_sample.cuh", "grid_sample.cu", "host_shim.h"])
+@pytest.mark.parametrize(
+    "name", ["core.cuh", "interpolate.cuh", "samples.cuh", "grid_sample.cuh", "grid_sample.cu", "host_shim.h"]
+)
 def test_an_error_is_reported_where_it_stands(edited: Path, name: str) -> None:
     number = append(edited, name, "undeclared mistake;")
     text = render(SAMPLE.kernel, dict(SAMPLE.constants), host=True)
