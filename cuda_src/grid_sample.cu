@@ -19,6 +19,7 @@ template <typename T> DEVICE void group_planes(T* image, index_t channel, index_
 DEVICE void store_group(const acc_t sum[][TILE], scalar_t* to, index_t channel_stride, index_t pixel_stride, int count,
                         int channels) {
     if (TILE > 1 && channel_stride == 1 && pixel_stride == GROUP && count == TILE) {
+        prefetch_line<TILE * GROUP>(to + TILE * GROUP);
         SIMD for (int j = 0; j < TILE; ++j) {
             UNROLL for (int c = 0; c < GROUP; ++c) narrow(sum[c][j], to[j * GROUP + c]);
         }
@@ -75,10 +76,19 @@ DEVICE void store_grid_gradient(const GridSampleParams& p, const Item& it, const
 
 // The group's gradients by the output, zero where there is no pixel or no channel.
 DEVICE void load_group(const GridSampleParams& p, const Item& it, index_t first, acc_t out_grad[][TILE]) {
-    const index_t pixel_stride = (index_t)p.output_stride[2];
+    const index_t channel_stride = (index_t)p.output_stride[1], pixel_stride = (index_t)p.output_stride[2];
     const scalar_t* from = p.grad_output + it.n * (index_t)p.output_stride[0] + it.first * pixel_stride;
+    const bool all = it.count == TILE && it.channel_end - first >= GROUP;
+    if (TILE > 1 && channel_stride == 1 && pixel_stride == GROUP && all) {
+        from += first;
+        prefetch_line<TILE * GROUP>(from + TILE * GROUP);
+        SIMD for (int j = 0; j < TILE; ++j) {
+            UNROLL for (int c = 0; c < GROUP; ++c) out_grad[c][j] = widen(from[j * GROUP + c]);
+        }
+        return;
+    }
     UNROLL for (int c = 0; c < GROUP; ++c) {
-        const scalar_t* line = from + smaller(first + c, it.channel_end - 1) * (index_t)p.output_stride[1];
+        const scalar_t* line = from + smaller(first + c, it.channel_end - 1) * channel_stride;
         const int count = first + c < it.channel_end ? it.count : 0;
         if (count < TILE) {
             for (int j = 0; j < TILE; ++j) out_grad[c][j] = 0;
