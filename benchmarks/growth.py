@@ -8,6 +8,7 @@ from . import gpu
 from .cases import OURS
 from .deformable import FAMILY, Deform, row
 from .measure import CPU, Device, check, interleaved, summary
+from .memory import keep_freed
 from .overhead import cores
 from .peers import set_threads, title
 from .progress import progress
@@ -87,6 +88,7 @@ def measure(where: str, threads: int, peers: Sequence[str], small: bool) -> Resu
     """Measure every curve; the number of threads grows on a CPU only."""
     base = SMALL_BASE if small else GPU_BASE if where == "cuda" else BASE
     on_gpu = where == "cuda"
+    keep_freed()
     sides = [side for side in SIDES if side in peers and (side in FAMILY.on_tensors or not on_gpu)]
     axes = AXES if on_gpu else (*AXES, THREADS)
     found = curves(base, threads, sides, axes, gpu.device() if on_gpu else CPU)

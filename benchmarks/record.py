@@ -118,6 +118,7 @@ def _with_limits(run: Result, found: Limits) -> Result:
 
 def measure(name: str, choice: Choice, threads: int) -> Result:
     """Measure the rows with one number of threads, in this process."""
+    memory.keep_freed()
     set_threads(threads)
     label = f"{threads} thread{'s' * (threads > 1)}"
     run, found = limits.on_cpu(threads, lambda: measure_rows(FAMILIES[name], choice, label, threads))
