@@ -76,11 +76,57 @@ DEVICE void load_pixels(const coord_t* from, index_t pixel_stride, const Base& b
     load_line<TILE>(from + base.first * pixel_stride, pixel_stride, base.count, to);
 }
 
-// The samples of a tile at one tap of an offset group.
-DEVICE void look(const Geometry& g, const coord_t* offset, index_t n, index_t group, index_t tap, const Base& base,
-                 Samples& s) {
-    const index_t channel = (group * (index_t)g.taps + tap) * NDIM;
-    const coord_t* from = offset + n * (index_t)g.offset_stride[0] + channel * (index_t)g.offset_stride[1];
+// The samples of a tile at one tap of an offset group. A host keeps their corners; a GPU's registers are better spent
+// otherwise.
+constexpr int STORED_CORNERS = TILE > 1 ? CORNERS : 1;
+
+struct TapSamples {
+    Samples s;
+    acc_t mask[TILE];
+    index_t at[STORED_CORNERS][TILE];
+    acc_t weight[STORED_CORNERS][TILE];
+    int read[STORED_CORNERS][TILE];
+};
+
+// A corner of weight 0 is not read, so that a sample at integer coordinates is that pixel, whatever the neighbours hold.
+struct Corner {
+    index_t at;
+    acc_t weight;  // times the mask
+    int read;
+};
+
+DEVICE int corner_inside(const Samples& s, int k, int j) {
+    return row_inside(s, k / TAPS, j) & s.axis[NDIM - 1].inside[k % TAPS][j];
+}
+
+DEVICE Corner make_corner(const TapSamples& samples, int k, int j) {
+    const Samples& s = samples.s;
+    const Axis& x = s.axis[NDIM - 1];
+    const int r = k / TAPS, t = k % TAPS;
+    const acc_t weight = row_weight(s, r, j) * x.weight[t][j];
+    const int some = weight != 0, read = corner_inside(s, k, j) & some;
+    return {row_at(s, r, j) + x.at[t][j], keep(weight * samples.mask[j], read), read};
+}
+
+DEVICE Corner corner(const TapSamples& samples, int k, int j) {
+    if (TILE == 1) return make_corner(samples, k, j);
+    return {samples.at[k][j], samples.weight[k][j], samples.read[k][j]};
+}
+
+DEVICE void load_mask(const Geometry& g, const coord_t* mask, index_t n, index_t channel, const Base& base, acc_t* to) {
+    if (mask) {
+        const coord_t* from = mask + n * (index_t)g.mask_stride[0] + channel * (index_t)g.mask_stride[1];
+        load_pixels(from, (index_t)g.mask_stride[2], base, acc_t(0), to);
+    } else {
+        for (int j = 0; j < TILE; ++j) to[j] = 1;
+    }
+}
+
+DEVICE void look(const Geometry& g, const coord_t* offset, const coord_t* mask, index_t n, index_t group, index_t tap,
+                 const Base& base, TapSamples& samples) {
+    const index_t channel = group * (index_t)g.taps + tap;
+    const coord_t* from = offset + n * (index_t)g.offset_stride[0] + channel * NDIM * (index_t)g.offset_stride[1];
+    Samples& s = samples.s;
     UNROLL for (int d = NDIM - 1; d >= 0; --d) {
         const index_t i = d ? tap % (index_t)g.kernel[d] : tap;
         tap /= (index_t)g.kernel[d];
@@ -93,46 +139,31 @@ DEVICE void look(const Geometry& g, const coord_t* offset, index_t n, index_t gr
         }
     }
     make_rows(s);
-}
-
-DEVICE void load_mask(const Geometry& g, const coord_t* mask, index_t n, index_t group, index_t tap, const Base& base,
-                      acc_t* to) {
-    if (mask) {
-        const index_t channel = group * (index_t)g.taps + tap;
-        const coord_t* from = mask + n * (index_t)g.mask_stride[0] + channel * (index_t)g.mask_stride[1];
-        load_pixels(from, (index_t)g.mask_stride[2], base, acc_t(0), to);
-    } else {
-        for (int j = 0; j < TILE; ++j) to[j] = 1;
+    load_mask(g, mask, n, channel, base, samples.mask);
+    if constexpr (TILE > 1) {
+        UNROLL for (int k = 0; k < CORNERS; ++k) {
+            SIMD for (int j = 0; j < TILE; ++j) {
+                const Corner c = make_corner(samples, k, j);
+                samples.at[k][j] = c.at;
+                samples.weight[k][j] = c.weight;
+                samples.read[k][j] = c.read;
+            }
+        }
     }
-}
-
-// One corner of a sample: where, with which weight, and whether it may be read.
-struct Corner {
-    index_t at;
-    acc_t weight;
-    int inside;
-};
-
-DEVICE Corner corner(const Samples& s, int k, int j) {
-    const Axis& x = s.axis[NDIM - 1];
-    const int r = k / TAPS, t = k % TAPS;
-    return {row_at(s, r, j) + x.at[t][j], row_weight(s, r, j) * x.weight[t][j], row_inside(s, r, j) & x.inside[t][j]};
 }
 
 // Read instead of what is outside: a select keeps the loops over channels free of branches.
 CONSTANT scalar_t nothing[VEC] = {};
 
-// to[v] = scale * sample j in the channels image[0] ... image[width - 1]; width <= VEC. A corner of weight 0 is not
-// read, so that a sample at integer coordinates is that pixel, whatever the neighbours hold.
-DEVICE void sample_tap(const Samples& s, int j, acc_t scale, const scalar_t* image, int width, acc_t* to) {
+// to[v] = mask[j] * sample j in the channels image[0] ... image[width - 1]; width <= VEC.
+DEVICE void sample_tap(const TapSamples& samples, int j, const scalar_t* image, int width, acc_t* to) {
     if constexpr (LANES == 1) {
         const scalar_t* from[CORNERS];
         acc_t weight[CORNERS];
         UNROLL for (int k = 0; k < CORNERS; ++k) {
-            const Corner c = corner(s, k, j);
-            const bool read = c.inside & (c.weight != 0);
-            from[k] = read ? image + c.at : nothing;
-            weight[k] = read ? c.weight * scale : acc_t(0);
+            const Corner c = corner(samples, k, j);
+            from[k] = c.read ? image + c.at : nothing;
+            weight[k] = c.weight;
         }
         SIMD for (int v = 0; v < width; ++v) {
             acc_t value = 0;
@@ -142,11 +173,11 @@ DEVICE void sample_tap(const Samples& s, int j, acc_t scale, const scalar_t* ima
     } else {
         UNROLL for (int v = 0; v < VEC; ++v) to[v] = 0;
         UNROLL for (int k = 0; k < CORNERS; ++k) {
-            const Corner c = corner(s, k, j);
-            if (!(c.inside & (c.weight != 0))) continue;
+            const Corner c = corner(samples, k, j);
+            if (!c.read) continue;
             acc_t value[VEC];
             load_channels(image + c.at, width, value);
-            UNROLL for (int v = 0; v < VEC; ++v) to[v] = fused(c.weight * scale, value[v], to[v]);
+            UNROLL for (int v = 0; v < VEC; ++v) to[v] = fused(c.weight, value[v], to[v]);
         }
     }
 }
@@ -156,17 +187,18 @@ struct Dots {
     acc_t value, slope[3];
 };
 
-// dots += sum over channels of column * (value, slopes) of sample j; then column = scale * value.
-DEVICE void differentiate_tap(const Samples& s, int j, acc_t scale, const scalar_t* image, int width, acc_t* column,
+// dots += sum over channels of column * (value, slopes) of sample j; then column = mask[j] * value.
+DEVICE void differentiate_tap(const TapSamples& samples, int j, const scalar_t* image, int width, acc_t* column,
                               Dots& dots) {
+    const Samples& s = samples.s;
     const Axis& x = s.axis[NDIM - 1];
     if constexpr (LANES > 1) {
         acc_t value[VEC] = {};
         UNROLL for (int r = 0; r < ROWS; ++r) {
             acc_t along = 0, slope = 0;
             UNROLL for (int t = 0; t < TAPS; ++t) {
-                const Corner c = corner(s, r * TAPS + t, j);
-                if (!c.inside) continue;
+                const Corner c = corner(samples, r * TAPS + t, j);
+                if (!corner_inside(s, r * TAPS + t, j)) continue;
                 acc_t pixel[VEC], dot = 0;
                 load_channels(image + c.at, width, pixel);
                 UNROLL for (int v = 0; v < VEC; ++v) {
@@ -180,12 +212,11 @@ DEVICE void differentiate_tap(const Samples& s, int j, acc_t scale, const scalar
             dots.slope[NDIM - 1] += row_weight(s, r, j) * slope;
             dots.value += row_weight(s, r, j) * along;
         }
-        UNROLL for (int v = 0; v < VEC; ++v) column[v] = scale * value[v];
+        UNROLL for (int v = 0; v < VEC; ++v) column[v] = value[v];
     } else {
         const scalar_t* from[CORNERS];
         UNROLL for (int k = 0; k < CORNERS; ++k) {
-            const Corner c = corner(s, k, j);
-            from[k] = c.inside ? image + c.at : nothing;
+            from[k] = corner_inside(s, k, j) ? image + corner(samples, k, j).at : nothing;
         }
         acc_t sum = 0, sum0 = 0, sum1 = 0, sum2 = 0;
         SIMD_SUM(sum, sum0, sum1, sum2) for (int v = 0; v < width; ++v) {
@@ -206,7 +237,7 @@ DEVICE void differentiate_tap(const Samples& s, int j, acc_t scale, const scalar
             if (NDIM > 1) sum0 += column[v] * slope0;
             if (NDIM > 2) sum1 += column[v] * slope1;
             sum2 += column[v] * slope2;
-            column[v] = scale * value;
+            column[v] = samples.mask[j] * value;
         }
         dots.value += sum;
         if (NDIM > 1) dots.slope[0] += sum0;
@@ -216,12 +247,11 @@ DEVICE void differentiate_tap(const Samples& s, int j, acc_t scale, const scalar
 }
 
 // The adjoint of sample_tap.
-DEVICE void scatter_tap(const Samples& s, int j, acc_t scale, acc_t* image, int width, const acc_t* column) {
+DEVICE void scatter_tap(const TapSamples& samples, int j, acc_t* image, int width, const acc_t* column) {
     UNROLL for (int k = 0; k < CORNERS; ++k) {
-        const Corner c = corner(s, k, j);
-        if (!(c.inside & (c.weight != 0))) continue;
+        const Corner c = corner(samples, k, j);
+        if (!c.read) continue;
         acc_t* target = image + c.at;
-        const acc_t weight = c.weight * scale;
-        SIMD for (int v = 0; v < width; ++v) add_to(target + v, weight * column[v]);
+        SIMD for (int v = 0; v < width; ++v) add_to(target + v, c.weight * column[v]);
     }
 }

@@ -83,10 +83,8 @@ KERNEL(deform_col2im, DeformCol2imParams) {
         const Place it = place_of(p, item);
         Base base;
         make_base(g, it.first, base);
-        Samples s;
-        look(g, p.offset, it.n, it.group, it.tap, base, s);
-        acc_t mask[TILE];
-        load_mask(g, p.mask, it.n, it.group, it.tap, base, mask);
+        TapSamples samples;
+        look(g, p.offset, p.mask, it.n, it.group, it.tap, base, samples);
         Dots dots[TILE] = {};
         const index_t channel_stride = (index_t)p.layout.stride[1], pixel_stride = (index_t)p.layout.stride[3];
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
@@ -96,12 +94,12 @@ KERNEL(deform_col2im, DeformCol2imParams) {
             acc_t* column = load_tile(p.columns + at, channel_stride, pixel_stride, base.count, width, tile, other);
             if (p.grad_input) {
                 acc_t* grad = p.grad_input + it.n * (index_t)p.grad_stride[0] + c * (index_t)p.grad_stride[1];
-                for (int j = 0; j < base.count; ++j) scatter_tap(s, j, mask[j], grad, width, column + j * VEC);
+                for (int j = 0; j < base.count; ++j) scatter_tap(samples, j, grad, width, column + j * VEC);
             }
             if (p.input) {
                 const scalar_t* image = p.input + it.n * (index_t)g.input_stride[0] + c * (index_t)g.input_stride[1];
                 for (int j = 0; j < base.count; ++j) {
-                    differentiate_tap(s, j, mask[j], image, width, column + j * VEC, dots[j]);
+                    differentiate_tap(samples, j, image, width, column + j * VEC, dots[j]);
                 }
             }
             if (!p.samples) continue;
@@ -112,6 +110,6 @@ KERNEL(deform_col2im, DeformCol2imParams) {
             dots[j].value = lane_sum(dots[j].value);
             UNROLL for (int d = 0; d < NDIM; ++d) dots[j].slope[d] = lane_sum(dots[j].slope[d]);
         }
-        if (LANE == 0) store_gradients(p, it, base, dots, mask);
+        if (LANE == 0) store_gradients(p, it, base, dots, samples.mask);
     }
 }

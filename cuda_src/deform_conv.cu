@@ -51,15 +51,13 @@ DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& ch
     const scalar_t* image = p.input + n * (index_t)g.input_stride[0];
     for (index_t tap = first_tap; tap < end; ++tap) {
         for (int b = 0; b < bases; ++b) {
-            Samples s;
-            look(g, p.offset, n, chunk.group, tap, base[b], s);
-            acc_t mask[TILE];
-            load_mask(g, p.mask, n, chunk.group, tap, base[b], mask);
+            TapSamples samples;
+            look(g, p.offset, p.mask, n, chunk.group, tap, base[b], samples);
             for_pieces(g, p.cut, chunk, first_tap, [&](const Piece& piece) {
                 const int width = (int)(piece.end - piece.begin);
                 acc_t* to = columns + b * TILE * COLUMNS + piece.column + (tap - first_tap) * width;
                 for (int j = 0; j < base[b].count; ++j) {
-                    sample_tap(s, j, mask[j], image + piece.begin, width, to + j * COLUMNS);
+                    sample_tap(samples, j, image + piece.begin, width, to + j * COLUMNS);
                 }
             });
         }

@@ -57,10 +57,8 @@ DEVICE void pack_chunk(const DeformConvBackwardParams& p, const Chunk& chunk, ac
 DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk& chunk, index_t chunk_in_group,
                       index_t first_tap, index_t tap, const Base& base, acc_t* columns) {
     const Geometry& g = p.geometry;
-    Samples s;
-    look(g, p.offset, n, chunk.group, tap, base, s);
-    acc_t mask[TILE];
-    load_mask(g, p.mask, n, chunk.group, tap, base, mask);
+    TapSamples samples;
+    look(g, p.offset, p.mask, n, chunk.group, tap, base, samples);
     const bool slopes = p.part_offset || p.part_mask;
     Dots dots[TILE] = {};
     for_pieces(g, p.cut, chunk, first_tap, [&](const Piece& piece) {
@@ -70,12 +68,12 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk&
         for (int j = 0; j < base.count; ++j, column += COLUMNS) {
             if (p.grad_input) {
                 acc_t* grad = p.grad_input + n * (index_t)p.grad_stride[0] + piece.begin;
-                scatter_tap(s, j, mask[j], grad, width, column);
+                scatter_tap(samples, j, grad, width, column);
             }
             if (slopes) {
-                differentiate_tap(s, j, mask[j], p.input + image, width, column, dots[j]);
+                differentiate_tap(samples, j, p.input + image, width, column, dots[j]);
             } else if (p.packed) {
-                sample_tap(s, j, mask[j], p.input + image, width, column);
+                sample_tap(samples, j, p.input + image, width, column);
             }
         }
     });
@@ -89,7 +87,7 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk&
         if (!p.part_offset) continue;
         acc_t* to = p.part_offset + (chunk_in_group * (index_t)g.batch + n) * (index_t)g.offset_stride[0] +
                     pair * NDIM * (index_t)g.offset_stride[1] + (base.first + j) * (index_t)g.offset_stride[2];
-        UNROLL for (int d = 0; d < NDIM; ++d) to[d * (index_t)g.offset_stride[1]] = dots[j].slope[d] * mask[j];
+        UNROLL for (int d = 0; d < NDIM; ++d) to[d * (index_t)g.offset_stride[1]] = dots[j].slope[d] * samples.mask[j];
     }
 }
 
@@ -163,13 +161,12 @@ KERNEL(deform_conv_unpack, DeformConvBackwardParams) {
                            piece.begin % per_group * taps + piece.tap;
             for (index_t c = 0; c < width; ++c) {
                 for (index_t t = 0; t < piece.taps; ++t) {
-                    for (int i = 0; i < count; ++i) {
-                        acc_t sum = 0;
-                        for (index_t slot = 0; slot < (index_t)p.slots; ++slot) {
-                            sum += from[slot * (index_t)p.packed_size + (t * width + c) * NR + i];
-                        }
-                        narrow(sum, to[i * row + c * taps + t]);
+                    acc_t sum[NR] = {};
+                    for (index_t slot = 0; slot < (index_t)p.slots; ++slot) {
+                        const acc_t* line = from + slot * (index_t)p.packed_size + (t * width + c) * NR;
+                        SIMD for (int i = 0; i < NR; ++i) sum[i] += line[i];
                     }
+                    for (int i = 0; i < count; ++i) narrow(sum[i], to[i * row + c * taps + t]);
                 }
             }
         });

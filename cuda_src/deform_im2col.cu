@@ -31,17 +31,15 @@ KERNEL(deform_im2col, DeformIm2colParams) {
         const index_t end = smaller((block + 1) * (index_t)p.tap_block, pairs);
         for (index_t pair = block * (index_t)p.tap_block; pair < end; ++pair) {
             const index_t group = pair / (index_t)g.taps, tap = pair - group * (index_t)g.taps;
-            Samples s;
-            look(g, p.offset, n, group, tap, base, s);
-            acc_t mask[TILE];
-            load_mask(g, p.mask, n, group, tap, base, mask);
+            TapSamples samples;
+            look(g, p.offset, p.mask, n, group, tap, base, samples);
             const scalar_t* image = p.input + n * (index_t)g.input_stride[0];
             for (index_t c = LANE * VEC; c < count; c += LANES * VEC) {
                 const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), count - c);
                 const index_t channel = group * count + c;
                 acc_t tile[TILE][VEC];
                 for (int j = 0; j < base.count; ++j) {
-                    sample_tap(s, j, mask[j], image + channel * (index_t)g.input_stride[1], width, tile[j]);
+                    sample_tap(samples, j, image + channel * (index_t)g.input_stride[1], width, tile[j]);
                 }
                 scalar_t* to = p.columns + column_at(p.layout, n, channel, tap, base.first - (index_t)g.first);
                 store_tile(to, (index_t)p.layout.stride[1], (index_t)p.layout.stride[3], base.count, width, tile);
