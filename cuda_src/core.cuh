@@ -102,19 +102,23 @@ template <int size, typename T> DEVICE void store_line(const acc_t* from, T* to,
     }
 }
 
-// Transpose a [rows][columns] array of powers of two: log2(rows) perfect shuffles, each of which turns the bits of the
-// index by one. Loops that a host compiler makes SIMD code of. The result is in `a` or in `b`; both are overwritten.
-template <int rows, int columns, typename T> DEVICE T* transpose(T* a, T* b) {
-    constexpr int half = rows * columns / 2;
-    constexpr int end = columns == 1 ? 1 : rows;  // a single column is the same in memory
-    for (int step = 1; step < end; step *= 2) {
-        SIMD for (int k = 0; k < half; ++k) {
-            b[2 * k] = a[k];
-            b[2 * k + 1] = a[k + half];
-        }
-        T* swap = a;
-        a = b;
-        b = swap;
+constexpr int RADIX = 8;  // of what a host's registers turn at once
+
+// Turn `radix` parts of an array, one after the other, into neighbours.
+template <int radix, int size, typename T> DEVICE void interleave(const T* from, T* to) {
+    SIMD for (int k = 0; k < size / radix; ++k) {
+        UNROLL for (int i = 0; i < radix; ++i) to[radix * k + i] = from[i * (size / radix) + k];
     }
-    return a;
+}
+
+// Transpose a [rows][columns] array of powers of two: each interleaving turns the bits of the index by the logarithm of
+// its radix. Loops that a host compiler makes SIMD code of. The result is in `a` or in `b`; both are overwritten.
+template <int rows, int columns, typename T> DEVICE T* transpose(T* a, T* b) {
+    if constexpr (rows == 1 || columns == 1) {  // the same in memory
+        return a;
+    } else {
+        constexpr int radix = rows < RADIX ? rows : RADIX;
+        interleave<radix, rows * columns>(a, b);
+        return transpose<rows / radix, columns * radix>(b, a);
+    }
 }

@@ -91,7 +91,8 @@ def choose_form(d: Deformation, x: Image, columns: Columns, target: Target) -> F
             vector *= 2
         if columns.block < d.channels:  # a vector does not reach into the next block
             vector = min(vector, _power_of_two_in(gcd(count, columns.block)))
-        return Form(HOST_TILE, 1, vector)
+        # Longer runs of memory where a channel's pixels are neighbours: channels are far apart.
+        return Form(2 * HOST_TILE if columns.strides[3] == 1 else HOST_TILE, 1, vector)
     vector = CUDA_VECTOR_BYTES // itemsize(d.dtype)
     steps = (count, columns.block, columns.block_stride, x.strides[0], *x.strides[2:])
     steps += (columns.strides[0], *columns.strides[2:])
