@@ -17,28 +17,54 @@ static long long joined = 0;   // numbers given out; the caller is 0
 
 static kernel_t job_kernel;
 static const void* job_params;
-static long long job_items, job_piece, job_next;
+static long long job_items, job_grain, job_shares, job_next;
+
+// Pieces get smaller towards the end, so that a thread that comes late or runs on a slow core does not hold up the rest.
+static bool take(long long* begin, long long* end) {
+    *begin = __atomic_load_n(&job_next, __ATOMIC_RELAXED);
+    do {
+        if (*begin >= job_items) return false;
+        const long long left = (job_items - *begin + job_grain - 1) / job_grain;
+        *end = *begin + (left + job_shares - 1) / job_shares * job_grain;
+    } while (!__atomic_compare_exchange_n(&job_next, begin, *end, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    if (*end > job_items) *end = job_items;
+    return true;
+}
 
 static void work(long long worker) {
-    for (;;) {
-        const long long begin = __atomic_fetch_add(&job_next, job_piece, __ATOMIC_RELAXED);
-        if (begin >= job_items) return;
-        const long long end = begin + job_piece;
-        job_kernel(job_params, begin, end < job_items ? end : job_items, worker);
+    long long begin, end;
+    while (take(&begin, &end)) job_kernel(job_params, begin, end, worker);
+}
+
+// Wait a little for a number to become zero, or something else: an operator's kernels follow one another within
+// microseconds, and waking a thread takes longer.
+static void spin(const long long* number, bool zero) {
+    for (int i = 0; i < 2000 && (__atomic_load_n(number, __ATOMIC_RELAXED) == 0) != zero; ++i) {
+#if defined(__x86_64__) || defined(__i386__)
+        __builtin_ia32_pause();
+#elif defined(__aarch64__)
+        __asm__ volatile("yield");
+#endif
     }
 }
 
+// `wanted` and `running` are read by threads that spin, too.
+static void set(long long* number, long long value) { __atomic_store_n(number, value, __ATOMIC_RELAXED); }
+
 static void* worker(void*) {
-    pthread_mutex_lock(&lock);
     for (;;) {
+        spin(&wanted, false);
+        pthread_mutex_lock(&lock);
         while (wanted == 0) pthread_cond_wait(&wake, &lock);
-        --wanted;
-        ++running;
+        set(&wanted, wanted - 1);
+        set(&running, running + 1);
         const long long number = ++joined;
         pthread_mutex_unlock(&lock);
         work(number);
         pthread_mutex_lock(&lock);
-        if (--running == 0) pthread_cond_signal(&done);
+        set(&running, running - 1);
+        if (running == 0) pthread_cond_signal(&done);
+        pthread_mutex_unlock(&lock);
     }
     return 0;
 }
@@ -82,16 +108,19 @@ extern "C" __attribute__((visibility("default"))) void parallel_run(const Job* j
     job_kernel = kernel;
     job_params = params;
     job_items = items;
+    job_grain = grain;
+    job_shares = 3 * threads;
     job_next = 0;
     joined = 0;
-    // Several pieces a thread, so that a slow core does not hold up the others.
-    job_piece = (grains + 8 * threads - 1) / (8 * threads) * grain;
-    wanted = threads - 1 < workers ? threads - 1 : workers;
+    set(&wanted, threads - 1 < workers ? threads - 1 : workers);
     pthread_cond_broadcast(&wake);
     pthread_mutex_unlock(&lock);
     work(0);
     pthread_mutex_lock(&lock);
-    wanted = 0;  // whoever has not come by now need not
+    set(&wanted, 0);  // whoever has not come by now need not
+    pthread_mutex_unlock(&lock);
+    spin(&running, true);
+    pthread_mutex_lock(&lock);
     while (running > 0) pthread_cond_wait(&done, &lock);
     pthread_mutex_unlock(&lock);
     pthread_mutex_unlock(&busy);
