@@ -84,39 +84,76 @@ DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int 
     }
 }
 
+// Where taps are side by side in memory, a sum over channels is kept as SUMS of them until the end: compilers add up
+// the lanes of a SIMD reduction one after the other.
+constexpr int SUMS = TILE > 1 ? 64 / (int)sizeof(acc_t) : 1;
+
+// Calls visit(v, l) for each channel v, which is to be added to sum l.
+template <typename F> DEVICE void for_channels(int width, F visit) {
+    int v = 0;
+    for (; v + SUMS <= width; v += SUMS) {
+        SIMD for (int l = 0; l < SUMS; ++l) visit(v + l, l);
+    }
+    if constexpr (SUMS > 1) {
+        SIMD for (int l = 0; l < width - v; ++l) visit(v + l, l);
+    }
+}
+
+// Leaves the sum of sum[k] in sum[k][0].
+template <int count> DEVICE void add_up(acc_t sum[][SUMS]) {
+    UNROLL for (int half = SUMS / 2; half > 0; half /= 2) {
+        UNROLL for (int k = 0; k < count; ++k) { SIMD for (int l = 0; l < half; ++l) sum[k][l] += sum[k][l + half]; }
+    }
+}
+
+// A sample in one channel, and its slopes along the dimensions: `slope2` along the last one, `slope0` along the first one
+// of several, `slope1` along the middle one of three.
+struct Derivative {
+    acc_t value, slope0, slope1, slope2;
+};
+
+// What the rows r0 ... r0 + PASS - 1 of sample j contribute in channel v.
+DEVICE Derivative derivative(const Samples& s, int j, int r0, const scalar_t* const* tap, int v) {
+    const Axis& x = s.axis[NDIM - 1];
+    Derivative sum = {};
+    UNROLL for (int r = 0; r < PASS; ++r) {
+        acc_t value = 0, slope = 0;
+        UNROLL for (int t = 0; t < TAPS; ++t) {
+            const acc_t pixel = widen(tap[r * TAPS + t][v]);
+            value = fused(x.weight[t][j], pixel, value);
+            slope = fused(x.slope[t][j], pixel, slope);
+        }
+        sum.value = fused(row_weight(s, r0 + r, j), value, sum.value);
+        if (NDIM > 1) sum.slope0 = fused(row_slope(s, 0, r0 + r, j), value, sum.slope0);
+        if (NDIM > 2) sum.slope1 = fused(row_slope(s, NDIM > 2, r0 + r, j), value, sum.slope1);
+        sum.slope2 = fused(row_weight(s, r0 + r, j), slope, sum.slope2);
+    }
+    return sum;
+}
+
+// sum[d][l] += factor * slopes.
+DEVICE void add_slopes(acc_t factor, const Derivative& by, int l, acc_t sum[][SUMS]) {
+    if (NDIM > 1) sum[0][l] += factor * by.slope0;
+    if (NDIM > 2) sum[NDIM > 2][l] += factor * by.slope1;
+    sum[NDIM - 1][l] += factor * by.slope2;
+}
+
 // grad[d][j] += sum over channels of out_grad * d(sample j) / d(coordinate d). Where everything is inside, the slopes of
 // all taps are combined for each channel first, so that there is one sum over channels for each d and not for each tap.
 DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, int width, const acc_t* out_grad,
                                 acc_t grad[][TILE]) {
     const Axis& x = s.axis[NDIM - 1];
     if (LANES == 1 && s.whole) {
+        acc_t sum[NDIM][SUMS] = {};
         for (int r0 = 0; r0 < ROWS; r0 += PASS) {
             const scalar_t* tap[PASS * TAPS];
             UNROLL for (int k = 0; k < PASS * TAPS; ++k) {
                 tap[k] = image + row_at(s, r0 + k / TAPS, j) + x.at[k % TAPS][j];
             }
-            acc_t sum0 = 0, sum1 = 0, sum2 = 0;
-            SIMD_SUM(sum0, sum1, sum2) for (int v = 0; v < width; ++v) {
-                acc_t slope0 = 0, slope1 = 0, slope2 = 0;
-                UNROLL for (int r = 0; r < PASS; ++r) {
-                    acc_t value = 0, slope = 0;
-                    UNROLL for (int t = 0; t < TAPS; ++t) {
-                        const acc_t pixel = widen(tap[r * TAPS + t][v]);
-                        value = fused(x.weight[t][j], pixel, value);
-                        slope = fused(x.slope[t][j], pixel, slope);
-                    }
-                    if (NDIM > 1) slope0 = fused(row_slope(s, 0, r0 + r, j), value, slope0);
-                    if (NDIM > 2) slope1 = fused(row_slope(s, NDIM > 2, r0 + r, j), value, slope1);
-                    slope2 = fused(row_weight(s, r0 + r, j), slope, slope2);
-                }
-                sum0 += out_grad[v] * slope0;
-                sum1 += out_grad[v] * slope1;
-                sum2 += out_grad[v] * slope2;
-            }
-            if (NDIM > 1) grad[0][j] += sum0;
-            if (NDIM > 2) grad[NDIM > 2][j] += sum1;
-            grad[NDIM - 1][j] += sum2;
+            for_channels(width, [&](int v, int l) { add_slopes(out_grad[v], derivative(s, j, r0, tap, v), l, sum); });
         }
+        add_up<NDIM>(sum);
+        UNROLL for (int d = 0; d < NDIM; ++d) grad[d][j] += sum[d][0];
         return;
     }
     UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {

@@ -218,31 +218,16 @@ DEVICE void differentiate_tap(const TapSamples& samples, int j, const scalar_t* 
         UNROLL for (int k = 0; k < CORNERS; ++k) {
             from[k] = corner_inside(s, k, j) ? image + corner(samples, k, j).at : nothing;
         }
-        acc_t sum = 0, sum0 = 0, sum1 = 0, sum2 = 0;
-        SIMD_SUM(sum, sum0, sum1, sum2) for (int v = 0; v < width; ++v) {
-            acc_t value = 0, slope0 = 0, slope1 = 0, slope2 = 0;
-            UNROLL for (int r = 0; r < ROWS; ++r) {
-                acc_t along = 0, slope = 0;
-                UNROLL for (int t = 0; t < TAPS; ++t) {
-                    const acc_t pixel = widen(from[r * TAPS + t][v]);
-                    along = fused(x.weight[t][j], pixel, along);
-                    slope = fused(x.slope[t][j], pixel, slope);
-                }
-                if (NDIM > 1) slope0 = fused(row_slope(s, 0, r, j), along, slope0);
-                if (NDIM > 2) slope1 = fused(row_slope(s, NDIM > 2, r, j), along, slope1);
-                slope2 = fused(row_weight(s, r, j), slope, slope2);
-                value = fused(row_weight(s, r, j), along, value);
-            }
-            sum += column[v] * value;
-            if (NDIM > 1) sum0 += column[v] * slope0;
-            if (NDIM > 2) sum1 += column[v] * slope1;
-            sum2 += column[v] * slope2;
-            column[v] = samples.mask[j] * value;
-        }
-        dots.value += sum;
-        if (NDIM > 1) dots.slope[0] += sum0;
-        if (NDIM > 2) dots.slope[NDIM > 2] += sum1;
-        dots.slope[NDIM - 1] += sum2;
+        acc_t sum[NDIM + 1][SUMS] = {};
+        for_channels(width, [&](int v, int l) {
+            const Derivative found = derivative(s, j, 0, from, v);
+            add_slopes(column[v], found, l, sum);
+            sum[NDIM][l] += column[v] * found.value;
+            column[v] = samples.mask[j] * found.value;
+        });
+        add_up<NDIM + 1>(sum);
+        UNROLL for (int d = 0; d < NDIM; ++d) dots.slope[d] += sum[d][0];
+        dots.value += sum[NDIM][0];
     }
 }
 
