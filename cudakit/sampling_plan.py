@@ -23,7 +23,7 @@ TAPS = dict(zip(MODES, (1, 2, 4), strict=True))
 HOST_TILE = 32  # samples planned together on a CPU: a few SIMD vectors
 PLANAR_TILE = 64  # of the planar forward pass, which keeps less for each of them
 HOST_VECTOR = 64  # channels in one pass on a CPU
-MANY_CHANNELS = 8  # from here on a channels-first image is copied to channels-last
+MANY_CHANNELS = {"nearest": 32, "bilinear": 32, "bicubic": 16}  # from here on channels-first is copied to channels-last
 FEW_CHANNELS = 4  # up to here the planar form is taken even where channels are neighbours
 LARGEST_GROUP = 4  # channels that the planar form reads together
 CUDA_VECTOR_BYTES = 16
@@ -175,7 +175,7 @@ def plan_forward(call: Sampling, output: Image, result: Output, target: Target) 
     x, item = call.input, itemsize(call.input.dtype)
     neighbours = x.strides[1] == 1
     pointers = Pointers(plan.input(0), plan.input(1), plan.result(0))
-    transposes = target.device == CPU and not neighbours and x.shape[1] >= MANY_CHANNELS and x.flat
+    transposes = target.device == CPU and not neighbours and x.shape[1] >= MANY_CHANNELS[call.mode] and x.flat
     if not transposes or call.pixels * call.taps < prod(x.space):
         add_sampling(plan, target, call, choose_form(x, target, neighbours), pointers, output)
         return plan
@@ -200,7 +200,8 @@ def plan_backward(
     x = call.input
     if not x.flat:
         return Plan(3, copies=(1,))
-    form, layout = _backward_form(x, target)
+    together = not wanted_input or _fills_threads(x.shape[0], target)
+    form, layout = _backward_form(x, target, MANY_CHANNELS[call.mode], together)
     grad = layout._replace(dtype=accumulator(x.dtype))
     empty = 0 in output.shape or 0 in x.shape
     direct = empty or grad == final
@@ -235,13 +236,22 @@ def plan_backward(
     return plan
 
 
-def _backward_form(x: Image, target: Target) -> tuple[Form, Image]:
-    """Choose the form, and the layout that the image and its gradient have in common."""
+def _fills_threads(batch: int, target: Target) -> bool:
+    """Whether all threads have something to do where an image's gradient is one thread's work."""
+    return target.device != CPU or batch % target.threads == 0 or batch >= 4 * target.threads
+
+
+def _backward_form(x: Image, target: Target, many: int, together: bool) -> tuple[Form, Image]:
+    """Choose the form, and the layout that the image and its gradient have in common.
+
+    Unless the channels of an image stay `together`, threads that divide them write to planes of their own: neighbours
+    in memory would be lines of the cache that all of them want.
+    """
     neighbours = x.strides[1] == 1
-    if target.device == CPU and x.shape[1] >= MANY_CHANNELS:
-        neighbours = True  # after a copy
+    if target.device == CPU:
+        neighbours = together and (neighbours or x.shape[1] >= many)
     form = choose_form(packed(x.shape, x.dtype, channels_last=neighbours), target, neighbours, backward=True)
-    interleaved = x.strides[1] == 1 and x.strides[-1] == x.shape[1]
+    interleaved = neighbours and x.strides[-1] == x.shape[1]
     return form, packed(x.shape, x.dtype, channels_last=form.channels or interleaved)
 
 
@@ -249,12 +259,11 @@ def _add_gradients(
     plan: Plan, target: Target, call: Sampling, form: Form, both: Pointers, output: Image, grad: Image
 ) -> None:
     """Append one kernel for both gradients, or two where one image a thread would leave threads idle."""
-    batch, threads = call.input.shape[0], target.threads
     if both.grad_input == NULL:
         add_sampling(plan, target, call, form, both, output)
-    elif target.device != CPU or batch % threads == 0 or batch >= 4 * threads:
+    elif _fills_threads(call.input.shape[0], target):
         add_sampling(plan, target, call, form, both, output, grad)
     else:
         if both.grad_grid != NULL:
             add_sampling(plan, target, call, form, both._replace(grad_input=NULL), output)
-        add_sampling(plan, target, call, form, both._replace(grad_grid=NULL), output, grad, blocks=threads)
+        add_sampling(plan, target, call, form, both._replace(grad_grid=NULL), output, grad, blocks=target.threads)
