@@ -45,12 +45,14 @@ DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
         it.n = item / tiles;
         it.channel = 0;
     } else {
-        it.first = item % tiles * TILE;
+        const index_t tile = item % tiles, parts = (index_t)g.groups * blocks;
         item /= tiles;
         it.tap = item % taps;
         item /= taps;
         it.n = item % batch;
         item /= batch;
+        // Threads with other channels of the same image are elsewhere in it, or they would want the same cache lines.
+        it.first = (TILE > 1 ? (tile + item * tiles / parts) % tiles : tile) * TILE;
         it.group = item / blocks;
         it.channel = (item - it.group * blocks) * length;
     }

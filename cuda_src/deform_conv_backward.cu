@@ -132,6 +132,7 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
     const Geometry& g = p.geometry;
     const Cut& cut = p.cut;
     const index_t chunks = (index_t)g.groups * chunks_in_group(g, cut);
+    const index_t tiles = ((index_t)g.pixels + PIXELS - 1) / PIXELS;
     acc_t* columns = p.scratch + worker * (index_t)cut.scratch;
     acc_t* grads = columns + PIXELS * COLUMNS;
     acc_t* weights = grads + PIXELS * output_row(cut);
@@ -141,7 +142,9 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
         acc_t* packed = p.packed ? p.packed + slot * (index_t)p.packed_size : nullptr;
         pack_chunk(p, chunk, weights);
         for (index_t n = slot; n < (index_t)g.batch; n += (index_t)p.slots) {
-            for (index_t first = 0; first < (index_t)g.pixels; first += PIXELS) {
+            for (index_t tile = 0; tile < tiles; ++tile) {
+                // Chunks are in different places of an image, or their threads would want the same lines of the cache.
+                const index_t first = (tile + number * tiles / chunks) % tiles * PIXELS;
                 visit_tile(p, n, chunk, number % chunks_in_group(g, cut), first, packed, columns, grads, weights);
             }
         }
