@@ -57,7 +57,7 @@ KERNEL(affine_grid, AffineGridParams) {
 // number, which a host compiler makes SIMD code of.
 constexpr int NUMBERS = TILE * NDIM;
 
-// sum += g, sum_x += g x for `count` numbers; x of number k is first + within[k].
+// sum += g, sum_x += g x for `count` numbers; x of number k, times its divisor, is first + within[k].
 DEVICE void add_tile(const coord_t* grad, int count, acc_t first, const acc_t* within, acc_t* sum, acc_t* sum_x) {
     SIMD for (int k = 0; k < count; ++k) {
         const acc_t g = widen(grad[k]);
@@ -74,12 +74,11 @@ KERNEL(affine_grid_backward_partial, AffineGridParams) {
     const index_t width = (index_t)p.size[NDIM - 1], rows = pixels / width;
     const index_t chunk_rows = (rows + (index_t)p.chunks - 1) / (index_t)p.chunks;
     const bool align_corners = p.align_corners;
-    // base(x) = start + x step, but for a single pixel with align_corners, where only x = 0 counts.
-    const acc_t start = base(0, width, align_corners),
-                step = 2 / acc_t(align_corners ? width - 1 + (width == 1) : width);
+    // base(x) = (2 x - (width - 1)) / divisor: its numerators are exact, and the sum is divided once.
+    const double divisor = double(align_corners ? width - 1 + (width == 1) : width);
     acc_t within[NUMBERS];
     UNROLL for (int e = 0; e < NDIM; ++e) {
-        for (int j = 0; j < TILE; ++j) within[j * NDIM + e] = acc_t(j) * step;
+        for (int j = 0; j < TILE; ++j) within[j * NDIM + e] = acc_t(2 * j);
     }
     FOR_EACH(i, p.items) {
         const index_t n = i / (index_t)p.chunks, chunk = i - n * (index_t)p.chunks;
@@ -89,7 +88,7 @@ KERNEL(affine_grid_backward_partial, AffineGridParams) {
             const coord_t* grad = p.grad_grid + (n * pixels + row * width) * NDIM;
             acc_t sum[NUMBERS] = {}, sum_x[NUMBERS] = {};
             for (index_t x = LANE * TILE; x < width; x += LANES * TILE) {
-                const acc_t first = fused(acc_t(x), step, start);
+                const acc_t first = 2 * acc_t(x) - acc_t(width - 1);
                 if (x + TILE <= width) {  // a constant, for straight SIMD code
                     add_tile(grad + x * NDIM, NUMBERS, first, within, sum, sum_x);
                 } else {
@@ -112,7 +111,7 @@ KERNEL(affine_grid_backward_partial, AffineGridParams) {
             UNROLL for (int d = 0; d <= NDIM; ++d) {
                 double sum = 0;
                 for (int j = 0; j < TILE; ++j) sum += total[d][j * NDIM + e];
-                sum = lane_sum(sum);
+                sum = lane_sum(sum) / (d == 0 ? divisor : 1.0);
                 if (LANE == 0) p.partial[(i * NDIM + e) * (NDIM + 1) + d] = sum;
             }
         }
