@@ -34,7 +34,8 @@ typedef unsigned INDEX uindex_t;
 #define UNROLL _Pragma("GCC unroll 64")
 #endif
 #define PREFETCH(address) __builtin_prefetch(address)
-#define UNROLL_ROWS                       // up to 16 rows of a cubic volume, each a page of code
+#define PREFETCH_FAR(address) __builtin_prefetch(address, 0, 2)  // to the second level of the cache
+#define UNROLL_ROWS                                              // up to 16 rows of a cubic volume, each a page of code
 #define SCALAR_LOOP __asm__ volatile("")  // in a loop body: many short loads beat a gather instruction, keep them so
 
 DEVICE float as_float(unsigned bits) {

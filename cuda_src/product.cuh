@@ -36,10 +36,12 @@ struct Matrix {
 };
 
 // to[m][n] (+)= sum over k < depth of a[m][k] b[k][n], for MR rows and NR columns; those of `b` and `to` are neighbours.
+// Meanwhile asks for later[0], later[step], ...: the panel of `b` after this one, which the hardware does not foresee.
 // Not for GCC to clone: where it knows that numbers of `a` are neighbours, it loads vectors of them for the first alone.
 template <bool ADD> static __attribute__((noinline, noclone)) void multiply_block(index_t depth, Matrix a,
                                                                                   const acc_t* b, index_t b_row,
-                                                                                  acc_t* to, index_t to_row) {
+                                                                                  acc_t* to, index_t to_row,
+                                                                                  const acc_t* later, index_t step) {
     vector_t sum[MR][2];
     UNROLL for (int m = 0; m < MR; ++m) {
         UNROLL for (int v = 0; v < 2; ++v) {
@@ -47,6 +49,7 @@ template <bool ADD> static __attribute__((noinline, noclone)) void multiply_bloc
         }
     }
     for (index_t k = 0; k < depth; ++k) {
+        PREFETCH_FAR(later + k * step);
         const vector_t right[2] = {*(const loose_vector_t*)(b + k * b_row),
                                    *(const loose_vector_t*)(b + k * b_row + LENGTH)};
         UNROLL for (int m = 0; m < MR; ++m) {
@@ -63,14 +66,16 @@ template <bool ADD> static __attribute__((noinline, noclone)) void multiply_bloc
 // and left out.
 template <bool ADD> DEVICE void multiply_rows(index_t rows, index_t depth, Matrix a, const acc_t* b, index_t b_row,
                                               acc_t* to, index_t to_row) {
+    const index_t blocks = (rows + MR - 1) / MR, step = (NR + blocks - 1) / blocks;
     for (index_t m = 0; m < rows; m += MR) {
+        const acc_t* later = b + depth * b_row + m / MR * depth * step;
         const Matrix left = {a.at + m * a.row, a.row, a.column};
         if (m + MR <= rows) {
-            multiply_block<ADD>(depth, left, b, b_row, to + m * to_row, to_row);
+            multiply_block<ADD>(depth, left, b, b_row, to + m * to_row, to_row, later, step);
             continue;
         }
         acc_t edge[MR * NR];
-        multiply_block<false>(depth, left, b, b_row, edge, NR);
+        multiply_block<false>(depth, left, b, b_row, edge, NR, later, step);
         for (index_t i = 0; i < rows - m; ++i) {
             acc_t* line = to + (m + i) * to_row;
             for (int j = 0; j < NR; ++j) line[j] = ADD ? line[j] + edge[i * NR + j] : edge[i * NR + j];
