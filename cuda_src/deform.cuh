@@ -70,6 +70,12 @@ DEVICE void make_base(const Geometry& g, index_t first, Base& base) {
     }
 }
 
+// The tile that a thread visits as number `tile`, where `parts` of an image's channels may be visited at once: each part
+// begins elsewhere, or threads would want the same lines of the cache to add to.
+DEVICE index_t tile_of_part(index_t tile, index_t tiles, index_t part, index_t parts) {
+    return (tile + part * tiles / parts) % tiles;
+}
+
 // A tile's numbers in one channel of offsets or masks; `other` where there is no pixel.
 DEVICE void load_pixels(const coord_t* from, index_t pixel_stride, const Base& base, acc_t other, acc_t* to) {
     for (int j = base.count; j < TILE; ++j) to[j] = other;

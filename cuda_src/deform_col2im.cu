@@ -51,8 +51,7 @@ DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
         item /= taps;
         it.n = item % batch;
         item /= batch;
-        // Threads with other channels of the same image are elsewhere in it, or they would want the same cache lines.
-        it.first = (TILE > 1 ? (tile + item * tiles / parts) % tiles : tile) * TILE;
+        it.first = (TILE > 1 ? tile_of_part(tile, tiles, item, parts) : tile) * TILE;
         it.group = item / blocks;
         it.channel = (item - it.group * blocks) * length;
     }

@@ -143,8 +143,7 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
         pack_chunk(p, chunk, weights);
         for (index_t n = slot; n < (index_t)g.batch; n += (index_t)p.slots) {
             for (index_t tile = 0; tile < tiles; ++tile) {
-                // Chunks are in different places of an image, or their threads would want the same lines of the cache.
-                const index_t first = (tile + number * tiles / chunks) % tiles * PIXELS;
+                const index_t first = tile_of_part(tile, tiles, number, chunks) * PIXELS;
                 visit_tile(p, n, chunk, number % chunks_in_group(g, cut), first, packed, columns, grads, weights);
             }
         }

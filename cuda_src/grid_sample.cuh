@@ -39,10 +39,12 @@ DEVICE Item item_of(const GridSampleParams& p, index_t item) {
     return it;
 }
 
-// d(pixel coordinate) / d(grid coordinate): unnormalised = (grid + 1) * scale - 1/2 (or - 0 with align_corners).
+// d(pixel coordinate) / d(grid coordinate): unnormalised = (grid + 1) * scale - shift.
 DEVICE acc_t grid_scale(const GridSampleParams& p, int d) {
     return (acc_t(p.size[d]) - (p.align_corners ? acc_t(1) : acc_t(0))) / 2;
 }
+
+DEVICE acc_t grid_shift(const GridSampleParams& p) { return p.align_corners ? acc_t(0) : acc_t(0.5); }
 
 // The tile's coordinates as the grid has them, slowest dimension first.
 DEVICE void load_coordinates(const coord_t* grid, int count, acc_t coordinate[][TILE]) {
@@ -64,7 +66,7 @@ DEVICE void load_coordinates(const coord_t* grid, int count, acc_t coordinate[][
 DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item& it, Samples& s) {
     acc_t coordinate[NDIM][TILE];
     load_coordinates(p.grid + (it.n * (index_t)p.pixels + it.first) * NDIM, it.count, coordinate);
-    const acc_t shift = p.align_corners ? acc_t(0) : acc_t(0.5);
+    const acc_t shift = grid_shift(p);
     int interior = 1;
     UNROLL for (int d = 0; d < NDIM; ++d) {
         const acc_t scale = grid_scale(p, d);
@@ -103,7 +105,7 @@ DEVICE bool look_ahead(const GridSampleParams& p, const long long* stride, const
     const index_t pixels = (index_t)p.pixels, first = it.first + AHEAD * TILE;
     if (first + TILE > pixels) return false;
     const coord_t *image = p.grid + it.n * pixels * NDIM, *grid = image + first * NDIM;
-    const acc_t shift = p.align_corners ? acc_t(0) : acc_t(0.5);
+    const acc_t shift = grid_shift(p);
     SIMD for (int j = 0; j < TILE; ++j) at[j] = 0;
     UNROLL for (int d = 0; d < NDIM; ++d) {
         const int e = NDIM - 1 - d;
