@@ -79,6 +79,7 @@ DEVICE void narrow(float value, half_t& out) {
 
 // Contracted only where this is called, so that two compilers and two machines give the same bits.
 #if defined(__FMA__) || defined(__aarch64__)
+#define FUSES 1
 DEVICE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DEVICE double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
 #else

@@ -22,11 +22,15 @@ DEVICE vector_t spread(acc_t value) {
     return all;
 }
 
-// One multiply-add in every lane. A plain loop: compilers know it for one instruction.
+// One multiply-add in every lane: GCC knows the loop for one instruction, Clang would take the lanes one by one.
 DEVICE vector_t multiply_add(vector_t a, vector_t b, vector_t c) {
+#if defined(__clang__) && FUSES
+    return __builtin_elementwise_fma(a, b, c);
+#else
     vector_t sum;
     for (int i = 0; i < LENGTH; ++i) sum[i] = fused(a[i], b[i], c[i]);
     return sum;
+#endif
 }
 
 // A row-major matrix, or the part of it that begins at `at`.
@@ -48,14 +52,19 @@ template <bool ADD> static __attribute__((noinline, noclone)) void multiply_bloc
             sum[m][v] = ADD ? *(const loose_vector_t*)(to + m * to_row + v * LENGTH) : vector_t{};
         }
     }
+    // A pointer for every three rows: instructions add once or twice a register, and not all rows' distances fit in some.
+    const long long row = a.row;
+    const acc_t* left[MR / 3];
+    UNROLL for (int m = 0; m < MR / 3; ++m) left[m] = a.at + 3 * m * row;
     for (index_t k = 0; k < depth; ++k) {
-        PREFETCH_FAR(later + k * step);
-        const vector_t right[2] = {*(const loose_vector_t*)(b + k * b_row),
-                                   *(const loose_vector_t*)(b + k * b_row + LENGTH)};
+        PREFETCH_FAR(later + k * (long long)step);
+        const vector_t right[2] = {*(const loose_vector_t*)b, *(const loose_vector_t*)(b + LENGTH)};
         UNROLL for (int m = 0; m < MR; ++m) {
-            const vector_t left = spread(a.at[m * a.row + k * a.column]);
-            UNROLL for (int v = 0; v < 2; ++v) sum[m][v] = multiply_add(left, right[v], sum[m][v]);
+            const vector_t one = spread(left[m / 3][m % 3 * row]);
+            UNROLL for (int v = 0; v < 2; ++v) sum[m][v] = multiply_add(one, right[v], sum[m][v]);
         }
+        b += b_row;
+        UNROLL for (int m = 0; m < MR / 3; ++m) left[m] += a.column;
     }
     UNROLL for (int m = 0; m < MR; ++m) {
         UNROLL for (int v = 0; v < 2; ++v) * (loose_vector_t*)(to + m * to_row + v * LENGTH) = sum[m][v];

@@ -29,7 +29,7 @@ FLAGS = (
     *("-x", "c++", "-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden"),
     # No contraction but where the text says so; no errno, traps, exceptions or run-time types to keep loops from SIMD.
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions", "-fno-rtti", "-fopenmp-simd"),
-    "-w",
+    *("-g0", "-w"),
 )
 X86_FLAGS = ("-mprefer-vector-width=512",)
 _JOB = struct.Struct("P3q").pack  # `Job` of `host_pool.cpp`

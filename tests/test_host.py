@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -16,8 +18,9 @@ import pytest
 import cudakit
 from cudakit import host
 from cudakit.errors import BackendUnavailable, CompileError
+from cudakit.source import render
 
-from .specialisations import CALLS, operators
+from .specialisations import CALLS, HOST, operators, specialisations
 
 TEXT = 'extern "C" __attribute__((visibility("default"))) int answer() { return ANSWER; }\n'
 
@@ -233,6 +236,23 @@ def test_the_ziglang_wheel_compiles_the_same_numbers(tmp_path: Path) -> None:
     results = python(SAMPLE, PATH=nothing, CXX="", HOME=blocked, CUDAKIT_CACHE_DIR=tmp_path / "cache")
     assert results[-2:] == [sys.executable, str(tmp_path / "cache")]
     np.testing.assert_allclose(np.array(results[:-2], float), np.array(expected[:-2], float), rtol=1e-6)
+
+
+@pytest.mark.skipif("fma" not in host._processor().split(), reason="counts the instructions of x86 processors with FMA")
+@pytest.mark.parametrize("kernel", ["deform_conv", "deform_conv_backward"])
+def test_every_compiler_multiplies_matrices_in_vectors(kernel: str, tmp_path: Path) -> None:
+    example = next(example for example in specialisations(HOST) if example.types == (kernel, "float", "float"))
+    text = render(example.kernel, dict(example.constants), host=True)
+    environment, assembly = os.environ | {"ZIG_GLOBAL_CACHE_DIR": str(tmp_path)}, tmp_path / "kernel.s"
+    for command in host.compilers():
+        arguments = [*command, *host.flags(), "-S", "-o", str(assembly), "-"]
+        subprocess.run(arguments, input=text, text=True, check=True, env=environment)
+        listing = assembly.read_text(errors="replace")
+        products = re.findall(r"^\w*multiply_block\w*:(.*?)\.cfi_endproc", listing, re.MULTILINE | re.DOTALL)
+        assert products
+        for product in products:
+            lanes = Counter(re.findall(r"vfn?m(?:add|sub)\d+(ps|ss)", product))
+            assert (lanes["ss"], lanes["ps"] >= 12) == (0, True), (command, lanes)
 
 
 def test_a_gpu_without_cupy_names_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
