@@ -7,6 +7,7 @@ from cudakit.array import CPU
 from cudakit.conv_plan import (
     BLOCK,
     CUT_FIELDS,
+    LINE_BYTES,
     Amount,
     Convolution,
     Size,
@@ -135,7 +136,8 @@ class _Backward:
         panel = conv.padded // max(1, conv.panels // conv.groups)
         pieces = -(-conv.d.taps // max(1, BLOCK // block)) * (block // (conv.d.channels // conv.groups) + 2)
         weights = (conv.d.taps * block + panel * pieces) * (conv.out_channels // conv.groups)
-        return conv.tile_size + weights
+        line = LINE_BYTES // self.wide
+        return conv.tile_size + -(-weights // line) * line
 
     def _amount(self) -> Amount:
         conv, target = self.conv, self.target

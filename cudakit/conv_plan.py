@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from cudakit.array import CPU
+from cudakit.array import ALIGNMENT, CPU
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, Integers, geometry_values
 from cudakit.deform_plan import HOST_TILE, Form, constants, coordinates_from
 from cudakit.errors import InvalidArgument
@@ -13,8 +13,9 @@ from cudakit.source import Kernel
 from cudakit.structs import pack_tail
 
 PIXELS = 96  # of an output tile: a multiple of HOST_TILE and of the rows that registers hold
-BLOCK = 256
+BLOCK = 320
 LINE_BYTES = 64
+MOST_WORKSPACES = 6
 SIMD_STEPS = 8  # multiply-adds that count as one step of work
 
 CUT_FIELDS = tuple((f"cut.{name}", 1) for name in ("groups", "out_channels", "channel_block", "scratch"))
@@ -98,7 +99,7 @@ class Amount(NamedTuple):
 
 
 class Size(NamedTuple):
-    """Bytes of temporary memory: fixed, and for each worker, slot and image."""
+    """Bytes of temporary memory: fixed, and for each worker, slot and image, without the alignment of workspaces."""
 
     fixed: int
     worker: int
@@ -107,7 +108,8 @@ class Size(NamedTuple):
 
     def of(self, amount: Amount) -> int:
         """Return the bytes of an amount."""
-        return self.fixed + sum(one * many for one, many in zip(self[1:], amount, strict=True))
+        aligned = MOST_WORKSPACES * ALIGNMENT
+        return aligned + self.fixed + sum(one * many for one, many in zip(self[1:], amount, strict=True))
 
 
 def choose_amount(conv: Convolution, most: Amount, size: Size) -> Amount:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudakit.array import CPU, Device, Memory, Temporary, numpy_pointer
+from cudakit.array import ALIGNMENT, CPU, Device, Memory, Temporary, numpy_pointer
 from cudakit.launch import Launch
 from cudakit.product import Multiply
 
@@ -132,8 +132,9 @@ def zero_memory(pointer: int, size: int, device: Device, stream: int) -> None:
 def allocate(size: int, device: Device, stream: int) -> Memory:
     """Return temporary memory of the process, or from CuPy's pool."""
     if device == CPU:
-        memory = np.empty(size, np.uint8)
-        return Memory(numpy_pointer(memory), memory)
+        memory = np.empty(size + ALIGNMENT, np.uint8)
+        pointer = numpy_pointer(memory)
+        return Memory(pointer + -pointer % ALIGNMENT, memory)
     from cudakit import cuda
 
     return cuda.allocate(size, device, stream)
