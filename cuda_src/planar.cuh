@@ -99,6 +99,7 @@ DEVICE void sample_pixels(const Samples& s, const scalar_t* image, acc_t sum[][T
                 pixel[j][v] = total;
             }
         }
+        SCALAR_LOOP;
     }
     UNROLL for (int c = 0; c < GROUP; ++c) { SIMD for (int j = 0; j < TILE; ++j) sum[c][j] = pixel[j][c]; }
 }
@@ -151,6 +152,7 @@ DEVICE void pixel_gradients(const Samples& s, const scalar_t* image, const acc_t
                 slopes[NDIM - 1][j][v] = first == 0 ? slope2 : slopes[NDIM - 1][j][v] + slope2;
             }
         }
+        SCALAR_LOOP;
     }
     UNROLL for (int d = 0; d < NDIM; ++d) {
         SIMD for (int j = 0; j < TILE; ++j) {
