@@ -1,1 +1,1 @@
-"""Measurements of cudakit beside its peers: ``python -m benchmarks.run``, or small ones with ``pytest benchmarks``."""
+"""Measurements of cudakit beside its peers: ``python -m cudakit bench``, or small ones with ``pytest benchmarks``."""

@@ -11,8 +11,9 @@ from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 from cudakit.adapters import adapter, is_traced
-from cudakit.array import CPU, Device, Framework, Spec, View, framework_of
+from cudakit.array import CPU, Device, Framework, Spec, View
 from cudakit.errors import InvalidArgument
+from cudakit.frameworks import framework_of
 from cudakit.launch import get_num_threads
 from cudakit.plan import Output, Plan, Target
 

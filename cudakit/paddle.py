@@ -5,7 +5,7 @@ from typing import Any
 import paddle
 from paddle.autograd import PyLayer
 
-from cudakit.array import wrapping_framework
+from cudakit.frameworks import wrapping_framework
 from cudakit.op import Op
 
 

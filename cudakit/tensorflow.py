@@ -8,7 +8,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from cudakit.array import CPU, Spec, contiguous_strides, wrapping_framework
+from cudakit.array import CPU, Spec, contiguous_strides
+from cudakit.frameworks import wrapping_framework
 from cudakit.op import Op
 
 

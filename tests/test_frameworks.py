@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import array
+from cudakit import frameworks
 from cudakit.array import numpy_pointer
 from cudakit.matrix import BRIDGES, bits
 
@@ -73,7 +73,7 @@ def test_cuda_array_interfaces_are_adopted_by_cupy(monkeypatch: pytest.MonkeyPat
     cuda.contiguous, cuda.stream = np.ascontiguousarray, None
     monkeypatch.setitem(sys.modules, "cudakit.cuda", cuda)
     monkeypatch.setattr(cudakit, "cuda", cuda, raising=False)
-    caches = (array._cupy_framework, array._cuda_interface_framework)
+    caches = (frameworks._cupy_framework, frameworks._cuda_interface_framework)
     try:
         for cached in caches:
             cached.cache_clear()

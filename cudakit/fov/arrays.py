@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cudakit import checks
-from cudakit.array import CPU, Framework, View, dlpack_view, framework_of, host_array
+from cudakit.array import CPU, Framework, View, dlpack_view, host_array
 from cudakit.errors import InvalidArgument
+from cudakit.frameworks import framework_of
 from cudakit.op import UNREADABLE
 
 Floats = NDArray[np.float64]

@@ -1,0 +1,168 @@
+"""The kinds of arrays that are told by their type: NumPy's, CuPy's, and those of any other producer.
+
+What differentiates has an adapter of its own above this.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from math import prod
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+
+from cudakit.array import (
+    ALIGNMENT,
+    CPU,
+    Device,
+    Framework,
+    array_interface,
+    dlpack_pointer,
+    dlpack_view,
+    host_array,
+    numpy_dtype,
+    numpy_pointer,
+    numpy_view,
+)
+from cudakit.errors import InvalidArgument
+
+
+def _no_stream(_: int) -> int:
+    return 0
+
+
+@cache
+def _numpy_framework() -> Framework:
+    return Framework(
+        view=numpy_view,
+        pointer=numpy_pointer,
+        signature=attrgetter("shape", "strides", "dtype"),
+        empty=lambda shape, dtype, _: np.empty(shape, numpy_dtype(dtype)),
+        zeros=lambda shape, dtype, _: np.zeros(shape, numpy_dtype(dtype)),
+        contiguous=np.ascontiguousarray,
+        stream=_no_stream,
+    )
+
+
+@cache
+def _cupy_framework() -> Framework:
+    from cudakit import cuda
+
+    return Framework(
+        view=dlpack_view,
+        pointer=dlpack_pointer,
+        signature=lambda x: dlpack_view(x)[1:],
+        empty=cuda.empty,
+        zeros=cuda.zeros,
+        contiguous=cuda.contiguous,
+        stream=cuda.stream,
+    )
+
+
+@cache
+def _cuda_interface_framework() -> Framework:
+    """Return the framework of Numba's arrays and others that speak no DLPack; their results are CuPy's arrays."""
+    from cudakit import cuda
+
+    own = _cupy_framework()
+    return replace(
+        own,
+        view=lambda x: own.view(cuda.adopted(x)),
+        pointer=lambda x: own.pointer(cuda.adopted(x)),
+        signature=lambda x: own.signature(cuda.adopted(x)),
+        contiguous=lambda x: own.contiguous(cuda.adopted(x)),
+    )
+
+
+def _aligned(shape: tuple[int, ...], dtype: str, make: str) -> Any:
+    """Return a NumPy array that begins where TensorFlow, for one, wants memory to begin."""
+    size = prod(shape) * np.dtype(dtype).itemsize
+    memory = getattr(np, make)(size + ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
+    return memory[first : first + size].view(dtype).reshape(shape)
+
+
+def wrapping_framework(wrap: Callable[[Any, str], Any]) -> Framework:
+    """Make the framework of arrays that cannot be allocated and written in place by their own library.
+
+    The buffer is NumPy's or CuPy's; `wrap(buffer, dtype)` hands it over through DLPack. NumPy exports no bfloat16, so
+    there the buffer is int16 and `wrap` reinterprets it.
+    """
+
+    def allocate(shape: tuple[int, ...], dtype: str, device: Device, make: str) -> Any:
+        storage = "int16" if dtype == "bfloat16" else dtype
+        if device == CPU:
+            return wrap(_aligned(shape, storage, make), dtype)
+        from cudakit import cuda
+
+        return wrap(getattr(cuda, make)(shape, storage, device), dtype)
+
+    def contiguous(x: Any) -> Any:
+        view = dlpack_view(x)
+        dtype = view.spec.dtype
+        if view.device == CPU:
+            shown = host_array(view)
+            buffer = _aligned(shown.shape, shown.dtype.name, "empty")
+            buffer[...] = shown
+            return wrap(buffer, dtype)
+        from cudakit import cuda
+
+        return wrap(cuda.copied(array_interface(view), view.device), dtype)
+
+    return Framework(
+        view=dlpack_view,
+        pointer=dlpack_pointer,
+        signature=lambda x: dlpack_view(x)[1:],
+        empty=lambda shape, dtype, device: allocate(shape, dtype, device, "empty"),
+        zeros=lambda shape, dtype, device: allocate(shape, dtype, device, "zeros"),
+        contiguous=contiguous,
+        stream=_no_stream,
+    )
+
+
+@cache
+def _producer_framework(library: str) -> Framework:
+    """Return the framework of any other producer: its own `from_dlpack`, else NumPy's or CuPy's arrays come back."""
+    from_dlpack = getattr(sys.modules.get(library), "from_dlpack", None)
+
+    def wrap(buffer: Any, dtype: str) -> Any:
+        if dtype == "bfloat16":
+            buffer = buffer.view(numpy_dtype(dtype))
+        return from_dlpack(buffer) if from_dlpack is not None else buffer
+
+    return wrapping_framework(wrap)
+
+
+# How to recognise the arrays of a library without importing it: (module, class) -> its framework.
+_LIBRARIES: tuple[tuple[str, str, Callable[[], Framework]], ...] = (
+    ("numpy", "ndarray", _numpy_framework),
+    ("cupy", "ndarray", _cupy_framework),
+)
+_ADAPTED = (
+    ("torch", "Tensor"),
+    ("jax", "Array"),
+    ("tensorflow", "Tensor"),
+    ("tensorflow", "Variable"),
+    ("paddle", "Tensor"),
+)
+
+
+def framework_of(x: object) -> Framework | str:
+    """Return the framework of an array, or the name of the adapter that serves it, such as ``"torch"``.
+
+    It depends on nothing but the type.
+    """
+    kind = type(x)
+    for module, name in _ADAPTED:
+        if module in sys.modules and isinstance(x, getattr(sys.modules[module], name, ())):
+            return module
+    for module, name, make in _LIBRARIES:
+        if module in sys.modules and isinstance(x, getattr(sys.modules[module], name, ())):
+            return make()
+    if hasattr(kind, "__dlpack__"):
+        return _producer_framework(kind.__module__.partition(".")[0])
+    if hasattr(kind, "__cuda_array_interface__"):
+        return _cuda_interface_framework()
+    raise InvalidArgument("{}", "be an array that speaks DLPack", kind.__name__, TypeError)
