@@ -1,45 +1,68 @@
 // A small pool of threads that outlives the calls: one kernel's items, dealt out in pieces.
 //
-// The caller works along. Pieces are multiples of `grain` items, because items of one grain may add to the same
-// target. A second caller meanwhile, or a process that was forked, simply works alone or starts its own workers.
+// Every thread has a share of the items, in the same place in one kernel after another: what a core wrote it finds in its
+// own cache, and another core's is far away on processors of several dies. Who is done helps the others. Pieces are
+// multiples of `grain` items, because items of one grain may add to the same target. The caller works along; a second
+// caller meanwhile, or a process that was forked, simply works alone or starts its own workers.
 #include <pthread.h>
+#include <sched.h>
 
 typedef void (*kernel_t)(const void* params, long long begin, long long end, long long worker);
+
+struct alignas(64) Share {  // a line of the cache for each
+    long long next, end;
+};
+constexpr long long MOST_SHARES = 256;  // threads beyond begin by helping
+constexpr long long PIECES = 3;         // of what is left of a share, one is taken
 
 static pthread_mutex_t busy = PTHREAD_MUTEX_INITIALIZER;  // held by the caller whose job is running
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;  // guards what follows
 static pthread_cond_t wake = PTHREAD_COND_INITIALIZER;
 static pthread_cond_t done = PTHREAD_COND_INITIALIZER;
-static long long workers = 0;  // threads that exist
-static long long wanted = 0;   // workers that should still join the job
+static long long workers = 0;  // threads that exist, numbered from 1; the caller is number 0
+static long long job = 0;      // number of the last job
+static long long threads = 0;  // those of smaller numbers may still join it
 static long long running = 0;  // workers that joined and have not finished
-static long long joined = 0;   // numbers given out; the caller is 0
 
 static kernel_t job_kernel;
 static const void* job_params;
-static long long job_items, job_grain, job_shares, job_next;
+static long long job_grain, job_shares;
+static Share shares[MOST_SHARES];
 
-// Pieces get smaller towards the end, so that a thread that comes late or runs on a slow core does not hold up the rest.
-static bool take(long long* begin, long long* end) {
-    *begin = __atomic_load_n(&job_next, __ATOMIC_RELAXED);
+// Pieces get smaller towards the end of a share, so that a thread that comes late or runs on a slow core does not hold up
+// the rest.
+static bool take(Share& share, long long* begin, long long* end) {
+    *begin = __atomic_load_n(&share.next, __ATOMIC_RELAXED);
     do {
-        if (*begin >= job_items) return false;
-        const long long left = (job_items - *begin + job_grain - 1) / job_grain;
-        *end = *begin + (left + job_shares - 1) / job_shares * job_grain;
-    } while (!__atomic_compare_exchange_n(&job_next, begin, *end, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-    if (*end > job_items) *end = job_items;
+        if (*begin >= share.end) return false;
+        const long long left = (share.end - *begin + job_grain - 1) / job_grain;
+        *end = *begin + (left + PIECES - 1) / PIECES * job_grain;
+        if (*end > share.end) *end = share.end;
+    } while (!__atomic_compare_exchange_n(&share.next, begin, *end, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
     return true;
 }
 
-static void work(long long worker) {
+static void work(long long number) {
     long long begin, end;
-    while (take(&begin, &end)) job_kernel(job_params, begin, end, worker);
+    for (long long k = 0; k < job_shares; ++k) {
+        while (take(shares[(number + k) % job_shares], &begin, &end)) job_kernel(job_params, begin, end, number);
+    }
 }
 
-// Wait a little for a number to become zero, or something else: an operator's kernels follow one another within
-// microseconds, and waking a thread takes longer.
-static void spin(const long long* number, bool zero) {
-    for (int i = 0; i < 2000 && (__atomic_load_n(number, __ATOMIC_RELAXED) == 0) != zero; ++i) {
+static void deal(long long items, long long grains) {
+    for (long long k = 0; k < job_shares; ++k) {
+        const long long end = (k + 1) * grains / job_shares * job_grain;
+        shares[k] = {k * grains / job_shares * job_grain, end < items ? end : items};
+    }
+}
+
+// `job` and `running` are read by threads that spin, too.
+static long long get(const long long* number) { return __atomic_load_n(number, __ATOMIC_RELAXED); }
+static void set(long long* number, long long value) { __atomic_store_n(number, value, __ATOMIC_RELAXED); }
+
+// Wait a little: an operator's kernels follow one another within microseconds, and waking a thread takes longer.
+template <typename Over> static void spin(Over over) {
+    for (int i = 0; i < 2000 && !over(); ++i) {
 #if defined(__x86_64__) || defined(__i386__)
         __builtin_ia32_pause();
 #elif defined(__aarch64__)
@@ -48,33 +71,61 @@ static void spin(const long long* number, bool zero) {
     }
 }
 
-// `wanted` and `running` are read by threads that spin, too.
-static void set(long long* number, long long value) { __atomic_store_n(number, value, __ATOMIC_RELAXED); }
+static void leave() {
+    pthread_mutex_lock(&lock);
+    set(&running, running - 1);
+    if (running == 0) pthread_cond_signal(&done);
+    pthread_mutex_unlock(&lock);
+}
 
-static void* worker(void*) {
-    for (;;) {
-        spin(&wanted, false);
+static void* worker(void* number) {
+    for (long long seen = 0;;) {
+        spin([=] { return get(&job) != seen; });
         pthread_mutex_lock(&lock);
-        while (wanted == 0) pthread_cond_wait(&wake, &lock);
-        set(&wanted, wanted - 1);
-        set(&running, running + 1);
-        const long long number = ++joined;
+        while (job == seen) pthread_cond_wait(&wake, &lock);
+        seen = job;
+        const bool joins = (long long)number < threads;
+        if (joins) set(&running, running + 1);
         pthread_mutex_unlock(&lock);
-        work(number);
-        pthread_mutex_lock(&lock);
-        set(&running, running - 1);
-        if (running == 0) pthread_cond_signal(&done);
-        pthread_mutex_unlock(&lock);
+        if (!joins) continue;
+        work((long long)number);
+        leave();
     }
     return 0;
 }
+
+#ifdef __linux__
+constexpr long long FEW = 8;
+static pthread_t handles[FEW];  // of the first workers
+static int callers_core = -1;   // that they keep away from
+
+// A system may let a woken thread wait behind the caller for milliseconds while another core is idle; it takes a virtual
+// machine's sleeping cores for busy ones. Few threads are told where not to run, many would lose little.
+static void keep_away() {
+    const int core = sched_getcpu();
+    cpu_set_t cores;
+    if (core == callers_core || sched_getaffinity(0, sizeof cores, &cores) != 0) return;
+    CPU_CLR(core, &cores);
+    if (CPU_COUNT(&cores) == 0) return;
+    for (long long k = 0; k < workers && k < FEW; ++k) pthread_setaffinity_np(handles[k], sizeof cores, &cores);
+    callers_core = core;
+}
+
+static void remember(pthread_t thread) {
+    if (workers < FEW) handles[workers] = thread;
+    callers_core = -1;
+}
+#else
+static void keep_away() {}
+static void remember(pthread_t) {}
+#endif
 
 static void after_fork() {  // the child has no workers, and nobody who would unlock
     static const pthread_mutex_t fresh_mutex = PTHREAD_MUTEX_INITIALIZER;
     static const pthread_cond_t fresh_condition = PTHREAD_COND_INITIALIZER;
     busy = lock = fresh_mutex;
     wake = done = fresh_condition;
-    workers = wanted = running = 0;
+    workers = threads = running = 0;
 }
 
 static void start_workers(long long count) {
@@ -82,8 +133,9 @@ static void start_workers(long long count) {
     if (!registered) registered = pthread_atfork(0, 0, after_fork) == 0;
     while (workers < count) {
         pthread_t thread;
-        if (pthread_create(&thread, 0, worker, 0) != 0) return;  // the caller does the rest
+        if (pthread_create(&thread, 0, worker, (void*)(workers + 1)) != 0) return;  // the others do the rest
         pthread_detach(thread);
+        remember(thread);
         ++workers;
     }
 }
@@ -94,32 +146,32 @@ struct Job {
     long long items, grain, threads;
 };
 
-extern "C" __attribute__((visibility("default"))) void parallel_run(const Job* job) {
-    const kernel_t kernel = job->kernel;
-    const void* params = job + 1;
-    const long long items = job->items, grain = job->grain, grains = (items + grain - 1) / grain;
-    const long long threads = job->threads < grains ? job->threads : grains;
-    if (threads <= 1 || pthread_mutex_trylock(&busy) != 0) {
+extern "C" __attribute__((visibility("default"))) void parallel_run(const Job* order) {
+    const kernel_t kernel = order->kernel;
+    const void* params = order + 1;
+    const long long items = order->items, grain = order->grain, grains = (items + grain - 1) / grain;
+    const long long wanted = order->threads < grains ? order->threads : grains;
+    if (wanted <= 1 || pthread_mutex_trylock(&busy) != 0) {
         kernel(params, 0, items, 0);
         return;
     }
     pthread_mutex_lock(&lock);
-    start_workers(threads - 1);
+    start_workers(wanted - 1);
     job_kernel = kernel;
     job_params = params;
-    job_items = items;
     job_grain = grain;
-    job_shares = 3 * threads;
-    job_next = 0;
-    joined = 0;
-    set(&wanted, threads - 1 < workers ? threads - 1 : workers);
+    job_shares = wanted < MOST_SHARES ? wanted : MOST_SHARES;
+    deal(items, grains);
+    threads = wanted;
+    set(&job, job + 1);
+    keep_away();
     pthread_cond_broadcast(&wake);
     pthread_mutex_unlock(&lock);
     work(0);
     pthread_mutex_lock(&lock);
-    set(&wanted, 0);  // whoever has not come by now need not
+    threads = 0;  // whoever has not come by now need not
     pthread_mutex_unlock(&lock);
-    spin(&running, true);
+    spin([] { return get(&running) == 0; });
     pthread_mutex_lock(&lock);
     while (running > 0) pthread_cond_wait(&done, &lock);
     pthread_mutex_unlock(&lock);
