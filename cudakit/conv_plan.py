@@ -170,7 +170,7 @@ def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, ou
         count = min(amount.images, d.batch - first)
         source = slots.input.at(first * x.strides[0] * item)
         if copied:
-            add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)))
+            add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)), by_pixel=True)
         offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
         to = output.at(first * conv.output.strides[0] * item)
         pointers = (space if copied else source, offset, mask, slots.weight, slots.bias, weights, to, scratch)

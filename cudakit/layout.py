@@ -95,15 +95,22 @@ def is_wide(*arrays: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
     return max(spans) >= 2**31 - 2**22  # a GPU's loop goes one stride of the whole grid beyond the end
 
 
-def add_copy(plan: Plan, target: Target, source: tuple[Slot, Image], goal: tuple[Slot, Image]) -> None:
-    """Append a copy from one layout and dtype to another; both images must be `flat`."""
+def add_copy(
+    plan: Plan, target: Target, source: tuple[Slot, Image], goal: tuple[Slot, Image], by_pixel: bool = False
+) -> None:
+    """Append a copy from one layout and dtype to another; both images must be `flat`.
+
+    CPU threads divide an image by channels or `by_pixel`: best as those that read the copy do.
+    """
     (source_slot, old), (goal_slot, new) = source, goal
-    size = (old.shape[0], old.shape[1], prod(old.space))
+    order = (0, -1, 1) if by_pixel else (0, 1, -1)
+    size = tuple((*old.shape[:2], prod(old.space))[i] for i in order)
     tile = HOST_COPY_TILE if target.device == CPU else 1
     items = size[0] * -(-size[1] // tile) * -(-size[2] // tile)
     wide = is_wide((old.shape, old.strides), (new.shape, new.strides))
     constants = type_constants(old.dtype, new.dtype, wide) | {"TILE": tile, "LANES": 1, "VEC": 1}
-    tail = pack_tail(COPY, items, size, (*old.strides[:2], old.strides[-1]), (*new.strides[:2], new.strides[-1]))
+    strides = (tuple(x.strides[i] for i in order) for x in (old, new))
+    tail = pack_tail(COPY, items, size, *strides)
     kernel = load(COPY, tuple(constants.items()), target.device)
     plan.launch(Launch(kernel, tail, items, 1, prod(size)), source_slot, goal_slot)
 
