@@ -28,9 +28,27 @@ from cudakit.array import (
 )
 from cudakit.errors import InvalidArgument
 
+LARGE = 1 << 16  # bytes of a result that is worth being aligned
+
 
 def _no_stream(_: int) -> int:
     return 0
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any, make: str) -> Any:
+    """Return a NumPy array that begins at a line of the cache, as kernels like it and TensorFlow, for one, demands."""
+    dtype = np.dtype(dtype)
+    size = prod(shape) * dtype.itemsize
+    memory = getattr(np, make)(size + ALIGNMENT, np.uint8)
+    first = -numpy_pointer(memory) % ALIGNMENT
+    return memory[first : first + size].view(dtype).reshape(shape)
+
+
+def _numpy_array(shape: tuple[int, ...], dtype: str, make: str) -> Any:
+    kind = numpy_dtype(dtype)
+    if prod(shape) * kind.itemsize < LARGE:  # NumPy's own takes a microsecond less
+        return getattr(np, make)(shape, kind)
+    return _aligned(shape, kind, make)
 
 
 @cache
@@ -39,8 +57,8 @@ def _numpy_framework() -> Framework:
         view=numpy_view,
         pointer=numpy_pointer,
         signature=attrgetter("shape", "strides", "dtype"),
-        empty=lambda shape, dtype, _: np.empty(shape, numpy_dtype(dtype)),
-        zeros=lambda shape, dtype, _: np.zeros(shape, numpy_dtype(dtype)),
+        empty=lambda shape, dtype, _: _numpy_array(shape, dtype, "empty"),
+        zeros=lambda shape, dtype, _: _numpy_array(shape, dtype, "zeros"),
         contiguous=np.ascontiguousarray,
         stream=_no_stream,
     )
@@ -74,14 +92,6 @@ def _cuda_interface_framework() -> Framework:
         signature=lambda x: own.signature(cuda.adopted(x)),
         contiguous=lambda x: own.contiguous(cuda.adopted(x)),
     )
-
-
-def _aligned(shape: tuple[int, ...], dtype: str, make: str) -> Any:
-    """Return a NumPy array that begins where TensorFlow, for one, wants memory to begin."""
-    size = prod(shape) * np.dtype(dtype).itemsize
-    memory = getattr(np, make)(size + ALIGNMENT, np.uint8)
-    first = -memory.ctypes.data % ALIGNMENT
-    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 def wrapping_framework(wrap: Callable[[Any, str], Any]) -> Framework:
