@@ -102,6 +102,21 @@ template <int size, typename T> DEVICE void store_line(const acc_t* from, T* to,
     }
 }
 
+// Zero the channels `begin` ... `end` - 1 of a gradient whose pixels or channels are neighbours, before a thread adds to
+// them: they are then in its own cache. A GPU, whose threads share every target, has that done beforehand.
+constexpr bool CLEARS = TILE > 1;
+
+DEVICE void clear(acc_t* image, index_t channel_stride, index_t pixel_stride, index_t begin, index_t end,
+                  index_t pixels) {
+    const index_t width = end - begin;
+    const bool last = channel_stride == 1, whole = last && width == pixel_stride;
+    const index_t runs = whole ? 1 : last ? pixels : width, length = whole ? pixels * width : last ? width : pixels;
+    for (index_t run = 0; run < runs; ++run) {
+        acc_t* to = image + begin * channel_stride + run * (last ? pixel_stride : channel_stride);
+        for (index_t i = 0; i < length; ++i) to[i] = 0;  // which host compilers know for memset
+    }
+}
+
 constexpr int RADIX = 8;  // of what a host's registers turn at once
 
 // Turn `radix` parts of an array, one after the other, into neighbours.

@@ -41,6 +41,12 @@ DEVICE index_t column_at(const ColumnLayout& l, index_t n, index_t channel, inde
            tap * (index_t)l.stride[2] + pixel * (index_t)l.stride[3];
 }
 
+DEVICE index_t input_pixels(const Geometry& g) {
+    index_t pixels = 1;
+    UNROLL for (int d = 0; d < NDIM; ++d) pixels *= (index_t)g.size[d];
+    return pixels;
+}
+
 constexpr int CORNERS = ROWS * TAPS;
 
 // p_d of a tile's pixels, without kernel and offset.

@@ -20,6 +20,7 @@ struct DeformCol2imParams {
     coord_t* grad_offset;      // written, contiguous in the order of offset's strides; null: not needed
     coord_t* grad_mask;        // written likewise; null: not needed
     long long items;           // blocks * batch * groups of a block * taps * tiles
+    long long opens;           // whether a host's items zero grad_input first
     long long channel_block;   // channels of one item; below channels / groups only where grad_input alone is wanted
     long long grad_stride[5];  // of grad_input
     ColumnLayout layout;       // of columns
@@ -28,6 +29,7 @@ struct DeformCol2imParams {
 
 struct Place {
     index_t n, group, tap, first, channel, channel_end;
+    bool opens;  // is the first of a host's items that add to one target
 };
 
 DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
@@ -44,11 +46,13 @@ DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
         it.first = item % tiles;
         it.n = item / tiles;
         it.channel = 0;
+        it.opens = false;
     } else {
         const index_t tile = item % tiles, parts = (index_t)g.groups * blocks;
         item /= tiles;
         it.tap = item % taps;
         item /= taps;
+        it.opens = CLEARS && tile == 0 && it.tap == 0;
         it.n = item % batch;
         item /= batch;
         it.first = (TILE > 1 ? tile_of_part(tile, tiles, item, parts) : tile) * TILE;
@@ -82,6 +86,10 @@ KERNEL(deform_col2im, DeformCol2imParams) {
     const Geometry& g = p.geometry;
     FOR_EACH(item, p.items) {
         const Place it = place_of(p, item);
+        if (it.opens && p.opens && p.grad_input) {
+            clear(p.grad_input + it.n * (index_t)p.grad_stride[0], (index_t)p.grad_stride[1],
+                  (index_t)p.grad_stride[1 + NDIM], it.channel, it.channel_end, input_pixels(g));
+        }
         Base base;
         make_base(g, it.first, base);
         TapSamples samples;

@@ -16,14 +16,15 @@ struct DeformConvBackwardParams {
     const coord_t* offset;
     const coord_t* mask;     // null: none
     const scalar_t* weight;  // (out_channels, channels / groups, taps), contiguous
-    acc_t* grad_input;       // channels next to each other, added to; null: not needed
+    acc_t* grad_input;       // channels next to each other; null: not needed
     acc_t* part_offset;      // [chunk of the group][as offset]; null: not needed
     acc_t* part_mask;        // [chunk of the group][as mask]; null: not needed
-    acc_t* packed;           // [slot][as packed weights], added to; null: not needed
+    acc_t* packed;           // [slot][as packed weights]; null: not needed
     scalar_t* grad_weight;   // written by deform_conv_unpack
     acc_t* scratch;
     long long items;  // slots * chunks
     long long slots;
+    long long opens;             // whether `packed` begins with these images, rather than being added to
     long long packed_size;       // numbers of one slot
     long long output_stride[3];  // of grad_output: batch, channel, pixel
     long long grad_stride[5];    // of grad_input
@@ -141,7 +142,15 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
         const Chunk chunk = chunk_of(g, cut, number);
         acc_t* packed = p.packed ? p.packed + slot * (index_t)p.packed_size : nullptr;
         pack_chunk(p, chunk, weights);
+        if (packed && p.opens) {
+            const index_t row = (index_t)g.taps * padded_outputs(cut);
+            clear(packed, row, 1, chunk.begin, chunk.end, row);
+        }
         for (index_t n = slot; n < (index_t)g.batch; n += (index_t)p.slots) {
+            if (p.grad_input) {
+                clear(p.grad_input + n * (index_t)p.grad_stride[0], 1, (index_t)p.grad_stride[1 + NDIM], chunk.begin,
+                      chunk.end, input_pixels(g));
+            }
             for (index_t tile = 0; tile < tiles; ++tile) {
                 const index_t first = tile_of_part(tile, tiles, number, chunks) * PIXELS;
                 visit_tile(p, n, chunk, number % chunks_in_group(g, cut), first, packed, columns, grads, weights);

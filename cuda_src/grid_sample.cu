@@ -136,6 +136,7 @@ DEVICE void group_gradients(const GridSampleParams& p, const Samples& s, const I
 KERNEL(grid_sample_planar_backward, GridSampleParams) {
     FOR_EACH(i, p.items) {
         const Item it = item_of(p, i);
+        clear_target(p, it);
         Samples s;
         plan(p, p.input_stride + 2, it, s);
         index_t later[TILE];
@@ -188,6 +189,7 @@ DEVICE void channel_gradients(const GridSampleParams& p, const Samples& s, const
 KERNEL(grid_sample_channels_backward, GridSampleParams) {
     FOR_EACH(i, p.items) {
         const Item it = item_of(p, i);
+        clear_target(p, it);
         Samples s;
         plan(p, p.input_stride + 2, it, s);
         const scalar_t* grad_output =

@@ -8,7 +8,7 @@ struct GridSampleParams {
     const coord_t* grid;          // (N, L, NDIM), contiguous, x first
     scalar_t* output;             // forward: written
     const scalar_t* grad_output;  // backward: read; strides as output's
-    acc_t* grad_input;            // backward: added to; null: not needed
+    acc_t* grad_input;            // backward: added to, on a host zeroed first; null: not needed
     coord_t* grad_grid;           // backward: written, (N, L, NDIM); null: not needed
     long long items;              // work items: channel blocks * batch * tiles
     long long batch;
@@ -37,6 +37,15 @@ DEVICE Item item_of(const GridSampleParams& p, index_t item) {
     it.channel_end = smaller(it.channel + (index_t)p.channel_block, (index_t)p.channels);
     it.count = TILE == 1 ? 1 : (int)smaller(index_t(TILE), (index_t)p.pixels - it.first);
     return it;
+}
+
+// The first item of those that add to one target zeroes it.
+DEVICE void clear_target(const GridSampleParams& p, const Item& it) {
+    if (!CLEARS || !p.grad_input || it.first != 0) return;
+    index_t pixels = 1;
+    UNROLL for (int d = 0; d < NDIM; ++d) pixels *= (index_t)p.size[d];
+    clear(p.grad_input + it.n * (index_t)p.grad_stride[0], (index_t)p.grad_stride[1], (index_t)p.grad_stride[1 + NDIM],
+          it.channel, it.channel_end, pixels);
 }
 
 // d(pixel coordinate) / d(grid coordinate): unnormalised = (grid + 1) * scale - shift.

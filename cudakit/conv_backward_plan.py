@@ -25,7 +25,8 @@ from cudakit.structs import pack_tail
 
 FIELDS = (
     *((name, 1) for name in ("grad_output", "input", "offset", "mask", "weight", "grad_input", "part_offset")),
-    *((name, 1) for name in ("part_mask", "packed", "grad_weight", "scratch", "items", "slots", "packed_size")),
+    *((name, 1) for name in ("part_mask", "packed", "grad_weight", "scratch")),
+    *((name, 1) for name in ("items", "slots", "opens", "packed_size")),
     *(("output_stride", 3), ("grad_stride", 5)),
     *CUT_FIELDS,
     *GEOMETRY_FIELDS,
@@ -107,9 +108,6 @@ class _Backward:
         conv, results = self.conv, self.results
         amount = self._amount()
         buffers = self._buffers(amount)
-        size = conv.packed_size * self.wide * amount.slots
-        if results.weight != NULL:
-            self.plan.zero(buffers.packed, size, CPU)
         for first in range(0, conv.d.batch, amount.images):
             self._round(first, min(amount.images, conv.d.batch - first), amount, buffers)
         if results.weight != NULL:
@@ -169,8 +167,6 @@ class _Backward:
         if self.copied:
             add_copy(plan, target, (source, part(x, count)), (buffers.image, part(self.layout, count)))
         goal = results.input.at(first * self.final.strides[0] * self.item)
-        if self.summed:
-            plan.zero(buffers.grad_input, count * self.grad.strides[0] * self.wide, CPU)
         offset, mask = coordinates_from(d, first, self.slots.offset, self.slots.mask)
         grads = coordinates_from(d, first, results.offset, results.mask)
         pointers = (
@@ -182,7 +178,8 @@ class _Backward:
         )
         slots = min(amount.slots, count)
         items = slots * self.split.parts * d.groups
-        self._launch(BACKWARD, d.part(count), amount._replace(slots=slots), items, 2 * count * conv.work, pointers)
+        some, work = amount._replace(slots=slots), 2 * count * conv.work
+        self._launch(BACKWARD, d.part(count), some, items, work, pointers, opens=first == 0)
         if self.parted:
             for grad, sums, channels in zip(
                 grads, (buffers.offset, buffers.mask), (d.offset_channels, d.mask_channels), strict=True
@@ -198,11 +195,18 @@ class _Backward:
             add_sum(self.plan, self.target, source, goal, (size, 1, self.split.parts), (1, 0, size))
 
     def _launch(
-        self, kernel: Kernel, d: Deformation, amount: Amount, items: int, work: int, pointers: tuple[Slot, ...]
+        self,
+        kernel: Kernel,
+        d: Deformation,
+        amount: Amount,
+        items: int,
+        work: int,
+        pointers: tuple[Slot, ...],
+        opens: bool = False,
     ) -> None:
         conv = self.conv
         tail = pack_tail(
-            *(kernel, items, amount.slots, conv.packed_size, conv.output_strides, self.grad.strides),
+            *(kernel, items, amount.slots, int(opens), conv.packed_size, conv.output_strides, self.grad.strides),
             *(*conv.cut(self.split.block), self._scratch),
             *geometry_values(d, self.layout.strides),
         )

@@ -221,10 +221,12 @@ class _Backward:
         work, results, d = self.work, self.results, self.conv.d
         for first, count, blocks in work.rounds():
             goal = results.input.at(first * self.final.strides[0] * work.item)
-            if self.image_bytes:
-                work.plan.zero(self.total, count * self.image_bytes, work.target.device)
+            added = self.total if self.image_bytes else goal
+            if added != NULL:
+                size = self.image_bytes or self.final.strides[0] * work.item
+                work.plan.zero(added, count * size, work.target.device)
             for block in blocks:
-                self._visit(block, self.total if self.image_bytes else goal)
+                self._visit(block, added)
             if self.image_bytes:
                 source = (self.total, part(self.grad, count))
                 add_copy(work.plan, work.target, source, (goal, part(self.final, count)))

@@ -15,7 +15,6 @@ from cudakit.deform_geometry import (
     scattered,
     window,
 )
-from cudakit.deform_plan import gradient_layouts
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, add_sum, image, packed
 from cudakit.op import Op
@@ -120,13 +119,10 @@ def _prepare(n: int, specs: tuple[Any, ...], options: ConvOptions, target: Targe
     return plan
 
 
-def _results(
-    specs: tuple[Spec | None, ...], needs: tuple[str, ...], zero: tuple[str, ...]
-) -> tuple[Output | None, ...]:
+def _results(specs: tuple[Spec | None, ...], needs: tuple[str, ...], zero: bool) -> tuple[Output | None, ...]:
     """Return the gradients to allocate."""
     wanted = (spec if name in needs else None for name, spec in zip(NAMES, specs, strict=True))
-    named = zip(NAMES, wanted, strict=True)
-    return tuple(None if spec is None else Output(spec.shape, spec.dtype, name in zero) for name, spec in named)
+    return tuple(None if spec is None else Output(spec.shape, spec.dtype, zero) for spec in wanted)
 
 
 def _prepare_backward(n: int, specs: tuple[Any, ...], options: ConvOptions, target: Target) -> Plan:
@@ -140,7 +136,7 @@ def _prepare_backward(n: int, specs: tuple[Any, ...], options: ConvOptions, targ
     )
     if copies:
         return Plan(6, copies=copies)
-    plan = Plan(6, _results(arrays, options.needs, _zeroed(conv, 0 in output.shape, target)))
+    plan = Plan(6, _results(arrays, options.needs, 0 in output.shape))
     results = Slots(*map(plan.result, range(5)))
     if 0 in output.shape:
         return plan
@@ -158,14 +154,6 @@ def _prepare_backward(n: int, specs: tuple[Any, ...], options: ConvOptions, targ
 def _readable(conv: Convolution, target: Target) -> bool:
     """Whether the gradient of the output can be read as it is: cuBLAS wants neighbours."""
     return conv.output.flat and (target.device == CPU or 1 in conv.output_strides[1:])
-
-
-def _zeroed(conv: Convolution, empty: bool, target: Target) -> tuple[str, ...]:
-    """Return the names of the gradients that must be allocated as zeros."""
-    if empty:
-        return NAMES
-    final, grad = gradient_layouts(conv.d, target, conv_cuda_plan.columns_of(conv.d, conv.groups))
-    return ("input",) if grad == final else ()
 
 
 def _add_bias_gradient(plan: Plan, target: Target, conv: Convolution, result: Slot) -> None:

@@ -23,7 +23,7 @@ from cudakit.deform_plan import Gradients, gradient_layouts, plain_columns, plan
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, packed
 from cudakit.op import Op
-from cudakit.plan import NULL, Output, Plan, Target
+from cudakit.plan import NULL, Output, Plan, Target, clears
 
 NAMES = ("input", "offset", "mask")
 COLUMN_NAMES = ("columns", "offset", "mask")
@@ -101,9 +101,10 @@ def _check_columns(argument: str, columns: Spec, d: Deformation) -> None:
 
 
 def _input_gradient(d: Deformation, target: Target) -> Output:
-    """Return the result that columns are added up into, zero where nothing will be written or it is added to."""
+    """Return the result that columns are added up into, zero where nothing will be written or a GPU adds to it."""
     final, grad = gradient_layouts(d, target, plain_columns(d))
-    return Output(d.shape(d.channels, d.space), d.dtype, zero=grad == final or 0 in columns_shape(d))
+    added = grad == final and not clears(target)
+    return Output(d.shape(d.channels, d.space), d.dtype, zero=added or 0 in columns_shape(d))
 
 
 def _prepare_im2col_backward(specs: tuple[Any, ...], options: DeformOptions, target: Target) -> Plan:

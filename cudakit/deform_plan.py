@@ -16,7 +16,7 @@ from cudakit.deform_geometry import (
 )
 from cudakit.launch import Launch, load
 from cudakit.layout import Image, accumulator, add_copy, chunks, is_wide, itemsize, packed, part
-from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.plan import NULL, Plan, Slot, Target, clears
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
 
@@ -42,7 +42,7 @@ COL2IM = Kernel(
     (
         *((name, 1) for name in ("input", "offset", "mask", "columns")),
         *((name, 1) for name in ("samples", "grad_input", "grad_offset", "grad_mask")),
-        *((name, 1) for name in ("items", "channel_block")),
+        *((name, 1) for name in ("items", "opens", "channel_block")),
         ("grad_stride", 5),
         *LAYOUT_FIELDS,
         *GEOMETRY_FIELDS,
@@ -156,21 +156,31 @@ class Gradients(NamedTuple):
 
 
 def add_gradients(
-    plan: Plan, target: Target, d: Deformation, x: Image, grad: Image, columns: Columns, slots: Gradients
+    plan: Plan,
+    target: Target,
+    d: Deformation,
+    x: Image,
+    grad: Image,
+    columns: Columns,
+    slots: Gradients,
+    opens: bool = False,
 ) -> None:
-    """Append `deform_col2im`, in two launches where one would leave CPU threads without work."""
+    """Append `deform_col2im`, in two launches where one would leave CPU threads without work.
+
+    `opens`: the gradient of the input is not there yet, rather than added to; on a CPU only.
+    """
     groups = d.batch * d.groups
     together = target.device != CPU or groups % target.threads == 0 or groups >= 4 * target.threads
     if slots.grad_input == NULL or slots.input == NULL or together:
-        _add_col2im(plan, target, d, x, grad, columns, slots)
+        _add_col2im(plan, target, d, x, grad, columns, slots, opens)
         return
     alone = Gradients(NULL, slots.offset, slots.mask, slots.columns, NULL, slots.grad_input)
-    _add_col2im(plan, target, d, x, grad, columns, alone)
-    _add_col2im(plan, target, d, x, grad, columns, slots._replace(grad_input=NULL))
+    _add_col2im(plan, target, d, x, grad, columns, alone, opens)
+    _add_col2im(plan, target, d, x, grad, columns, slots._replace(grad_input=NULL), opens)
 
 
 def _add_col2im(
-    plan: Plan, target: Target, d: Deformation, x: Image, grad: Image, columns: Columns, slots: Gradients
+    plan: Plan, target: Target, d: Deformation, x: Image, grad: Image, columns: Columns, slots: Gradients, opens: bool
 ) -> None:
     form = choose_form(d, x if slots.input != NULL else grad, columns, target)
     count = d.channels // d.groups
@@ -182,7 +192,7 @@ def _add_col2im(
     items = d.groups * -(-count // block) * d.batch * tiles
     layouts = [(x.shape, x.strides), (grad.shape, grad.strides), columns.span(d)]
     defined = constants(d, form, *layouts, ((items * form.lanes,), (1,)))
-    tail = pack_tail(COL2IM, items, block, grad.strides, *columns, *geometry_values(d, x.strides))
+    tail = pack_tail(COL2IM, items, int(opens), block, grad.strides, *columns, *geometry_values(d, x.strides))
     kernel = load(COL2IM, tuple(defined.items()), target.device)
     work = d.batch * d.channels * d.taps * d.visited
     grain = 1 if slots.grad_input == NULL else tiles
@@ -255,7 +265,7 @@ def plan_gradients(plan: Plan, target: Target, d: Deformation, x: Image | None, 
         if copied and x is not None:
             add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)))
         goal = slots.grad_input.at(first * final.strides[0] * item)
-        if summed:
+        if summed and not clears(target):
             plan.zero(total, count * image * itemsize(grad.dtype), target.device)
         offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
         grad_offset, grad_mask = coordinates_from(d, first, slots.grad_offset, slots.grad_mask)
@@ -263,6 +273,8 @@ def plan_gradients(plan: Plan, target: Target, d: Deformation, x: Image | None, 
             *(space if copied else source, offset, mask, slots.columns.at(first * columns.strides[0] * item), NULL),
             *(total if summed else goal, grad_offset, grad_mask),
         )
-        add_gradients(plan, target, d.part(count), part(layout, count), part(grad, count), columns, where)
+        add_gradients(
+            plan, target, d.part(count), part(layout, count), part(grad, count), columns, where, clears(target)
+        )
         if summed:
             add_copy(plan, target, (total, part(grad, count)), (goal, part(final, count)))

@@ -22,6 +22,11 @@ class Target(NamedTuple):
     threads: int
 
 
+def clears(target: Target) -> bool:
+    """Whether kernels that add to an array zero it themselves, each thread its own part (`CLEARS` in core.cuh)."""
+    return target.device == CPU
+
+
 class Output(NamedTuple):
     """An array to allocate for a result; `zero`: it must come filled with zeros."""
 

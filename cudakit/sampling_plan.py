@@ -11,7 +11,7 @@ from typing import NamedTuple
 from cudakit.array import CPU
 from cudakit.launch import Launch, load
 from cudakit.layout import Image, accumulator, add_copy, chunks, is_wide, itemsize, packed, part
-from cudakit.plan import NULL, Output, Plan, Slot, Target
+from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
 
@@ -205,8 +205,10 @@ def plan_backward(
     grad = layout._replace(dtype=accumulator(x.dtype))
     empty = 0 in output.shape or 0 in x.shape
     direct = empty or grad == final
+    added = direct and not clears(target)
     plan = Plan(
-        3, (wanted_input and wanted_input._replace(zero=direct), wanted_grid and wanted_grid._replace(zero=empty))
+        3,
+        (wanted_input and wanted_input._replace(zero=empty or added), wanted_grid and wanted_grid._replace(zero=empty)),
     )
     if empty:
         return plan
@@ -225,7 +227,7 @@ def plan_backward(
         goal = plan.result(0).at(first * final.strides[0] * itemsize(x.dtype))
         if copied:
             add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)))
-        if summed:
+        if summed and not clears(target):
             plan.zero(total, count * layout.strides[0] * itemsize(grad.dtype), target.device)
         where = _shifted(pointers, first, call, output)
         where = where._replace(input=space if copied else source, grad_input=total if summed else goal)
