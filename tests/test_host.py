@@ -22,6 +22,41 @@ from cudakit.source import render
 
 from .specialisations import CALLS, HOST, operators, specialisations
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+
+# Calls by a caller who is bound to one core, before there are workers and after, and to all of them.
+BOUND = """
+import os
+import numpy as np
+import cudakit
+rng = np.random.default_rng(4)
+x = rng.normal(size=(2, 3, 64, 64)).astype(np.float32)
+grid = rng.uniform(-1, 1, (2, 64, 64, 2)).astype(np.float32)
+cudakit.set_num_threads(1)
+expected = cudakit.grid_sample(x, grid)
+cudakit.set_num_threads(4)
+every = os.sched_getaffinity(0)
+masks, same = [{min(every)}, every, {max(every)}], []
+for mask in masks:
+    os.sched_setaffinity(0, mask)
+    same.append((cudakit.grid_sample(x, grid) == expected).all())
+print(*same)
+print(len(os.sched_getaffinity(0)))
+"""
+
+# How many of the caller's cores the worker that comes for its call may not use.
+AWAY = """
+import os
+import numpy as np
+import cudakit
+x, grid = np.ones((2, 3, 64, 64), np.float32), np.zeros((2, 70, 70, 2), np.float32)
+cudakit.set_num_threads(2)
+before = set(os.listdir("/proc/self/task"))
+cudakit.grid_sample(x, grid)
+(worker,) = set(os.listdir("/proc/self/task")) - before
+print(len(os.sched_getaffinity(0) - os.sched_getaffinity(int(worker))))
+"""
+
 TEXT = 'extern "C" __attribute__((visibility("default"))) int answer() { return ANSWER; }\n'
 
 # Prints sums over results of both forms of the kernels, and where compiler and libraries are.
@@ -307,6 +342,16 @@ def test_several_python_threads_call_at_once(problem: tuple[Any, Any]) -> None:
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda i: cudakit.grid_sample(x, grids[i % 4]), range(200)))
     assert all((result == expected[i % 4]).all() for i, result in enumerate(results))
+
+
+@pytest.mark.skipif(CORES == 0, reason="needs Linux")
+def test_a_caller_may_be_bound_to_cores_before_and_after() -> None:
+    assert python(BOUND) == ["True True True", "1"]
+
+
+@pytest.mark.skipif(CORES < 2, reason="needs Linux and two cores")
+def test_a_worker_keeps_away_from_the_callers_core() -> None:
+    assert python(AWAY) == ["1"]
 
 
 def test_a_forked_child_may_go_on_calling() -> None:
