@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Arrays = dict[str, Array]
 OURS = "cudakit"
+LINE_BYTES = 64
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 
@@ -116,6 +117,19 @@ class Family(NamedTuple):
 def in_layout(array: Array, last: bool) -> Array:
     """Return (N, C, S...) as it is, or in memory as (N, S..., C)."""
     return np.ascontiguousarray(np.moveaxis(array, 1, -1)) if last else array
+
+
+def aligned(arrays: Arrays) -> Arrays:
+    """Return copies that begin at lines of the cache: where NumPy begins is chance, and makes a tenth of the time."""
+    return {name: _at_line(array) for name, array in arrays.items()}
+
+
+def _at_line(array: Array) -> Array:
+    memory = np.empty(array.nbytes + LINE_BYTES, np.uint8)
+    first = -memory.ctypes.data % LINE_BYTES
+    found = memory[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
+    found[...] = array
+    return found
 
 
 def to_numpy(value: Any) -> tuple[Array, ...]:

@@ -10,7 +10,7 @@ from statistics import median, quantiles
 from time import perf_counter, process_time, sleep
 from typing import Any, NamedTuple
 
-from .cases import OURS, Arrays, Family, Prepared, Row, disagreement, largest_error, traffic
+from .cases import OURS, Arrays, Family, Prepared, Row, aligned, disagreement, largest_error, traffic
 from .peers import present
 
 ROUNDS = 15
@@ -121,7 +121,12 @@ class Device(NamedTuple):
     turn: Callable[[Callable[[], Any], float], list[Sample]]
 
 
-CPU = Device(lambda row: [row.make()], lambda arrays: arrays, timed, _turn)
+def _once(call: Callable[[], Any]) -> float:
+    settle()
+    return timed(call)
+
+
+CPU = Device(lambda row: [aligned(row.make())], lambda arrays: arrays, _once, _turn)
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], device: Device = CPU, rounds: int = ROUNDS) -> dict[str, Turns]:
@@ -142,7 +147,9 @@ def interleaved(calls: dict[str, Callable[[], Any]], device: Device = CPU, round
         The timed calls of each side's turns, by the number of the round.
     """
     expected = {side: device.once(call) for side, call in calls.items()}
-    expected |= {side: device.once(calls[side]) for side, seconds in expected.items() if seconds < SIDE_SECONDS}
+    for _ in range(FEWEST_TURNS):  # the first calls are slower
+        short = [side for side, seconds in expected.items() if seconds < SIDE_SECONDS]
+        expected |= {side: min(expected[side], device.once(calls[side])) for side in short}
     count = {side: min(max(int(SIDE_SECONDS / expected[side]), FEWEST_TURNS), rounds) for side in calls}
     found: dict[str, Turns] = {side: {} for side in calls}
     gc.collect()

@@ -2,7 +2,8 @@
 
 import ctypes
 import gc
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .cases import Row, Side
@@ -11,6 +12,7 @@ STATUS = Path("/proc/self/status")
 RESET = Path("/proc/self/clear_refs")
 FORGET_PEAK = "5"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+ADDR_NO_RANDOMIZE, ASK_PERSONALITY = 0x0040000, 0xFFFFFFFF  # sys/personality.h
 
 
 def keep_freed() -> None:
@@ -22,6 +24,23 @@ def keep_freed() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextmanager
+def same_layout() -> Iterator[None]:
+    """Let the processes that start meanwhile have libraries, heap and stack at the same addresses every time.
+
+    Where they lie by chance decides, for one, whether torch's bicubic gradients take 200 or 250 ms. Linux may refuse.
+    """
+    personality = getattr(ctypes.CDLL(None), "personality", None)
+    before = personality(ASK_PERSONALITY) if personality else -1
+    if before != -1:
+        personality(before | ADDR_NO_RANDOMIZE)
+    try:
+        yield
+    finally:
+        if before != -1:
+            personality(before)
 
 
 def resident(field: str) -> int:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from . import gpu, growth
 from .cases import OURS, Family
+from .distance import is_far
 from .families import FAMILIES, GROWTH
 from .overhead import BARE, BEYOND
 from .peers import title
@@ -17,6 +18,7 @@ from .tables import NOTHING, Table, markdown_lines, number
 
 Result = dict[str, Any]
 DISTURBED = "ᵈ: disturbed; nearly every call waited for a core: other load, or more threads of its own than cores."
+FAR = "ᶠ: the cores were further apart than in other rows; see README.md."
 HALF = (
     "Rows in half precision are on PyTorch's tensors. Their errors are against the same arrays in float32; peers work "
     "out coordinates in the arrays' dtype, and only cudakit's errors are limited."
@@ -44,10 +46,10 @@ def _time(time: Result) -> str:
     return number(time["median_ms"]) + ("ᵈ" if time["disturbed"] else "")
 
 
-def _cells(row: Result, peers: list[str], rivals: Iterable[str]) -> list[str]:
+def _cells(row: Result, peers: list[str], rivals: Iterable[str], far: bool) -> list[str]:
     ours, best = row["sides"][OURS], fastest_rival(row, rivals)
     low, high = ours["quartiles_ms"]
-    cells = [row["row"], _time(ours), f"{number(low)}–{number(high)}"]
+    cells = [row["row"] + "ᶠ" * far, _time(ours), f"{number(low)}–{number(high)}"]
     cells += [number(row["gb_per_s"]), number(row["gflop_per_s"])]
     cells += [f"{row['roofline_share']:.0%} ({row['bound'][0]})"]
     for side in peers:
@@ -66,7 +68,7 @@ def tables(run: Result, family: Family) -> Iterator[Table]:
         peers = [side for side in family.sides if any(side in row["ratios"] for row in found)]
         head = ["row", f"{OURS} ms", "quartiles", "GB/s", "GFLOP/s", "of roofline"]
         head += [f"{title(side)} (floor)" if side in family.floors else title(side) for side in peers]
-        cells = [_cells(row, peers, family.rivals) for row in found]
+        cells = [_cells(row, peers, family.rivals, is_far(row, run["rows"])) for row in found]
         yield f"{section}: {run['label']}", [*head, "fastest rival"], cells
     half = [row for row in run["rows"] if row["dtype"] != "float32"]
     if half:
@@ -157,6 +159,7 @@ def family_notes(found: Result, family: Family, device: str) -> list[str]:
         *(gpu.NOTES if device == "cuda" else ()),
         *((HALF,) if any(row["dtype"] != "float32" for row in rows) else ()),
         *((DISTURBED,) if disturbed else ()),
+        *((FAR,) if any(is_far(row, run["rows"]) for run in found["runs"] for row in run["rows"]) else ()),
         *(f"{title(side)} failed in {count} row(s): {why}" for (side, why), count in failed.items()),
     ]
 

@@ -61,6 +61,17 @@ def test_two_records_are_compared() -> None:
     assert "nothing to compare" in compare(record_of(), record_of(1.0))[0]
 
 
+def test_rows_are_compared_that_were_measured_with_cores_as_far_apart() -> None:
+    now, before = record_of(2.0, 3.0, 1.0), record_of(2.0, 3.0, 2.0)
+    for found, distances in ((now, (50, 50, 200)), (before, (60, 60, 60))):
+        for row, distance in zip(found["families"]["sampling"]["runs"][0]["rows"], distances, strict=True):
+            row["crossing_ns"] = distance
+    heading, _, rows = compare(now, before)
+    assert "2 ratios changed by 0%" in heading
+    assert "left out: 1 of rows" in heading
+    assert len(rows) == 2
+
+
 def test_a_ratio_is_that_of_turns_in_the_same_round() -> None:
     def turn(*seconds: float, disturbed: bool = False) -> list[Sample]:
         return [Sample(value, disturbed) for value in seconds]

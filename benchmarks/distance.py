@@ -1,0 +1,77 @@
+"""How far apart the cores are: the time that a line of the cache takes from one to another.
+
+A virtual machine's cores may move between the dies of a processor, and come to lie four times as far apart. What
+threads hand to each other then takes longer, for each library as much as it has them do so.
+"""
+
+import ctypes
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+from cudakit.errors import BackendUnavailable, CompileError
+from cudakit.host import build
+
+from .measure import Result
+
+FAR = 1.6  # times the least distance of a run
+BATCHES = 3
+TEXT = """
+#include <pthread.h>
+#include <sched.h>
+#include <time.h>
+
+static const int ROUNDS = 2000;
+static int line[32];
+
+static void await_value(int value) {
+    for (int spins = 1; __atomic_load_n(line, __ATOMIC_ACQUIRE) != value; ++spins) {
+        if (spins % 10000 == 0) sched_yield();  // the other one may wait for this core
+    }
+}
+
+static void* answer(void*) {
+    for (int i = 0; i < ROUNDS; ++i) {
+        await_value(2 * i + 1);
+        __atomic_store_n(line, 2 * i + 2, __ATOMIC_RELEASE);
+    }
+    return 0;
+}
+
+extern "C" __attribute__((visibility("default"))) double crossing_ns() {
+    pthread_t other;
+    line[0] = 0;
+    if (pthread_create(&other, 0, answer, 0) != 0) return 0;
+    timespec start, end;
+    for (int i = 0; i < ROUNDS; ++i) {
+        __atomic_store_n(line, 2 * i + 1, __ATOMIC_RELEASE);
+        await_value(2 * i + 2);
+        if (i == ROUNDS / 2) clock_gettime(CLOCK_MONOTONIC, &start);
+    }
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    pthread_join(other, 0);
+    return ((end.tv_sec - start.tv_sec) * 1e9 + (end.tv_nsec - start.tv_nsec)) / (ROUNDS - 1 - ROUNDS / 2) / 2;
+}
+"""
+
+
+@cache
+def _library() -> Any:
+    try:
+        library = ctypes.CDLL(str(build(TEXT)))
+    except (BackendUnavailable, CompileError):  # only a GPU is measured here, or a system without POSIX threads
+        return None
+    library.crossing_ns.restype = ctypes.c_double
+    return library
+
+
+def crossing_ns(threads: int) -> float | None:
+    """Return the nanoseconds from one core to another, None for a single thread or where it cannot be measured."""
+    library = _library() if threads > 1 else None
+    return min(library.crossing_ns() for _ in range(BATCHES)) if library is not None else None
+
+
+def is_far(row: Result, rows: Iterable[Result]) -> bool:
+    """Whether a row was measured while the cores were further apart than in the nearest of all rows."""
+    found = [other["crossing_ns"] for other in rows if other.get("crossing_ns")]
+    return bool(found) and (row.get("crossing_ns") or 0) > FAR * min(found)
