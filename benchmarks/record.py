@@ -1,10 +1,12 @@
 """Measure cudakit beside its peers, and gather all that gets written down."""
 
+import ctypes
 import datetime
 import multiprocessing
 import os
 import platform
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +27,7 @@ from .progress import progress
 from .report import row_line
 
 THREAD_VARIABLES = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # what NumPy's library reads
+PR_SET_PDEATHSIG = 1  # sys/prctl.h
 Result = dict[str, Any]
 
 
@@ -176,11 +179,18 @@ def measure_memory(family: Family, threads: int) -> Result:
     return {"threads": threads, "rows": found}
 
 
+def end_with_parent() -> None:
+    """Let Linux end this process when its parent is killed: it would go on and disturb what is measured next."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def in_new_process(threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
     """Run a function in an interpreter of its own: some libraries take their number of threads only once."""
     os.environ |= dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONHASHSEED": "0"}
     context = multiprocessing.get_context("spawn")
-    with memory.same_layout(), ProcessPoolExecutor(1, mp_context=context) as pool:
+    with memory.same_layout(), ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
         return pool.submit(function, *arguments).result()
 
 
