@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from cudakit.array import ALIGNMENT, CPU
+from cudakit.array import CPU
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, Integers, geometry_values
 from cudakit.deform_plan import HOST_TILE, Form, constants, coordinates_from
 from cudakit.errors import InvalidArgument
@@ -11,6 +11,7 @@ from cudakit.layout import COPY_BYTES, Image, accumulator, add_copy, itemsize, p
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail
+from cudakit.workspace import ALIGNMENT
 
 PIXELS = 96  # of an output tile: a multiple of HOST_TILE and of the rows that registers hold
 BLOCK = 320
@@ -108,7 +109,7 @@ class Size(NamedTuple):
 
     def of(self, amount: Amount) -> int:
         """Return the bytes of an amount."""
-        aligned = MOST_WORKSPACES * ALIGNMENT
+        aligned = (MOST_WORKSPACES + 1) * ALIGNMENT  # each, and the block that holds them
         return aligned + self.fixed + sum(one * many for one, many in zip(self[1:], amount, strict=True))
 
 

@@ -8,11 +8,10 @@ from functools import partial
 from operator import add, itemgetter
 from typing import NamedTuple
 
-import numpy as np
-
-from cudakit.array import ALIGNMENT, CPU, Device, Memory, Temporary, numpy_pointer
+from cudakit.array import CPU, Device, Temporary
 from cudakit.launch import Launch
 from cudakit.product import Multiply
+from cudakit.workspace import aligned, borrow, give_back
 
 
 class Target(NamedTuple):
@@ -69,7 +68,8 @@ class Plan:
     inputs: int
     results: tuple[Output | None, ...] = ()
     copies: tuple[int, ...] = ()
-    workspaces: list[int] = field(default_factory=list)  # sizes in bytes
+    workspaces: list[int] = field(default_factory=list)  # where each begins in a block of temporary memory
+    temporary: int = 0  # bytes of that block
     steps: list[Step] = field(default_factory=list)
 
     def input(self, position: int) -> Slot:
@@ -82,7 +82,8 @@ class Plan:
 
     def workspace(self, size: int) -> Slot:
         """Reserve `size` bytes of temporary memory and return their slot."""
-        self.workspaces.append(size)
+        self.workspaces.append(self.temporary)
+        self.temporary += aligned(size)
         return Slot(self.inputs + len(self.results) + len(self.workspaces))
 
     def zero(self, slot: Slot, size: int, device: Device) -> None:
@@ -106,17 +107,19 @@ class Plan:
     def run(self, pointers: Sequence[int], device: Device, stream: int, temporary: Temporary | None = None) -> None:
         """Launch every step.
 
-        `pointers` are those of the inputs and of the results (0 where there is none); `temporary` makes the workspaces.
+        `pointers` are those of the inputs and of the results (0 where there is none); `temporary` allocates on a GPU.
         """
         table = (0, *pointers)
         if self.workspaces:
-            workspaces = [(temporary or allocate)(size, device, stream) for size in self.workspaces]
-            table += tuple([memory.pointer for memory in workspaces])
+            memory = borrow(self.temporary, device, stream, temporary)
+            table += tuple([memory.pointer + begin for begin in self.workspaces])
         for launch, pack, pick, offsets in self.steps:
             addresses = pick(table)
             if offsets is not None:
                 addresses = tuple(map(add, addresses, offsets))
             launch(pack(*addresses), stream)
+        if self.workspaces:
+            give_back(memory, device)
 
 
 def _zero(size: int, device: Device, pointers: bytes, stream: int) -> None:
@@ -132,14 +135,3 @@ def zero_memory(pointer: int, size: int, device: Device, stream: int) -> None:
         from cudakit import cuda
 
         cuda.zero_memory(pointer, size, device, stream)
-
-
-def allocate(size: int, device: Device, stream: int) -> Memory:
-    """Return temporary memory of the process, or from CuPy's pool."""
-    if device == CPU:
-        memory = np.empty(size + ALIGNMENT, np.uint8)
-        pointer = numpy_pointer(memory)
-        return Memory(pointer + -pointer % ALIGNMENT, memory)
-    from cudakit import cuda
-
-    return cuda.allocate(size, device, stream)
