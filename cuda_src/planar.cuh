@@ -164,8 +164,9 @@ DEVICE void pixel_gradients(const Samples& s, const scalar_t* image, const acc_t
 // The adjoint of sample_planes. `count` channels of the group exist; what the others would add is zero.
 //
 // Neighbouring samples add to the same elements, and each addition waits for the one before: samples of STREAMS distant
-// parts of the tile take turns, with several rows of each together.
-constexpr int STREAMS = TILE > 4 ? 4 : 1;
+// parts of the tile take turns, with several rows of each together. Planes do not: they often are a multiple of 4096
+// bytes apart, where processors take addresses of one for those of another.
+constexpr int STREAMS = TILE > 16 ? 16 / FLIGHT : 1;
 
 constexpr int LINE = WINDOW == 2 ? TAPS * GROUP : TAPS, LINES = WINDOW == 2 ? 1 : GROUP;
 struct Line {  // as `Row`, of sums
@@ -196,24 +197,25 @@ DEVICE void scatter_planes(const Samples& s, const acc_t out_grad[][TILE], acc_t
                 }
             }
         }
-        for (int k = 0; k < TILE / STREAMS; ++k) {
-            UNROLL for (int stream = 0; stream < STREAMS; ++stream) {
-                const int j = k + stream * (TILE / STREAMS);
-                UNROLL for (int r = 0; r < FLIGHT; ++r) {
-                    const index_t row = row_at(s, first + r, j);
-                    if (WINDOW) {
-                        UNROLL for (int c = 0; c < LINES; ++c) add_line(plane[c] + row + x.at[0][j], share[r][c][j]);
-                        continue;
-                    }
-                    UNROLL for (int t = 0; t < TAPS; ++t) {
-                        if (TILE == 1 && !(row_inside(s, first + r, j) & x.inside[t][j])) continue;
-                        UNROLL for (int c = 0; c < GROUP; ++c) {
-                            if (TILE > 1 || c < count) add_to(plane[c] + row + x.at[t][j], share[r][c][j][t]);
+        UNROLL for (int c = 0; c < LINES; ++c) {
+            if (TILE == 1 && c >= count) break;
+            for (int k = 0; k < TILE / STREAMS; ++k) {
+                UNROLL for (int stream = 0; stream < STREAMS; ++stream) {
+                    const int j = k + stream * (TILE / STREAMS);
+                    UNROLL for (int r = 0; r < FLIGHT; ++r) {
+                        acc_t* row = plane[c] + row_at(s, first + r, j);
+                        if (WINDOW) {
+                            add_line(row + x.at[0][j], share[r][c][j]);
+                            continue;
+                        }
+                        UNROLL for (int t = 0; t < TAPS; ++t) {
+                            if (TILE == 1 && !(row_inside(s, first + r, j) & x.inside[t][j])) continue;
+                            add_to(row + x.at[t][j], share[r][c][j][t]);
                         }
                     }
                 }
+                SCALAR_LOOP;
             }
-            SCALAR_LOOP;
         }
     }
 }
