@@ -23,7 +23,7 @@ TAPS = dict(zip(MODES, (1, 2, 4), strict=True))
 HOST_TILE = 32  # samples planned together on a CPU: a few SIMD vectors
 PLANAR_TILE = 64  # of the planar forward pass, which keeps less for each of them
 HOST_VECTOR = 64  # channels in one pass on a CPU
-MANY_CHANNELS = {"nearest": 32, "bilinear": 32, "bicubic": 16}  # from here on channels-first is copied to channels-last
+MANY_CHANNELS = {"nearest": 32, "bilinear": 16, "bicubic": 16}  # from here on channels-first is copied to channels-last
 FEW_CHANNELS = 4  # up to here the planar form is taken even where channels are neighbours
 LARGEST_GROUP = 4  # channels that the planar form reads together
 CUDA_VECTOR_BYTES = 16
