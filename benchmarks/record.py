@@ -11,7 +11,6 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cudakit
@@ -60,14 +59,11 @@ def _output(*command: str) -> str:
 def machine(device: str) -> Result:
     """Return what the times depend on besides the sides' versions."""
     from cudakit.host import compiler
+    from cudakit.info import processor
 
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
-    except OSError:
-        found = None
     return {
         **(gpu.describe() if device == "cuda" else {}),
-        "cpu": found[1] if found else platform.processor(),
+        "cpu": processor(),
         "cores": overhead.cores(),
         "system": platform.system(),
         "python": platform.python_version(),

@@ -5,6 +5,7 @@ of the command that was asked for is imported.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -13,7 +14,7 @@ from typing import NamedTuple, NoReturn
 from cudakit import BackendUnavailable, CompileError, __version__
 from cudakit.command import UserError
 
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+FAILED, MISUSED, INTERRUPTED, UNREAD = 1, 2, 130, 141  # the last two as a shell says it of signals
 
 
 class Command(NamedTuple):
@@ -117,11 +118,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         status: int = args.run(args)
+        sys.stdout.flush()
     except (UserError, BackendUnavailable, CompileError) as error:
         print(f"cudakit {args.command}: {error}", file=sys.stderr)
         return MISUSED
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # whoever reads has read enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+        return UNREAD
     return status
 
 

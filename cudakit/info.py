@@ -167,16 +167,22 @@ def _installed(packages: Sequence[str]) -> tuple[str, str]:
     return "", ""
 
 
-def cpu() -> str:
-    """Return the processor and how many threads cudakit uses of it."""
+def processor() -> str:
+    """Return the processor's name, on x86 with family and model: virtual machines often give several the same name."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         text = ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    names = ("model name", "cpu family", "model")
+    found = [re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE) for name in names]
+    name, family, model = (match[1] if match else "" for match in found)
+    return f"{name} (family {family}, model {model})" if family else name or platform.processor() or platform.machine()
+
+
+def cpu() -> str:
+    """Return the processor and how many threads cudakit uses of it."""
     threads = cudakit.get_num_threads()
-    name = model[1] if model else platform.processor() or platform.machine()
-    return f"{name}, {threads} thread{'s'[: threads != 1]}"
+    return f"{processor()}, {threads} thread{'s'[: threads != 1]}"
 
 
 def cpp_compiler() -> str:

@@ -71,6 +71,16 @@ def test_runs_as_a_module() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, f"cudakit {cudakit.__version__}\n", "")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+def test_a_reader_may_leave() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        command = [sys.executable, "-m", "cudakit", "info"]
+        done = subprocess.run(command, cwd=ROOT, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     assert "commands:" in capsys.readouterr().err
@@ -83,6 +93,14 @@ def test_info_imports_no_framework() -> None:
         assert word in done.stdout
     for library in info.FRAMEWORKS:
         assert re.search(rf"^  {re.escape(library.name)} .*(yes: |no: |not installed; pip install )", done.stdout, re.M)
+
+
+def test_x86_processors_have_family_and_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    x86 = "cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nstepping\t: 1\n"
+    monkeypatch.setattr(info.Path, "read_text", lambda *_, **__: x86)
+    assert info.processor() == "AMD EPYC (family 25, model 17)"
+    monkeypatch.setattr(info.Path, "read_text", lambda *_, **__: "model name\t: Neoverse-V2\n")
+    assert info.processor() == "Neoverse-V2"
 
 
 def test_info_works_without_anything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
