@@ -4,15 +4,11 @@ A virtual machine's cores may move between the dies of a processor, and come to 
 threads hand to each other then takes longer, for each library as much as it has them do so.
 """
 
-import ctypes
 from collections.abc import Iterable
-from functools import cache
-from typing import Any
-
-from cudakit.errors import BackendUnavailable, CompileError
-from cudakit.host import build
+from ctypes import c_double
 
 from .measure import Result
+from .native import library
 
 FAR = 1.6  # times the least distance of a run
 BATCHES = 3
@@ -55,20 +51,13 @@ extern "C" __attribute__((visibility("default"))) double crossing_ns() {
 """
 
 
-@cache
-def _library() -> Any:
-    try:
-        library = ctypes.CDLL(str(build(TEXT)))
-    except (BackendUnavailable, CompileError):  # only a GPU is measured here, or a system without POSIX threads
-        return None
-    library.crossing_ns.restype = ctypes.c_double
-    return library
-
-
 def crossing_ns(threads: int) -> float | None:
     """Return the nanoseconds from one core to another, None for a single thread or where it cannot be measured."""
-    library = _library() if threads > 1 else None
-    return min(library.crossing_ns() for _ in range(BATCHES)) if library is not None else None
+    native = library(TEXT) if threads > 1 else None
+    if native is None:
+        return None
+    native.crossing_ns.restype = c_double
+    return min(native.crossing_ns() for _ in range(BATCHES))
 
 
 def is_far(row: Result, rows: Iterable[Result]) -> bool:

@@ -11,12 +11,14 @@ from time import perf_counter, process_time, sleep
 from typing import Any, NamedTuple
 
 from .cases import OURS, Arrays, Family, Prepared, Row, aligned, disagreement, largest_error, traffic
+from .pace import watch
 from .peers import present
 
 ROUNDS = 15
 FEWEST_TURNS = 3
+FEWEST_PAIRS = 5
 SIDE_SECONDS = 0.6  # a side that would take longer has fewer turns
-BURST_SECONDS = 0.02
+BURST_SECONDS = 0.012
 LONGEST_BURST = 10
 WARM_SECONDS = 0.1  # calls that take longer need no untimed call before them
 BUSY = 0.05  # share of its time that a call may wait for a core before it counts as disturbed
@@ -26,7 +28,7 @@ Result = dict[str, Any]
 
 
 class Sample(NamedTuple):
-    """Seconds of one call, and whether other load on the machine kept it waiting for a core."""
+    """Seconds of one call, and whether other load on the machine kept it waiting for a core or slowed the core down."""
 
     seconds: float
     disturbed: bool
@@ -61,11 +63,17 @@ def timed(call: Callable[[], Any]) -> float:
     return perf_counter() - start
 
 
-def burst(call: Callable[[], Any], count: int) -> list[Sample]:
-    """Time a few calls in a row."""
+def burst(call: Callable[[], Any], count: int, warm: bool = False) -> list[Sample]:
+    """Time a few calls in a row, after one that is not counted if `warm`, and see whether anything disturbed them."""
+    settle()
+    steady = watch().await_full_pace()
+    if warm:
+        call()
     before = waited()
     times = [timed(call) for _ in range(count)]
-    disturbed = waited() - before > BUSY * sum(times)
+    late = waited() - before > BUSY * sum(times)
+    settle()
+    disturbed = late or not steady or not watch().at_full_pace()
     return [Sample(seconds, disturbed) for seconds in times]
 
 
@@ -78,10 +86,7 @@ def calm(samples: Sequence[Sample]) -> tuple[list[float], bool]:
 
 
 def _turn(call: Callable[[], Any], expected: float) -> list[Sample]:
-    settle()
-    if expected < WARM_SECONDS:
-        call()
-    return burst(call, min(max(int(BURST_SECONDS / expected), 1), LONGEST_BURST))
+    return burst(call, min(max(int(BURST_SECONDS / expected), 1), LONGEST_BURST), warm=expected < WARM_SECONDS)
 
 
 def summary(turns: Turns) -> Result:
@@ -95,13 +100,21 @@ def ratio(turns: Turns, ours: Turns) -> float:
     """Return how many times as long as cudakit a side takes.
 
     Each turn is held against cudakit's in the same round, and the median of these ratios is taken: what slows the
-    machine down for a while slows down both.
+    machine down for a while slows down both. Where both were undisturbed in too few rounds, medians of all their
+    undisturbed turns are compared, and where there are too few of those, too, disturbed rounds count.
     """
-    rounds = list(turns)
-    steady = [number for number in rounds if not any(s.disturbed for s in (*turns[number], *ours[number]))]
-    if len(steady) >= FEWEST_TURNS:
-        rounds = steady
-    return median(_middle(turns[number]) / _middle(ours[number]) for number in rounds)
+    steady, ours_steady = _steady(turns), _steady(ours)
+    pairs = steady.keys() & ours_steady.keys()
+    if len(pairs) < FEWEST_PAIRS:
+        if min(len(steady), len(ours_steady)) >= FEWEST_TURNS:
+            return median(map(_middle, steady.values())) / median(map(_middle, ours_steady.values()))
+        pairs = turns.keys()
+    return median(_middle(turns[number]) / _middle(ours[number]) for number in pairs)
+
+
+def _steady(turns: Turns) -> Turns:
+    """Return the turns that nothing disturbed."""
+    return {number: turn for number, turn in turns.items() if not any(sample.disturbed for sample in turn)}
 
 
 def _middle(samples: Sequence[Sample]) -> float:
@@ -139,7 +152,8 @@ def interleaved(calls: dict[str, Callable[[], Any]], device: Device = CPU, round
     device : Device
         How they are timed.
     rounds : int
-        Turns of each side; slow ones have fewer, spread over the rounds. cudakit takes part in every round.
+        Turns of each side; slow ones have fewer, spread over the rounds, and fast ones up to twice as many where
+        half of them were disturbed. cudakit takes part in every round.
 
     Returns
     -------
@@ -155,8 +169,11 @@ def interleaved(calls: dict[str, Callable[[], Any]], device: Device = CPU, round
     gc.collect()
     gc.disable()
     try:
-        for number in range(rounds):
-            due = {side for side in calls if (number + 1) * count[side] // rounds > number * count[side] // rounds}
+        for number in range(2 * rounds):
+            if number < rounds:
+                due = {side for side in calls if (number + 1) * count[side] // rounds > number * count[side] // rounds}
+            else:
+                due = {side for side in calls if count[side] == rounds and 2 * len(_steady(found[side])) < rounds}
             for side in calls if due else ():
                 if side in due | {OURS}:
                     found[side][number] = device.turn(calls[side], expected[side])

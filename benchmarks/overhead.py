@@ -17,7 +17,7 @@ import cudakit
 from cudakit.host import HostKernel
 
 from .cases import OURS, Family, Tiny
-from .measure import Sample, burst, calm, check, settle
+from .measure import Sample, burst, calm, check
 from .peers import load, set_threads
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,9 +122,7 @@ def call_overhead(family: Family) -> dict[str, float]:
     samples: dict[str, list[Sample]] = {name: [] for name in calls}
     for _ in range(REPEATS):
         for name, call in calls.items():
-            settle()
-            _loop(call)
-            samples[name] += burst(partial(_loop, call), 1)
+            samples[name] += burst(partial(_loop, call), 1, warm=True)
     found = {name: 1e6 / LOOP * median(calm(times)[0]) for name, times in samples.items()}
     return {**found, BEYOND: found[OURS] - found[BARE]}
 

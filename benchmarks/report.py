@@ -17,7 +17,7 @@ from .peers import title
 from .tables import NOTHING, Table, markdown_lines, number
 
 Result = dict[str, Any]
-DISTURBED = "ᵈ: disturbed; nearly every call waited for a core: other load, or more threads of its own than cores."
+DISTURBED = "ᵈ: disturbed; nearly every call waited for a core, or found it slowed down by other load."
 FAR = "ᶠ: the cores were further apart than in other rows; see README.md."
 HALF = (
     "Rows in half precision are on PyTorch's tensors. Their errors are against the same arrays in float32; peers work "

@@ -12,7 +12,7 @@ from cudakit.command import UserError
 from . import command, record
 from .cases import OURS
 from .comparison import compare
-from .measure import Sample, ratio
+from .measure import CPU, ROUNDS, Sample, interleaved, ratio
 
 
 def parsed(*words: str) -> argparse.Namespace:
@@ -76,9 +76,24 @@ def test_a_ratio_is_that_of_turns_in_the_same_round() -> None:
     def turn(*seconds: float, disturbed: bool = False) -> list[Sample]:
         return [Sample(value, disturbed) for value in seconds]
 
-    ours = {0: turn(1, 1, 9), 1: turn(2), 2: turn(4), 3: turn(1)}
-    assert ratio({1: turn(4), 2: turn(8, 8), 3: turn(9, disturbed=True)}, ours) == 2
-    assert ratio({0: turn(3), 1: turn(6), 2: turn(12), 3: turn(9, disturbed=True)}, ours) == 3
+    ours = {0: turn(1, 1, 9), 1: turn(2), 2: turn(4), 3: turn(1), 4: turn(8), 5: turn(1), 6: turn(1)}
+    theirs = {number: turn(3 * samples[0].seconds) for number, samples in ours.items()}
+    assert ratio(theirs | {5: turn(90, disturbed=True), 6: turn(90, disturbed=True)}, ours) == 3
+    assert ratio({1: turn(4), 2: turn(8, 8), 3: turn(9, disturbed=True)}, ours) == 2  # too few undisturbed ones
+
+
+def test_undisturbed_turns_of_different_rounds_are_compared_where_no_others_are_left() -> None:
+    ours = {number: [Sample(9 if number < 3 else 1, disturbed=number < 3)] for number in range(6)}
+    theirs = {number: [Sample(2 if number < 3 else 9, disturbed=number >= 3)] for number in range(6)}
+    assert ratio(theirs, ours) == 2
+
+
+def test_disturbed_sides_have_more_rounds() -> None:
+    calls = {OURS: lambda: None, "torch": lambda: None}
+    found = interleaved(calls, CPU._replace(turn=lambda call, _: [Sample(1, disturbed=call is calls["torch"])]))
+    assert {side: len(turns) for side, turns in found.items()} == {OURS: 2 * ROUNDS, "torch": 2 * ROUNDS}
+    found = interleaved(calls, CPU._replace(turn=lambda call, _: [Sample(1, disturbed=False)]))
+    assert {side: len(turns) for side, turns in found.items()} == {OURS: ROUNDS, "torch": ROUNDS}
 
 
 def test_a_side_that_disagrees_or_a_row_that_fails_is_an_error() -> None:
