@@ -24,20 +24,14 @@ struct DeformConvParams {
 
 // One item = PANEL output channels of a group.
 KERNEL(deform_conv_pack, DeformConvParams) {
-    const Geometry& g = p.geometry;
-    const Cut& cut = p.cut;
-    const index_t per_group = (index_t)(g.channels / cut.groups), taps = (index_t)g.taps, row = per_group * taps;
     FOR_EACH(item, p.items) {
-        for_panels(g, cut, item, [&](const Piece& piece, index_t o, int count) {
-            const index_t width = piece.end - piece.begin;
-            const scalar_t* from =
-                p.weight + (piece.group * group_outputs(cut) + o) * row + piece.begin % per_group * taps + piece.tap;
-            acc_t* to = p.packed + piece.packed + o * piece.depth;
-            for (index_t c = 0; c < width; ++c) {
-                for (index_t t = 0; t < piece.taps; ++t) {
-                    acc_t* line = to + (t * width + c) * NR;
-                    for (int i = 0; i < count; ++i) line[i] = widen(from[i * row + c * taps + t]);
-                    for (int i = count; i < NR; ++i) line[i] = 0;
+        for_strips(p.geometry, p.cut, item, [&](const Strip& s) {
+            for (index_t c = 0; c < s.channels; ++c) {
+                for (index_t t = 0; t < s.taps; ++t) {
+                    acc_t* to = p.packed + s.at + (t * s.width + c) * NR;
+                    const scalar_t* from = p.weight + s.user + c * s.all + t;
+                    for (int i = 0; i < s.outputs; ++i) to[i] = widen(from[i * s.row]);
+                    for (int i = s.outputs; i < STRIP; ++i) to[i] = 0;
                 }
             }
         });

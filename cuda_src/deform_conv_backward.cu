@@ -161,23 +161,17 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
 
 // grad_weight from the slots' sums. One item = PANEL output channels of a group.
 KERNEL(deform_conv_unpack, DeformConvBackwardParams) {
-    const Geometry& g = p.geometry;
-    const Cut& cut = p.cut;
-    const index_t per_group = (index_t)(g.channels / cut.groups), taps = (index_t)g.taps, row = per_group * taps;
     FOR_EACH(item, p.items) {
-        for_panels(g, cut, item, [&](const Piece& piece, index_t o, int count) {
-            const index_t width = piece.end - piece.begin;
-            const acc_t* from = p.packed + piece.packed + o * piece.depth;
-            scalar_t* to = p.grad_weight + (piece.group * group_outputs(cut) + o) * row +
-                           piece.begin % per_group * taps + piece.tap;
-            for (index_t c = 0; c < width; ++c) {
-                for (index_t t = 0; t < piece.taps; ++t) {
-                    acc_t sum[NR] = {};
+        for_strips(p.geometry, p.cut, item, [&](const Strip& s) {
+            for (index_t c = 0; c < s.channels; ++c) {
+                for (index_t t = 0; t < s.taps; ++t) {
+                    acc_t sum[STRIP] = {};
                     for (index_t slot = 0; slot < (index_t)p.slots; ++slot) {
-                        const acc_t* line = from + slot * (index_t)p.packed_size + (t * width + c) * NR;
-                        SIMD for (int i = 0; i < NR; ++i) sum[i] += line[i];
+                        const acc_t* from = p.packed + slot * (index_t)p.packed_size + s.at + (t * s.width + c) * NR;
+                        SIMD for (int i = 0; i < STRIP; ++i) sum[i] += from[i];
                     }
-                    for (int i = 0; i < count; ++i) narrow(sum[i], to[i * row + c * taps + t]);
+                    scalar_t* to = p.grad_weight + s.user + c * s.all + t;
+                    for (int i = 0; i < s.outputs; ++i) narrow(sum[i], to[i * s.row]);
                 }
             }
         });
