@@ -98,6 +98,7 @@ struct TapSamples {
     index_t at[STORED_CORNERS][TILE];
     acc_t weight[STORED_CORNERS][TILE];
     int read[STORED_CORNERS][TILE];
+    int whole[TILE];  // whether all corners are read
 };
 
 // A corner of weight 0 is not read, so that a sample at integer coordinates is that pixel, whatever the neighbours hold.
@@ -159,6 +160,7 @@ DEVICE void look(const Geometry& g, const coord_t* offset, const coord_t* mask, 
                 samples.at[k][j] = c.at;
                 samples.weight[k][j] = c.weight;
                 samples.read[k][j] = c.read;
+                samples.whole[j] = k ? samples.whole[j] & c.read : c.read;
             }
         }
     }
@@ -174,8 +176,11 @@ DEVICE void sample_tap(const TapSamples& samples, int j, const scalar_t* image, 
         acc_t weight[CORNERS];
         UNROLL for (int k = 0; k < CORNERS; ++k) {
             const Corner c = corner(samples, k, j);
-            from[k] = c.read ? image + c.at : nothing;
+            from[k] = image + c.at;
             weight[k] = c.weight;
+        }
+        if (!samples.whole[j]) {
+            UNROLL for (int k = 0; k < CORNERS; ++k) from[k] = corner(samples, k, j).read ? from[k] : nothing;
         }
         SIMD for (int v = 0; v < width; ++v) {
             acc_t value = 0;

@@ -17,6 +17,7 @@ struct DeformConvParams {
     scalar_t* output;
     acc_t* scratch;
     long long items;             // batch * tiles
+    long long group_stride;      // from an offset group's channels in an image to those of the next
     long long output_stride[3];  // batch, channel, pixel
     Cut cut;
     Geometry geometry;
@@ -42,16 +43,18 @@ DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& ch
                            const Base* base, int bases, acc_t* columns) {
     const Geometry& g = p.geometry;
     const index_t end = smaller(first_tap + taps_at_once(chunk), (index_t)g.taps);
-    const scalar_t* image = p.input + n * (index_t)g.input_stride[0];
+    const index_t group = (index_t)(g.channels / g.groups);
+    const scalar_t* image = p.input + n * (index_t)g.input_stride[0] + chunk.group * (index_t)p.group_stride;
     for (index_t tap = first_tap; tap < end; ++tap) {
         for (int b = 0; b < bases; ++b) {
             TapSamples samples;
             look(g, p.offset, p.mask, n, chunk.group, tap, base[b], samples);
             for_pieces(g, p.cut, chunk, first_tap, [&](const Piece& piece) {
                 const int width = (int)(piece.end - piece.begin);
+                const scalar_t* from = image + (piece.begin - chunk.group * group);
                 acc_t* to = columns + b * TILE * COLUMNS + piece.column + (tap - first_tap) * width;
                 for (int j = 0; j < base[b].count; ++j) {
-                    sample_tap(samples, j, image + piece.begin, width, to + j * COLUMNS);
+                    sample_tap(samples, j, from, width, to + j * COLUMNS);
                 }
             });
         }

@@ -7,7 +7,7 @@ from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, Integers, geom
 from cudakit.deform_plan import HOST_TILE, Form, constants, coordinates_from
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, load
-from cudakit.layout import COPY_BYTES, Image, accumulator, add_copy, itemsize, packed, part
+from cudakit.layout import COPY_BYTES, Image, accumulator, add_copy, by_group, divides, itemsize, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail
@@ -22,7 +22,7 @@ SIMD_STEPS = 8  # multiply-adds that count as one step of work
 CUT_FIELDS = tuple((f"cut.{name}", 1) for name in ("groups", "out_channels", "channel_block", "scratch"))
 FORWARD_FIELDS = (
     *((name, 1) for name in ("input", "offset", "mask", "weight", "bias", "packed", "output", "scratch")),
-    *(("items", 1), ("output_stride", 3)),
+    *(("items", 1), ("group_stride", 1), ("output_stride", 3)),
     *CUT_FIELDS,
     *GEOMETRY_FIELDS,
 )
@@ -145,34 +145,63 @@ class Slots(NamedTuple):
     mask: Slot
 
 
+class Reading(NamedTuple):
+    """How an image is read: with the channels of a pixel as neighbours, all of them or, in a copy, an offset group's.
+
+    A sample reads what one group has of a pixel. If the other groups' channels lay between that and what it has of the
+    next pixel, few sets of the cache would have to hold all that a tile reads.
+    """
+
+    layout: Image  # an image is `parts` images of it
+    parts: int
+    copied: bool
+
+    @property
+    def strides(self) -> Integers:
+        """The strides of a whole image."""
+        return (self.parts * self.layout.strides[0], *self.layout.strides[1:])
+
+    def group_stride(self, d: Deformation) -> int:
+        """Return the step from one offset group to the next."""
+        return self.layout.strides[0] if self.parts > 1 else d.channels // d.groups
+
+
+def reading(x: Image, groups: int) -> Reading:
+    """Return how images are read by a convolution with that many offset groups."""
+    if x.strides[1] == 1:
+        return Reading(x, 1, copied=False)
+    parts = groups if divides(x, groups) else 1
+    return Reading(packed(by_group(x, parts).shape, x.dtype, channels_last=True), parts, copied=True)
+
+
 def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
     """Append the convolution."""
     d, x, wide = conv.d, conv.input, conv.accumulator_bytes
-    item, copied = itemsize(d.dtype), x.strides[1] != 1
-    layout = packed(x.shape, x.dtype, channels_last=True) if copied else x
+    item, read = itemsize(d.dtype), reading(conv.input, conv.d.groups)
     tiles = -(-d.pixels // PIXELS)
-    image_bytes = layout.strides[0] * item if copied else 0
+    image_bytes = read.strides[0] * item if read.copied else 0
     threads = min(target.threads, d.batch * tiles)
     most = Amount(threads, 1, images_at_once(d.batch, image_bytes, target.threads))
     amount = choose_amount(conv, most, Size(conv.packed_size * wide, conv.tile_size * wide, 0, image_bytes))
     weights = plan.workspace(conv.packed_size * wide)
     scratch = plan.workspace(amount.workers * conv.tile_size * wide)
-    space = plan.workspace(amount.images * image_bytes) if copied else NULL
-    prelude = conv.prelude(layout)
-    block = min(BLOCK, d.channels // d.groups)
+    space = plan.workspace(amount.images * image_bytes) if read.copied else NULL
+    prelude = conv.prelude(read.layout)
+    cut = (*conv.cut(min(BLOCK, d.channels // d.groups)), conv.tile_size)
 
     def add(kernel: Kernel, count: int, items: int, work: int, pointers: tuple[Slot, ...]) -> None:
-        cut = (*conv.cut(block), conv.tile_size)
-        tail = pack_tail(kernel, items, conv.output_strides, *cut, *geometry_values(d.part(count), layout.strides))
+        geometry = geometry_values(d.part(count), read.strides)
+        tail = pack_tail(kernel, items, read.group_stride(d), conv.output_strides, *cut, *geometry)
         plan.launch(Launch(load(kernel, prelude, CPU), tail, items, 1, work, amount.workers), *pointers)
 
     add(PACK, d.batch, conv.panels, conv.packed_size, (NULL, NULL, NULL, slots.weight, NULL, weights, NULL, NULL))
     for first in range(0, d.batch, amount.images):
         count = min(amount.images, d.batch - first)
         source = slots.input.at(first * x.strides[0] * item)
-        if copied:
-            add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)), by_pixel=True)
+        if read.copied:
+            old, new = by_group(part(x, count), read.parts), part(read.layout, count * read.parts)
+            add_copy(plan, target, (source, old), (space, new), by_pixel=True)
         offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
         to = output.at(first * conv.output.strides[0] * item)
-        pointers = (space if copied else source, offset, mask, slots.weight, slots.bias, weights, to, scratch)
+        pointers = (space if read.copied else source, offset, mask, slots.weight, slots.bias, weights, to, scratch)
         add(FORWARD, count, count * tiles, count * conv.work, pointers)

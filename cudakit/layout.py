@@ -115,6 +115,18 @@ def add_copy(
     plan.launch(Launch(kernel, tail, items, 1, prod(size)), source_slot, goal_slot)
 
 
+def divides(image: Image, groups: int) -> bool:
+    """Whether one stride steps through the groups of channels of all images."""
+    return groups == 1 or image.shape[0] <= 1 or image.strides[0] == image.shape[1] * image.strides[1]
+
+
+def by_group(image: Image, groups: int) -> Image:
+    """Return the same memory as a batch of groups of channels; see `divides`."""
+    count, channels = image.shape[:2]
+    step = channels // groups * image.strides[1] if groups > 1 else image.strides[0]
+    return image._replace(shape=(count * groups, channels // groups, *image.space), strides=(step, *image.strides[1:]))
+
+
 def part(image: Image, count: int) -> Image:
     """Return the layout of `count` of the batch's images."""
     return image._replace(shape=(count, *image.shape[1:]))

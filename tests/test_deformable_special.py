@@ -176,3 +176,15 @@ def test_a_mask_of_ones_is_no_mask(arrays: Arrays, rng: np.random.Generator, ope
     for name, values in call(operator, made).items():
         if values is not None:
             assert_close(arrays.back(masked[name]), arrays.back(values), "float32")
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_images_that_are_parts_of_others(rng: np.random.Generator, dtype: str, last: bool) -> None:
+    """Groups of channels are then no images of a batch, whose steps are all the same."""
+    whole = rng.standard_normal((3, 14, 7, 6)).astype(dtype)  # and what is made of contiguous ones is checked elsewhere
+    part = np.moveaxis(np.ascontiguousarray(np.moveaxis(whole, 1, -1)), -1, 1)[:, 1:13] if last else whole[:, 1:13]
+    offset = rng.standard_normal((3, 4 * 9 * 2, 7, 6)).astype(dtype)
+    weight = rng.standard_normal((8, 6, 3, 3)).astype(dtype)
+    found = cudakit.deform_conv2d(part, offset, weight, padding=1)
+    assert np.array_equal(found, cudakit.deform_conv2d(part.copy(order="C"), offset, weight, padding=1))
