@@ -17,7 +17,7 @@ from .peers import present
 ROUNDS = 15
 FEWEST_TURNS = 3
 FEWEST_PAIRS = 5
-SIDE_SECONDS = 0.6  # a side that would take longer has fewer turns
+SIDE_SECONDS = 0.5  # a side that would take longer has fewer turns
 BURST_SECONDS = 0.012
 LONGEST_BURST = 10
 WARM_SECONDS = 0.1  # calls that take longer need no untimed call before them
@@ -152,8 +152,8 @@ def interleaved(calls: dict[str, Callable[[], Any]], device: Device = CPU, round
     device : Device
         How they are timed.
     rounds : int
-        Turns of each side; slow ones have fewer, spread over the rounds, and fast ones up to twice as many where
-        half of them were disturbed. cudakit takes part in every round.
+        Turns of each side; slow ones have fewer, spread over the rounds, and fast ones up to half as many more
+        where half of them were disturbed. cudakit takes part in every round.
 
     Returns
     -------
@@ -169,7 +169,7 @@ def interleaved(calls: dict[str, Callable[[], Any]], device: Device = CPU, round
     gc.collect()
     gc.disable()
     try:
-        for number in range(2 * rounds):
+        for number in range(rounds + rounds // 2):
             if number < rounds:
                 due = {side for side in calls if (number + 1) * count[side] // rounds > number * count[side] // rounds}
             else:

@@ -26,7 +26,7 @@ from .progress import progress
 from .report import row_line
 
 THREAD_VARIABLES = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # what NumPy's library reads
-MOST_AGAIN = 1 / 6  # of the rows are measured twice
+MOST_AGAIN = 1 / 8  # of the rows are measured twice
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 Result = dict[str, Any]
 
