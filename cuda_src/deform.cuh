@@ -98,7 +98,7 @@ struct TapSamples {
     index_t at[STORED_CORNERS][TILE];
     acc_t weight[STORED_CORNERS][TILE];
     int read[STORED_CORNERS][TILE];
-    int whole[TILE];  // whether all corners are read
+    int whole[TILE];  // whether all corners are read; a host's only
 };
 
 // A corner of weight 0 is not read, so that a sample at integer coordinates is that pixel, whatever the neighbours hold.
@@ -179,7 +179,7 @@ DEVICE void sample_tap(const TapSamples& samples, int j, const scalar_t* image, 
             from[k] = image + c.at;
             weight[k] = c.weight;
         }
-        if (!samples.whole[j]) {
+        if (TILE == 1 || !samples.whole[j]) {
             UNROLL for (int k = 0; k < CORNERS; ++k) from[k] = corner(samples, k, j).read ? from[k] : nothing;
         }
         SIMD for (int v = 0; v < width; ++v) {
