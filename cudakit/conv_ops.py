@@ -19,6 +19,7 @@ from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, add_sum, image, packed
 from cudakit.op import Op
 from cudakit.plan import NULL, Output, Plan, Slot, Target
+from cudakit.product import is_operand
 
 NAMES = ("input", "offset", "weight", "bias", "mask")
 KERNEL_NAMES = {1: "k", 2: "k_h, k_w", 3: "k_d, k_h, k_w"}
@@ -152,8 +153,13 @@ def _prepare_backward(n: int, specs: tuple[Any, ...], options: ConvOptions, targ
 
 
 def _readable(conv: Convolution, target: Target) -> bool:
-    """Whether the gradient of the output can be read as it is: cuBLAS wants neighbours."""
-    return conv.output.flat and (target.device == CPU or 1 in conv.output_strides[1:])
+    """Whether the gradient of the output can be read as it is, on a GPU by cuBLAS."""
+    if target.device == CPU or not conv.output.flat:
+        return conv.output.flat
+    batch, channel, pixel = conv.output_strides
+    outputs = conv.out_channels // conv.groups
+    apart = outputs * channel if conv.groups > 1 else batch if conv.d.batch > 1 else 0
+    return is_operand((pixel, channel, apart), conv.d.pixels, outputs)
 
 
 def _add_bias_gradient(plan: Plan, target: Target, conv: Convolution, result: Slot) -> None:

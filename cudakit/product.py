@@ -56,6 +56,14 @@ def column_major(product: Product) -> tuple[Operand, Operand, Operand]:
     return _operand(first, n, k), _operand(second, k, m), Operand(0, c[0], c[2], swapped=True)
 
 
+def is_operand(strides: tuple[int, int, int], rows: int, columns: int) -> bool:
+    """Whether cuBLAS can read matrices with these strides: runs of neighbours that lie apart, forwards in memory."""
+    row, column, batch = strides
+    by_column = row == 1 and (column >= rows or columns == 1)
+    by_row = column == 1 and (row >= columns or rows == 1)
+    return batch >= 0 and (by_column or by_row or rows == columns == 1)
+
+
 def _operand(strides: tuple[int, int, int], rows: int, columns: int) -> Operand:
     row, column, batch = strides
     if row == 1 and (column >= rows or columns == 1):

@@ -1,6 +1,7 @@
 """What holds for the gradients of the deformable operators besides their values, which `test_deformable` compares."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 import cudakit
 
-from .conftest import Arrays, require
+from .conftest import LAYOUTS, Arrays, require
 from .deformable_problems import GEOMETRIES, OPERATORS, Geometry, Problem, call, check, draw
 from .tolerances import TOLERANCES, assert_close
 
@@ -62,6 +63,41 @@ def test_what_was_not_given_has_no_gradient(
     made = draw(rng, GEOMETRIES["2-D plain"]).on(arrays)
     gradients = call(operator, made, needs=needs)
     assert {name for name, gradient in gradients.items() if gradient is not None} == set(needs) - {"bias", "mask"}
+
+
+# A gradient of the output as frameworks make them: of a sum, of a flipped or a strided picture.
+CHANGES = {
+    "of one number": lambda xp, x: xp.broadcast_to(x[:1, :1, :1, :1], x.shape),
+    "of one channel": lambda xp, x: xp.broadcast_to(x[:, :1], x.shape),
+    "of one pixel": lambda xp, x: xp.broadcast_to(x[:, :, :1, :1], x.shape),
+    "of one image": lambda xp, x: xp.broadcast_to(x[:1], x.shape),
+    "with images backwards": lambda xp, x: x[::-1].copy()[::-1],
+    "with channels backwards": lambda xp, x: x[:, ::-1].copy()[:, ::-1],
+    "with pixels backwards": lambda xp, x: x[:, :, ::-1, ::-1].copy()[:, :, ::-1, ::-1],
+    "with everything backwards": lambda xp, x: x[::-1, ::-1, ::-1, ::-1].copy()[::-1, ::-1, ::-1, ::-1],
+    "with channels last, and pixels backwards": lambda xp, x: xp.moveaxis(
+        xp.moveaxis(x, 1, -1)[:, ::-1, ::-1].copy(order="C")[:, ::-1, ::-1], -1, 1
+    ),
+    "with gaps": LAYOUTS["sliced"],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        *(Geometry((3, 4), (2, 2), groups=groups, out_channels=count) for groups, count in ((1, 3), (2, 2), (2, 6))),
+        *(Geometry((3, 3), (3, 3), groups=groups, out_channels=count) for groups, count in ((1, 1), (1, 3), (2, 2))),
+        *(Geometry((4, 2), (2, 2), batch=1, out_channels=count) for count in (1, 3)),
+        Geometry((3, 3), (3, 3), batch=1, out_channels=1),
+    ],
+    ids=lambda g: f"{g.batch}x{g.out_channels}x{g.out}, {g.groups} groups",
+)
+def test_an_outputs_gradient_with_any_strides(
+    arrays: Arrays, rng: np.random.Generator, geometry: Geometry, change: Callable[[Any, Any], Any]
+) -> None:
+    made = draw(rng, geometry).on(arrays)
+    check(arrays, "deform_conv_backward", made._replace(output=change(arrays.xp, made.output)))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
