@@ -1,11 +1,13 @@
-"""Calls with random shapes, strides and coordinates, for use under sanitizers: ``fuzz.py CALLS PART PARTS``.
+"""Calls with random shapes, strides and coordinates, for use under sanitizers: ``fuzz.py CALLS PART PARTS [DEVICE]``.
 
 Buffers are of exactly the size that is needed, so that an address sanitizer sees every element read or written too far.
-What comes out must be finite: inputs are, and a coordinate that is not looks outside or at the border.
+What comes out must be finite: inputs are, and a coordinate that is not looks outside or at the border. Where DEVICE is
+"cuda", arrays are CuPy's, and the results those on a CPU but for rounding.
 """
 
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from math import prod
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ import cudakit
 
 DTYPES = {name: np.dtype(name) for name in ("float16", "float32", "float64")}
 DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
+ROUNDING = {"float64": 1e-9, "float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}  # of a result's largest number
 
 
 class Setting(NamedTuple):
@@ -65,6 +68,16 @@ DEFORM_SETTINGS = [
 SPECIAL = [np.nan, np.inf, -np.inf, 1e30, -1e30, 3e9, -3e9, 65504.0, 1e-30, -0.0, 0.0, 1.0, -1.0]
 
 
+def library(x: Any) -> Any:
+    """Return NumPy or CuPy."""
+    return import_module(type(x).__module__.partition(".")[0])
+
+
+def plain(x: Any) -> Any:
+    """Return the same values in C order."""
+    return x.copy()
+
+
 def reverse(x: Any) -> Any:
     """Return the same values from memory that runs backwards."""
     return x[..., ::-1].copy()[..., ::-1]
@@ -72,34 +85,35 @@ def reverse(x: Any) -> Any:
 
 def spread(x: Any) -> Any:
     """Return the same values two apart, the last of them at the very end of its buffer."""
-    wide = np.zeros([2 * size - 1 for size in x.shape], x.dtype)
+    wide = library(x).zeros([2 * size - 1 for size in x.shape], x.dtype)
     wide[tuple(slice(None, None, 2) for _ in x.shape)] = x
     return wide[tuple(slice(None, None, 2) for _ in x.shape)]
 
 
 def part(x: Any) -> Any:
     """Return the same values as a part of a wider array: that of a tensor's channels, with the channels last."""
-    return np.concatenate([x, x], -1)[..., : x.shape[-1]]
+    return library(x).concatenate([x, x], -1)[..., : x.shape[-1]]
 
 
 def transpose(x: Any) -> Any:
     """Return the same values in Fortran order."""
-    return np.asfortranarray(x)
+    return library(x).asfortranarray(x)
 
 
 def broadcast(x: Any) -> Any:
     """Return an array of the same shape that repeats its first entry."""
-    return np.broadcast_to(x[:1], x.shape)
+    return library(x).broadcast_to(x[:1], x.shape)
 
 
-LAYOUTS: tuple[Callable[[Any], Any], ...] = (np.copy, np.copy, reverse, spread, part, transpose, broadcast)
+LAYOUTS: tuple[Callable[[Any], Any], ...] = (plain, plain, reverse, spread, part, transpose, broadcast)
 
 
 class Fuzzer:
     """Draws calls and makes them."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, device: str) -> None:
         self.rng = np.random.default_rng(seed)
+        self.xp = import_module({"cpu": "numpy", "cuda": "cupy"}[device])
 
     def sizes(self, n: int) -> tuple[int, ...]:
         """Draw n small sizes, often 1 and now and then more than a tile."""
@@ -107,16 +121,20 @@ class Fuzzer:
 
     def array(self, shape: tuple[int, ...], dtype: str) -> Any:
         """Draw an array, in any layout."""
+        return self.laid_out(self.rng.uniform(-4, 4, shape), dtype)
+
+    def laid_out(self, values: Any, dtype: str) -> Any:
+        """Return an array of these values, in any layout."""
         layout = LAYOUTS[self.rng.integers(len(LAYOUTS))]
-        return layout(self.rng.uniform(-4, 4, shape).astype(DTYPES[dtype]))
+        with np.errstate(over="ignore"):
+            return layout(self.xp.asarray(values.astype(DTYPES[dtype])))
 
     def grid(self, shape: tuple[int, ...], sizes: tuple[int, ...], dtype: str) -> Any:
         """Draw coordinates: anywhere, exactly on pixels and edges, and no numbers at all."""
         knots = self.rng.integers(-9, 10, shape) / np.array(sizes[::-1])
         values = np.where(self.rng.random(shape) < 0.5, knots, self.rng.uniform(-2, 2, shape))
         values = np.where(self.rng.random(shape) < 0.1, self.rng.choice(SPECIAL, shape), values)
-        with np.errstate(over="ignore"):
-            return LAYOUTS[self.rng.integers(len(LAYOUTS))](values.astype(DTYPES[dtype]))
+        return self.laid_out(values, dtype)
 
     def sample(self, setting: Setting) -> None:
         """Call `grid_sample` and its gradients."""
@@ -126,19 +144,17 @@ class Fuzzer:
         x = self.array((batch, *sizes, channels) if last else (batch, channels, *sizes), dtype)
         grid = self.grid((batch, *out, n), sizes, dtype)
         arguments = (x, grid, mode, padding_mode, bool(self.rng.integers(2)))
-        y = cudakit.grid_sample(*arguments, data_format=data_format)
+        (y,) = run(cudakit.grid_sample, *arguments, data_format=data_format)
         needs = [("input",), ("grid",), ("input", "grid")][self.rng.integers(3)]
         grad = self.array(y.shape, dtype)
-        gradients = cudakit.grid_sample_backward(grad, *arguments, needs=needs, data_format=data_format)
-        check(setting, y, *gradients)
+        run(cudakit.grid_sample_backward, grad, *arguments, needs=needs, data_format=data_format)
 
     def offsets(self, shape: tuple[int, ...], dtype: str) -> Any:
         """Draw offsets: anywhere near, exactly on pixels and half-way between, and no numbers at all."""
         halves = self.rng.integers(-9, 10, shape) / 2
         values = np.where(self.rng.random(shape) < 0.5, halves, self.rng.uniform(-5, 5, shape))
         values = np.where(self.rng.random(shape) < 0.1, self.rng.choice(SPECIAL, shape), values)
-        with np.errstate(over="ignore"):
-            return LAYOUTS[self.rng.integers(len(LAYOUTS))](values.astype(DTYPES[dtype]))
+        return self.laid_out(values, dtype)
 
     def window(self, n: int) -> tuple[Any, ...]:
         """Draw (sizes, kernel, stride, padding, dilation, output sizes) with at least one output pixel."""
@@ -162,21 +178,20 @@ class Fuzzer:
         offset = self.offsets(shape(groups * taps * n, out), offset_dtype)
         mask = self.array(shape(groups * taps, out), offset_dtype) if self.rng.integers(2) else None
         options = {"mask": mask, "data_format": data_format}
-        columns = cudakit.deform_im2col(x, offset, kernel, *places, **options)
-        image = cudakit.deform_col2im(columns, offset, sizes, kernel, *places, **options)
+        (columns,) = run(cudakit.deform_im2col, x, offset, kernel, *places, **options)
+        run(cudakit.deform_col2im, columns, offset, sizes, kernel, *places, **options)
         needs = self.some(("input", "offset", "mask"))
         grad = self.array(columns.shape, dtype)
-        gradients = cudakit.deform_im2col_backward(grad, x, offset, kernel, *places, needs=needs, **options)
-        check(setting, columns, image, *gradients)
+        run(cudakit.deform_im2col_backward, grad, x, offset, kernel, *places, needs=needs, **options)
 
         count = group * int(self.rng.choice((1, 3, 20)))
         weight = self.array((count, channels // group, *kernel), dtype)
         arguments = (x, offset, weight, self.array((count,), dtype) if self.rng.integers(2) else None, *places)
         convolve = getattr(cudakit, f"deform_conv{n}d")
-        y = convolve(*arguments, **options)
+        (y,) = run(convolve, *arguments, **options)
         needs = self.some(("input", "offset", "weight", "bias", "mask"))
         differentiate = getattr(cudakit, f"deform_conv{n}d_backward")
-        check(setting, y, *differentiate(self.array(y.shape, dtype), *arguments, needs=needs, **options))
+        run(differentiate, self.array(y.shape, dtype), *arguments, needs=needs, **options)
 
     def some(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Draw some of the names, often all."""
@@ -187,19 +202,42 @@ class Fuzzer:
         """Call `affine_grid` and its gradient."""
         size = (int(self.rng.integers(1, 4)), 1, *self.sizes(n))
         align_corners = bool(self.rng.integers(2))
-        grid = cudakit.affine_grid(self.array((size[0], n, n + 1), dtype), size, align_corners)
-        check((n, dtype, size), grid, cudakit.affine_grid_backward(grid, size, align_corners))
+        (grid,) = run(cudakit.affine_grid, self.array((size[0], n, n + 1), dtype), size, align_corners)
+        run(cudakit.affine_grid_backward, grid, size, align_corners)
 
 
-def check(what: object, *arrays: Any) -> None:
-    """Check that all numbers are finite."""
-    for array in arrays:
-        assert array is None or np.isfinite(array.astype(np.float64)).all(), what
+def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, ...]:
+    """Call an operator, check its results, and return them."""
+    results = several(function(*arguments, **options))
+    found = [on_host(array) for array in results]
+    for array in found:
+        assert array is None or np.isfinite(array.astype(np.float64)).all(), (function.__name__, options)
+    if any(hasattr(x, "get") for x in arguments):
+        given = [on_host(x) for x in arguments]
+        named = {name: on_host(x) for name, x in options.items()}
+        rounding = max(ROUNDING[x.dtype.name] for x in given if hasattr(x, "dtype"))
+        for array, expected in zip(found, several(function(*given, **named)), strict=True):
+            assert (array is None) == (expected is None)
+            if array is not None and array.size:
+                numbers, others = array.astype(np.float64), expected.astype(np.float64)
+                limit = rounding * max(1.0, np.abs(others).max())
+                assert np.abs(numbers - others).max() <= limit, (function.__name__, options)
+    return results
 
 
-def main(calls: int, part: int, parts: int) -> None:
+def several(results: Any) -> tuple[Any, ...]:
+    """Return the results of an operator, of which there may be one."""
+    return results if isinstance(results, tuple) else (results,)
+
+
+def on_host(x: Any) -> Any:
+    """Return an array of a GPU as NumPy's, and anything else as it is."""
+    return x.get() if hasattr(x, "get") else x
+
+
+def main(calls: int, part: int, parts: int, device: str) -> None:
     """Make so many calls with every setting of one of several parts of them."""
-    fuzzer = Fuzzer(seed=part)
+    fuzzer = Fuzzer(part, device)
     sampling = [(fuzzer.sample, (setting,)) for setting in SETTINGS]
     deforming = [(fuzzer.deform, (setting,)) for setting in DEFORM_SETTINGS]
     affine = [(fuzzer.affine, arguments) for arguments in ((2, "float32"), (3, "bfloat16"))]
@@ -212,4 +250,4 @@ def main(calls: int, part: int, parts: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:4]), *(sys.argv[4:] or ["cpu"]))

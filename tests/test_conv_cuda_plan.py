@@ -1,74 +1,34 @@
-"""The GPU's plan of a convolution, run without one: its kernels on the host, and its products in NumPy."""
+"""Convolutions on a GPU whose columns exist a few images, or a few pixels of one, at a time."""
 
-import struct
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.lib.stride_tricks import as_strided
 
-import cudakit
 from cudakit import conv_cuda_plan, conv_ops, op
-from cudakit.conv_plan import Slots
-from cudakit.plan import Plan, Slot
-from cudakit.product import Multiply, Operand, column_major
 
-# (batch, channels, outputs, groups of offsets, groups of the convolution, kernel, bytes of a block of columns)
+from .conftest import Arrays, devices
+from .deformable_problems import Geometry, call, check, draw
+from .test_deformable import check_channels_last
+from .tolerances import assert_close
+
+pytestmark = pytest.mark.skipif("cuda" not in devices(), reason="there is no GPU")
+
+# (geometry, bytes of a block of columns)
 CASES = [
-    (3, 8, 6, 2, 1, 3, 1 << 20),
-    (3, 8, 6, 2, 1, 3, 1),  # some pixels at a time
-    (5, 12, 9, 1, 3, 3, 1 << 20),
-    (5, 12, 9, 4, 3, 3, 20_000),  # two images at a time
-    (2, 6, 4, 3, 2, 1, 1),
-    (1, 1, 1, 1, 1, 2, 1),
+    (Geometry((13, 11), (3, 3), padding=1, offset_groups=2, batch=3, channels=8, out_channels=6), 1),
+    (Geometry((13, 11), (3, 3), padding=1, groups=3, batch=5, channels=12, out_channels=9), 1 << 20),
+    (Geometry((13, 11), (3, 3), padding=1, offset_groups=4, groups=3, batch=5, channels=12, out_channels=9), 150_000),
+    (Geometry((13, 11), (1, 1), offset_groups=3, groups=2, channels=6), 1),
+    (Geometry((13, 11), (2, 2), padding=1, channels=1, out_channels=1), 1),
 ]
-SPACE = (13, 11)
+EVERY_CASE = pytest.mark.parametrize(("geometry", "size"), CASES, ids=lambda x: x if isinstance(x, int) else "")
 
 
-def matrix(pointer: int, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """View memory as (batch, rows, columns)."""
-    size = np.dtype(dtype).itemsize
-    length = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    address = {"data": (pointer, False), "shape": (length,), "typestr": np.dtype(dtype).str, "version": 3}
-    memory = np.asarray(type("Memory", (), {"__array_interface__": address})())
-    return as_strided(memory, shape, [step * size for step in strides])
-
-
-def operand(pointer: int, dtype: str, batch: int, sizes: tuple[int, int], found: Operand) -> np.ndarray[Any, Any]:
-    """View an operand as cuBLAS does: columns in memory, `leading` apart, perhaps of the transposed matrix."""
-    rows, columns = sizes[::-1] if found.transposed else sizes
-    assert found.leading >= max(1, rows)
-    view = matrix(pointer, dtype, (batch, rows, columns), (found.batch, 1, found.leading))
-    return view.swapaxes(1, 2) if found.transposed else view
-
-
-def multiply(self: Multiply, pointers: bytes, _: int) -> None:
-    """Do what cuBLAS is asked to do."""
-    product = self.product
-    first, second, out = column_major(product)
-    (m, n, k), (x, y, z) = product.sizes, struct.unpack("3Q", pointers)
-    if out.swapped:
-        m, n, x, y = n, m, y, x
-    a = operand(x, product.dtype, product.batch, (m, k), first)
-    b = operand(y, product.dtype, product.batch, (k, n), second)
-    c = operand(z, product.out, product.batch, (m, n), out)
-    c[...] = a @ b + (c if product.add else 0)
-
-
-@pytest.fixture
-def gpu_plan(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Plan convolutions on the CPU as for a GPU."""
-    monkeypatch.setattr(Multiply, "__call__", multiply)
-
-    def forward(plan: Plan, target: Any, conv: Any, slots: Slots, output: Slot) -> None:
-        conv_cuda_plan.plan_forward(plan, target, conv, slots, output, False)
-
-    def backward(plan: Plan, target: Any, conv: Any, slots: Slots, grad: Slot, results: Slots) -> None:
-        conv_cuda_plan.plan_backward(plan, target, conv, slots, grad, results, False)
-
-    monkeypatch.setattr(conv_ops.conv_plan, "plan_forward", forward)
-    monkeypatch.setattr(conv_ops.conv_backward_plan, "plan_backward", backward)
+@pytest.fixture(autouse=True)
+def blocks(size: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Plan with blocks of that size."""
+    monkeypatch.setattr(conv_cuda_plan, "COLUMN_BYTES", size)
     forget()
     yield
     forget()
@@ -80,51 +40,24 @@ def forget() -> None:
     op._plan.cache_clear()
 
 
-def problem(case: tuple[int, ...], last: bool) -> tuple[list[Any], dict[str, Any]]:
-    """Return (grad_output, input, offset, weight, bias, mask) and the options."""
-    batch, channels, outputs, groups, conv_groups, kernel, _ = case
-    rng = np.random.default_rng(case)
-    taps, out = kernel**2, tuple(size + 2 - kernel + 1 for size in SPACE)
-    shapes = [
-        (batch, outputs, *out),
-        (batch, channels, *SPACE),
-        (batch, groups * taps * 2, *out),
-        (outputs, channels // conv_groups, kernel, kernel),
-        (outputs,),
-        (batch, groups * taps, *out),
-    ]
-    arrays = [rng.normal(size=shape) for shape in shapes]
-    if last:
-        arrays = [
-            array if i in (3, 4) else np.ascontiguousarray(np.moveaxis(array, 1, -1)) for i, array in enumerate(arrays)
-        ]
-    return arrays, {"padding": 1, "data_format": "channels_last" if last else "channels_first"}
-
-
-def results(case: tuple[int, ...], last: bool, bias: bool, needs: tuple[str, ...]) -> list[Any]:
-    """Return the output and the gradients."""
-    (grad, *arrays), options = problem(case, last)
-    input, offset, weight, shift, mask = arrays
-    given = (input, offset, weight, shift if bias else None)
-    output = cudakit.deform_conv2d(*given, mask=mask, **options)
-    return [output, *cudakit.deform_conv2d_backward(grad, *given, mask=mask, needs=needs, **options)]
-
-
-@pytest.mark.parametrize("needs", [conv_ops.NAMES, ("input",), ("weight",), ("offset", "weight")], ids="+".join)
+@EVERY_CASE
+@pytest.mark.parametrize("operator", ["deform_conv", "deform_conv_backward"])
 @pytest.mark.parametrize("last", [False, True], ids=["channels_first", "channels_last"])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_the_gpus_plan_computes_what_the_cpus_does(
-    case: tuple[int, ...],
-    last: bool,
-    needs: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
+def test_values(
+    arrays: Arrays, rng: np.random.Generator, geometry: Geometry, size: int, last: bool, operator: str
 ) -> None:
-    bias = needs == conv_ops.NAMES
-    expected = results(case, last, bias, needs)
-    monkeypatch.setattr(conv_cuda_plan, "COLUMN_BYTES", case[-1])
-    request.getfixturevalue("gpu_plan")
-    for found, wanted in zip(results(case, last, bias, needs), expected, strict=True):
-        assert (found is None) == (wanted is None)
-        if wanted is not None:
-            np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-10)
+    problem = draw(rng, geometry)
+    if last:
+        check_channels_last(arrays, operator, problem, lambda array: array)
+    else:
+        check(arrays, operator, problem.on(arrays))
+
+
+@EVERY_CASE
+@pytest.mark.parametrize("needs", [conv_ops.NAMES, ("input",), ("weight",), ("offset", "weight")], ids="+".join)
+def test_needs(arrays: Arrays, rng: np.random.Generator, geometry: Geometry, size: int, needs: tuple[str, ...]) -> None:
+    made = draw(rng, geometry).on(arrays)
+    every, some = (call("deform_conv_backward", made, needs=names) for names in (conv_ops.NAMES, needs))
+    assert {name for name, gradient in some.items() if gradient is not None} == set(needs)
+    for name in needs:
+        assert_close(arrays.back(some[name]), arrays.back(every[name]), "float32")

@@ -1,8 +1,6 @@
 """What frameworks share besides the matrix: float32 coordinates beside half data, addresses, other producers."""
 
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import ml_dtypes
@@ -10,11 +8,10 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import frameworks
 from cudakit.array import numpy_pointer
 from cudakit.matrix import BRIDGES, bits
 
-from .conftest import CPU_FRAMEWORKS, require
+from .conftest import CPU_FRAMEWORKS, devices, require
 from .deformable_problems import COORDINATES, GEOMETRIES, OPERATORS, call, draw
 
 
@@ -55,31 +52,44 @@ def test_onnxruntime_values_are_read() -> None:
     np.testing.assert_array_equal(np.from_dlpack(cudakit.grid_sample(*values)), np.ones((1, 2, 3, 3)))
 
 
-def test_cuda_array_interfaces_are_adopted_by_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numba's arrays speak no DLPack. Here memory of the host plays that of a device, and NumPy plays CuPy."""
+ON_A_GPU = pytest.mark.skipif("cuda" not in devices(), reason="there is no GPU")
+IMAGE, GRID = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4), np.zeros((1, 1, 1, 2), np.float32)
+
+
+@ON_A_GPU
+def test_cuda_array_interfaces_are_adopted_by_cupy() -> None:
+    """Numba's arrays speak no DLPack."""
+    cupy = require("cupy")
 
     class DeviceArray:
-        def __init__(self, values: np.ndarray) -> None:
-            self.values = values
+        def __init__(self, values: Any) -> None:
+            self.values = cupy.asarray(values)
 
         @property
         def __cuda_array_interface__(self) -> dict[str, Any]:
-            return self.values.__array_interface__
+            return self.values.__cuda_array_interface__
 
-    cuda = ModuleType("cudakit.cuda")
-    cuda.adopted = lambda x: x.values if isinstance(x, DeviceArray) else x
-    cuda.empty = lambda shape, dtype, _: np.empty(shape, dtype)
-    cuda.zeros = lambda shape, dtype, _: np.zeros(shape, dtype)
-    cuda.contiguous, cuda.stream = np.ascontiguousarray, None
-    monkeypatch.setitem(sys.modules, "cudakit.cuda", cuda)
-    monkeypatch.setattr(cudakit, "cuda", cuda, raising=False)
-    caches = (frameworks._cupy_framework, frameworks._cuda_interface_framework)
-    try:
-        for cached in caches:
-            cached.cache_clear()
-        image, grid = np.arange(16.0, dtype=np.float32).reshape(1, 1, 4, 4), np.zeros((1, 1, 1, 2), np.float32)
-        found = cudakit.grid_sample(DeviceArray(image), DeviceArray(grid))
-    finally:
-        for cached in caches:
-            cached.cache_clear()
-    np.testing.assert_array_equal(found, [[[[7.5]]]])
+    found = cudakit.grid_sample(DeviceArray(IMAGE), DeviceArray(GRID))
+    assert type(found) is cupy.ndarray
+    np.testing.assert_array_equal(found.get(), [[[[7.5]]]])
+
+
+@ON_A_GPU
+@pytest.mark.parametrize("turned", [False, True])
+def test_any_producer_on_cuda_gets_arrays_of_cupy(turned: bool) -> None:
+    cupy = require("cupy")
+
+    class Producer:
+        def __init__(self, values: Any) -> None:
+            self.values = cupy.asarray(values[::-1].copy())[::-1] if turned else cupy.asarray(values)
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return self.values.__dlpack_device__()
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return self.values.__dlpack__(**options)
+
+    theta = np.arange(12, dtype=np.float32).reshape(2, 2, 3)  # what is turned is copied: it must be contiguous
+    found = cudakit.affine_grid(Producer(theta), (2, 1, 3, 4))
+    assert type(found) is cupy.ndarray
+    np.testing.assert_array_equal(found.get(), cudakit.affine_grid(theta, (2, 1, 3, 4)))

@@ -1,13 +1,12 @@
 """Random calls of the host's kernels, compiled with checks of every address, index, overflow and conversion."""
 
-import os
 import shutil
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from .processes import start
 
 FUZZ = Path(__file__).with_name("fuzz.py")
 CALLS, PARTS = 100, 2
@@ -34,19 +33,17 @@ wrong(x.ctypes.data, %s)
 print("overlooked")
 """
 
-Start = Callable[..., "subprocess.Popen[str]"]
-
 
 @pytest.fixture
-def start(tmp_path: Path) -> Start:
-    """Return what starts Python with the sanitizers in it, and with a compiler that puts them into kernels."""
+def sanitized(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of a Python with the sanitizers in it, and with a compiler that puts them into kernels."""
     found = [Path(_print_file_name(name)) for name in LIBRARIES] if shutil.which("g++") else []
     if not found or not all(path.is_absolute() for path in found):
         pytest.skip("there is no g++ with its sanitizers")
     compiler = tmp_path / "g++-sanitized"
     compiler.write_text(COMPILER)
     compiler.chmod(0o755)
-    environment = os.environ | {
+    return {
         "CXX": str(compiler),
         "CUDAKIT_CACHE_DIR": str(tmp_path / "cache"),
         "LD_PRELOAD": " ".join(map(str, found)),
@@ -54,20 +51,14 @@ def start(tmp_path: Path) -> Start:
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
 
-    def start(*arguments: object) -> "subprocess.Popen[str]":
-        command = [sys.executable, *map(str, arguments)]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    return start
-
 
 def _print_file_name(library: str) -> str:
     done = subprocess.run(["g++", f"-print-file-name={library}"], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
-def test_random_calls_break_no_rule(start: Start) -> None:
-    for process in [start(FUZZ, CALLS, part, PARTS) for part in range(PARTS)]:
+def test_random_calls_break_no_rule(sanitized: dict[str, str]) -> None:
+    for process in [start(sanitized, FUZZ, CALLS, part, PARTS) for part in range(PARTS)]:
         printed, errors = process.communicate()
         assert process.returncode == 0, errors
         assert int(printed) >= CALLS
@@ -83,8 +74,8 @@ def test_random_calls_break_no_rule(start: Start) -> None:
         pytest.param("return 1 << (n - 999);", "1031", "shift exponent", id="shift"),
     ],
 )
-def test_the_sanitizers_see_what_is_wrong(start: Start, body: str, argument: str, report: str) -> None:
-    process = start("-c", WRONG % (body, argument))
+def test_the_sanitizers_see_what_is_wrong(sanitized: dict[str, str], body: str, argument: str, report: str) -> None:
+    process = start(sanitized, "-c", WRONG % (body, argument))
     printed, errors = process.communicate()
     assert printed == "right\n"
     assert process.returncode != 0

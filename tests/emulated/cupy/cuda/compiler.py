@@ -1,0 +1,5 @@
+"""Where CuPy has its error."""
+
+from ..compiler import CompileException
+
+__all__ = ["CompileException"]

@@ -1,0 +1,49 @@
+// Stands in for a CUDA compiler: a kernel as NVRTC sees it, compiled by g++, for the GPU that processor.cpp emulates.
+//
+// Its loads and stores are calls of what an address sanitizer would be called, so that processor.cpp sees them.
+#include <math.h>
+#include <string.h>
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(threads)
+#define __grid_constant__
+
+struct Index3 {
+    unsigned x, y, z;
+};
+extern Index3 threadIdx, blockIdx, blockDim, gridDim;
+double emulated_shuffle(unsigned mask, double value, int step, const void* where);
+void emulated_addition(const void* target, int size);
+void emulated_grid(unsigned blocks, unsigned threads, bool shuffles, void (*kernel)());
+
+template <typename To, typename From> static inline To same_bits(From from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    memcpy(&to, &from, sizeof to);
+    return to;
+}
+static inline float __uint_as_float(unsigned bits) { return same_bits<float>(bits); }
+static inline unsigned __float_as_uint(float value) { return same_bits<unsigned>(value); }
+static inline float widen_half(unsigned short bits) { return same_bits<_Float16>(bits); }
+static inline unsigned short narrow_to_half(float value) { return same_bits<unsigned short>((_Float16)value); }
+static inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+static inline double __fma_rn(double a, double b, double c) { return __builtin_fma(a, b, c); }
+template <typename T> __attribute__((no_sanitize("kernel-address"))) static inline T atomicAdd(T* target, T value) {
+    emulated_addition(target, sizeof *target);
+    const T before = *target;
+    *target += value;
+    return before;
+}
+
+// Expanded in the function that sums over lanes: where that is called from.
+#define __shfl_xor_sync(mask, value, step) emulated_shuffle(mask, value, step, __builtin_return_address(0))
+#define LAUNCH(name, Params)                                                                                           \
+    static Params launched_with;                                                                                       \
+    static void launched() { name(launched_with); }                                                                    \
+    extern "C" __attribute__((visibility("default"))) void launch(const void* params, unsigned blocks,                 \
+                                                                  unsigned threads) {                                  \
+        memcpy((void*)&launched_with, params, sizeof launched_with);                                                   \
+        emulated_grid(blocks, threads, LANES > 1, launched);                                                           \
+    }
