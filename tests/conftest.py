@@ -16,6 +16,8 @@ from cudakit.matrix import BRIDGES
 
 from .tolerances import NUMPY_DTYPES, grid_away_from_knots, rounded
 
+collect_ignore = ["emulated"]  # which stands in for CuPy where that is asked for, and nowhere else
+
 Floats = NDArray[np.float64]
 
 CPU_FRAMEWORKS = [name for name in BRIDGES if name != "cupy"]
