@@ -14,7 +14,7 @@ struct Index3 {
 Index3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace {
-constexpr int WARP = 32, STACK = 1 << 18, GRANULE = 2;  // bytes: the smallest element
+constexpr int WARP = 32, STACK = 1 << 18, GRANULE = 2, PAGE = 4096;  // bytes
 
 struct Thread {
     ucontext_t context;
@@ -41,7 +41,24 @@ constexpr unsigned NOBODY = 0, EVERYBODY = ~0u;
 struct Use {
     unsigned reader, writer, adder;
 };
-std::unordered_map<uintptr_t, Use> uses;
+struct Page {
+    unsigned launch;
+    Use uses[PAGE / GRANULE];
+};
+std::unordered_map<uintptr_t, Page> pages;
+unsigned launches;
+
+Page& page_of(uintptr_t address) {
+    static uintptr_t last_number = 0;
+    static Page* last = nullptr;
+    const uintptr_t number = address / PAGE;
+    if (!last || number != last_number) {
+        last = &pages[number];
+        last_number = number;
+    }
+    if (last->launch != launches) *last = {launches, {}};
+    return *last;
+}
 
 void join(unsigned& who, unsigned thread) { who = who == NOBODY || who == thread ? thread : EVERYBODY; }
 bool by_another(unsigned who, unsigned thread) { return who != NOBODY && who != thread; }
@@ -55,8 +72,8 @@ bool on_a_stack(uintptr_t address) {
 void use(uintptr_t address, size_t size, unsigned Use::* way) {
     if (on_a_stack(address)) return;
     const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x + 1;
-    for (uintptr_t granule = address / GRANULE; granule <= (address + size - 1) / GRANULE; ++granule) {
-        Use& found = uses[granule];
+    for (uintptr_t at = address; at < address + size; at += GRANULE) {
+        Use& found = page_of(at).uses[at % PAGE / GRANULE];
         join(found.*way, thread);
         const bool read = way != &Use::reader && by_another(found.reader, thread);
         const bool written = by_another(found.writer, thread);
@@ -119,7 +136,7 @@ void emulated_addition(const void* target, int size) { use((uintptr_t)target, si
 
 void emulated_grid(unsigned blocks, unsigned threads, bool shuffles, void (*kernel)()) {
     body = kernel;
-    uses.clear();
+    ++launches;
     gridDim.x = blocks;
     blockDim.x = threads;
     for (unsigned block = blocks; block-- > 0;) {
