@@ -76,6 +76,16 @@ def test_random_calls_have_the_results_of_a_cpu(emulated: dict[str, str], tmp_pa
         assert int(printed) >= CALLS
 
 
+def test_the_demo_learns_on_a_gpu(emulated: dict[str, str], tmp_path: Path) -> None:
+    for module in ("matplotlib", "PIL", "rich"):
+        pytest.importorskip(module)
+    size = ("--size", 40, "--steps", 100, "--out", tmp_path / "demo.png")
+    process = start(emulated, "-m", "cudakit", "demo", "--device", "cuda", *size)
+    printed, errors = process.communicate()
+    assert process.returncode == 0, printed + errors
+    assert "emulated GPU" in printed
+
+
 @pytest.mark.parametrize(
     ("body", "report"),
     [

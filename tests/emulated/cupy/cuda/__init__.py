@@ -8,14 +8,10 @@ from . import compiler, cublas, device, runtime
 __all__ = ["Device", "Stream", "alloc", "compiler", "cublas", "device", "get_current_stream", "is_available", "runtime"]
 
 
-class Device:
-    """The only device. It has one processor, so that threads of a large launch do several items."""
+class Scope:
+    """What may be entered and waited for, and need not be: nothing here returns before it is done."""
 
-    def __init__(self, ordinal: int = 0) -> None:
-        assert ordinal == 0
-        self.attributes = {"MultiProcessorCount": 1}
-
-    def __enter__(self) -> "Device":
+    def __enter__(self) -> Any:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -25,8 +21,16 @@ class Device:
         pass
 
 
-class Stream:
-    """Anybody's stream: nothing here returns before it is done."""
+class Device(Scope):
+    """The only device. It has one processor, so that threads of a large launch do several items."""
+
+    def __init__(self, ordinal: int = 0) -> None:
+        assert ordinal == 0
+        self.attributes = {"MultiProcessorCount": 1}
+
+
+class Stream(Scope):
+    """Anybody's stream."""
 
     def __init__(self, non_blocking: bool = False, ptr: int = 0) -> None:
         self.ptr = ptr
@@ -36,15 +40,6 @@ class Stream:
         version, handle = stream.__cuda_stream__()
         assert version == 0
         return cls(ptr=handle)
-
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        pass
 
 
 def get_current_stream() -> Stream:
