@@ -22,6 +22,18 @@ DEVICE void store_channels(const acc_t* from, int width, scalar_t* to) {
     }
 }
 
+// target[v] += factor * value[v] for `width` channels; on a GPU all VEC, whose targets are aligned to the size of a pack.
+template <typename T> DEVICE void add_channels(T* target, T factor, const T* value, int width) {
+    if constexpr (ADDS_FOUR && LANES > 1 && VEC % 4 == 0 && sizeof(T) == 4) {
+        UNROLL for (int v = 0; v < VEC; v += 4) {
+            add_four(target + v, factor * value[v], factor * value[v + 1], factor * value[v + 2],
+                     factor * value[v + 3]);
+        }
+    } else {
+        SIMD for (int v = 0; v < width; ++v) add_to(target + v, factor * value[v]);
+    }
+}
+
 // A tile of pixels x channels in memory, in either order.
 DEVICE void store_tile(scalar_t* to, index_t channel_stride, index_t pixel_stride, int count, int width,
                        acc_t tile[][VEC]) {
@@ -179,7 +191,7 @@ DEVICE void scatter_channels(const Samples& s, int j, acc_t* image, int width, c
             if (!(row_inside(s, r, j) & x.inside[t][j])) continue;
             acc_t* target = image + row_at(s, r, j) + x.at[t][j];
             const acc_t weight = row_weight(s, r, j) * x.weight[t][j];
-            SIMD for (int v = 0; v < width; ++v) add_to(target + v, weight * out_grad[v]);
+            add_channels(target, weight, out_grad, width);
         }
     }
 }

@@ -253,7 +253,6 @@ DEVICE void scatter_tap(const TapSamples& samples, int j, acc_t* image, int widt
     UNROLL for (int k = 0; k < CORNERS; ++k) {
         const Corner c = corner(samples, k, j);
         if (!c.read) continue;
-        acc_t* target = image + c.at;
-        SIMD for (int v = 0; v < width; ++v) add_to(target + v, c.weight * column[v]);
+        add_channels(image + c.at, c.weight, column, width);
     }
 }

@@ -15,7 +15,7 @@ from cudakit.deform_geometry import (
     geometry_values,
 )
 from cudakit.launch import Launch, load
-from cudakit.layout import Image, accumulator, add_copy, chunks, is_wide, itemsize, packed, part
+from cudakit.layout import Image, accumulator, add_copy, chunks, cuda_lanes, is_wide, itemsize, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target, clears
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
@@ -98,10 +98,7 @@ def choose_form(d: Deformation, x: Image, columns: Columns, target: Target) -> F
     steps += (columns.strides[0], *columns.strides[2:])
     if not (columns.neighbours and x.strides[1] == 1 and x.aligned) or any(step % vector for step in steps):
         return Form(1, 1, 1)
-    lanes = 2
-    while lanes < 32 and lanes * 2 * vector <= count:
-        lanes *= 2
-    return Form(1, lanes, vector)
+    return Form(1, cuda_lanes(count, vector, d.batch * d.groups * d.taps * d.visited), vector)
 
 
 def _power_of_two_in(number: int) -> int:

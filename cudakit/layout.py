@@ -25,7 +25,20 @@ SUM = Kernel(
 HOST_COPY_TILE = 32
 HOST_SUM_TILE = 16
 CUDA_SUM_LANES = 32
+CUDA_LANES = 8  # each of which reads 16 bytes: a line of the cache
+CUDA_THREADS = 1 << 18  # that a large GPU runs at the same time
 COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time
+
+
+def cuda_lanes(channels: int, vector: int, items: int) -> int:
+    """Return how many lanes share an item with so many channels, of which each takes `vector` at a time.
+
+    Few, because all of them work out coordinates, but more where there are not enough items for a large GPU.
+    """
+    lanes = 2
+    while lanes < 32 and 2 * lanes * vector <= channels and (lanes < CUDA_LANES or items * lanes < CUDA_THREADS):
+        lanes *= 2
+    return lanes
 
 
 class Image(NamedTuple):

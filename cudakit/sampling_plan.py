@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cudakit.array import CPU
 from cudakit.launch import Launch, load
-from cudakit.layout import Image, accumulator, add_copy, chunks, is_wide, itemsize, packed, part
+from cudakit.layout import Image, accumulator, add_copy, chunks, cuda_lanes, is_wide, itemsize, packed, part
 from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
@@ -54,8 +54,8 @@ class Form(NamedTuple):
     group: int
 
 
-def choose_form(x: Image, target: Target, neighbours: bool, backward: bool = False) -> Form:
-    """Choose how to read an image; `neighbours`: its channels lie next to each other, or will."""
+def choose_form(x: Image, pixels: int, target: Target, neighbours: bool, backward: bool = False) -> Form:
+    """Choose how to read an image at so many places; `neighbours`: its channels lie next to each other, or will."""
     count = x.shape[1]
     group = max(1, min(count, LARGEST_GROUP))
     if target.device == CPU:
@@ -68,10 +68,7 @@ def choose_form(x: Image, target: Target, neighbours: bool, backward: bool = Fal
     steps = (x.strides[0], *x.strides[2:])
     if not (neighbours and x.aligned and count >= 2 * vector) or any(n % vector for n in (count, *steps)):
         return Form(False, 1, 1, 1, group)
-    lanes = 2
-    while lanes < 32 and lanes * 2 * vector <= count:
-        lanes *= 2
-    return Form(True, 1, lanes, vector, group)
+    return Form(True, 1, cuda_lanes(count, vector, x.shape[0] * pixels), vector, group)
 
 
 def row_window(x: Image, form: Form, mode: str, target: Target) -> int:
@@ -177,10 +174,10 @@ def plan_forward(call: Sampling, output: Image, result: Output, target: Target) 
     pointers = Pointers(plan.input(0), plan.input(1), plan.result(0))
     transposes = target.device == CPU and not neighbours and x.shape[1] >= MANY_CHANNELS[call.mode] and x.flat
     if not transposes or call.pixels * call.taps < prod(x.space):
-        add_sampling(plan, target, call, choose_form(x, target, neighbours), pointers, output)
+        add_sampling(plan, target, call, choose_form(x, call.pixels, target, neighbours), pointers, output)
         return plan
     last = packed(x.shape, x.dtype, channels_last=True)
-    form = choose_form(last, target, True)
+    form = choose_form(last, call.pixels, target, True)
     rounds = list(chunks(x, target))
     space = plan.workspace(rounds[0][1] * last.strides[0] * item)
     for first, count in rounds:
@@ -201,7 +198,7 @@ def plan_backward(
     if not x.flat:
         return Plan(3, copies=(1,))
     together = not wanted_input or _fills_threads(x.shape[0], target)
-    form, layout = _backward_form(x, target, MANY_CHANNELS[call.mode], together)
+    form, layout = _backward_form(call, target, together)
     grad = layout._replace(dtype=accumulator(x.dtype))
     empty = 0 in output.shape or 0 in x.shape
     direct = empty or grad == final
@@ -243,16 +240,18 @@ def _fills_threads(batch: int, target: Target) -> bool:
     return target.device != CPU or batch % target.threads == 0 or batch >= 4 * target.threads
 
 
-def _backward_form(x: Image, target: Target, many: int, together: bool) -> tuple[Form, Image]:
+def _backward_form(call: Sampling, target: Target, together: bool) -> tuple[Form, Image]:
     """Choose the form, and the layout that the image and its gradient have in common.
 
     Unless the channels of an image stay `together`, threads that divide them write to planes of their own: neighbours
     in memory would be lines of the cache that all of them want.
     """
+    x = call.input
     neighbours = x.strides[1] == 1
     if target.device == CPU:
-        neighbours = together and (neighbours or x.shape[1] >= many)
-    form = choose_form(packed(x.shape, x.dtype, channels_last=neighbours), target, neighbours, backward=True)
+        neighbours = together and (neighbours or x.shape[1] >= MANY_CHANNELS[call.mode])
+    image = packed(x.shape, x.dtype, channels_last=neighbours)
+    form = choose_form(image, call.pixels, target, neighbours, backward=True)
     interleaved = neighbours and x.strides[-1] == x.shape[1]
     return form, packed(x.shape, x.dtype, channels_last=form.channels or interleaved)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from cudakit import conv_cuda_plan, conv_ops, op
+from cudakit import conv_cuda_plan, conv_ops, layout, op
 
 from .conftest import Arrays, devices
 from .deformable_problems import Geometry, call, check, draw
@@ -21,14 +21,16 @@ CASES = [
     (Geometry((13, 11), (3, 3), padding=1, offset_groups=4, groups=3, batch=5, channels=12, out_channels=9), 150_000),
     (Geometry((13, 11), (1, 1), offset_groups=3, groups=2, channels=6), 1),
     (Geometry((13, 11), (2, 2), padding=1, channels=1, out_channels=1), 1),
+    (Geometry((7, 5), (3, 3), padding=1, offset_groups=2, channels=192, out_channels=8), 1 << 21),
 ]
 EVERY_CASE = pytest.mark.parametrize(("geometry", "size"), CASES, ids=lambda x: x if isinstance(x, int) else "")
 
 
 @pytest.fixture(autouse=True)
 def blocks(size: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Plan with blocks of that size."""
+    """Plan with blocks of that size, and as few lanes as for large problems."""
     monkeypatch.setattr(conv_cuda_plan, "COLUMN_BYTES", size)
+    monkeypatch.setattr(layout, "CUDA_THREADS", 1)
     forget()
     yield
     forget()

@@ -151,6 +151,17 @@ def test_channels_move_16_bytes_at_a_time(example: Specialisation) -> None:
         assert len(loads) - loads.count(VECTOR_BYTES) == 2  # the coordinates
 
 
+@pytest.mark.parametrize(
+    "example",
+    [x for x in vectors() if x.kernel.name in ("deform_col2im", "grid_sample_channels_backward")],
+    ids=lambda example: "-".join(example.types),
+)
+@pytest.mark.parametrize(("architecture", "can"), [(80, False), (90, True)])
+def test_four_sums_are_added_at_a_time(example: Specialisation, architecture: int, can: bool) -> None:
+    several = "red.global.add.v4.f32" in build(example.text, architecture).ptx
+    assert several == (can and example.constant("ACC") == "float")
+
+
 def test_an_error_is_reported_where_it_stands() -> None:
     example = specialisations()[0]
     text = example.text.replace("#define DEVICE", "undeclared mistake;\n#define DEVICE")

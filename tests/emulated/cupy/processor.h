@@ -4,6 +4,9 @@
 #include <math.h>
 #include <string.h>
 
+#define __CUDA_ARCH__ 900
+#define __CUDACC_VER_MAJOR__ 12
+#define __CUDACC_VER_MINOR__ 9
 #define __device__
 #define __global__
 #define __forceinline__ inline
@@ -35,6 +38,17 @@ template <typename T> __attribute__((no_sanitize("kernel-address"))) static inli
     const T before = *target;
     *target += value;
     return before;
+}
+
+static inline void emulated_four(float* target, float a, float b, float c, float d) {
+    struct alignas(16) Four {
+        float value[4];
+    };
+    Four& four = *(Four*)target;  // so that an address that is not a multiple of 16 is seen
+    atomicAdd(&four.value[0], a);
+    atomicAdd(&four.value[1], b);
+    atomicAdd(&four.value[2], c);
+    atomicAdd(&four.value[3], d);
 }
 
 // Expanded in the function that sums over lanes: where that is called from.
