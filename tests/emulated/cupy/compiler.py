@@ -25,10 +25,10 @@ PROCESSOR = Path(__file__).with_name("processor")
 # Assembly of a GPU, and what does the same here.
 INSTRUCTIONS = {
     r'asm\("cvt\.f32\.f16 %0, %1;" : "=f"\((\S+)\) : "h"\((\S+)\)\);': r"\1 = widen_half(\2);",
-    r'asm volatile\("red\.global\.add\.v4\.f32 [^"]*" ::"l"\(target\)(?:, "f"\(\w\)){4}\s*: "memory"\);': (
-        r"emulated_four(target, a, b, c, d);"
-    ),
     r'asm\("cvt\.rn\.f16\.f32 %0, %1;" : "=h"\((\S+)\) : "f"\((\S+)\)\);': r"\1 = narrow_to_half(\2);",
+    r'asm volatile\("red\.global\.add\.v4\.f32 [^"]*" ::"l"\(target\)(?:, "f"\(\w\)){4}\s*: "memory"\);': (
+        "emulated_four(target, a, b, c, d);"
+    ),
 }
 ENTRY = re.compile(r"^ENTRY\((\w+), (\w+)\)$", re.MULTILINE)
 
