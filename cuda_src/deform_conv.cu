@@ -6,6 +6,9 @@
 #include "deform.cuh"
 #include "product.cuh"
 #include "pieces.cuh"
+#if AMX
+#include "split.cuh"
+#endif
 
 struct DeformConvParams {
     const scalar_t* input;  // channels next to each other
@@ -14,6 +17,7 @@ struct DeformConvParams {
     const scalar_t* weight;  // (out_channels, channels / groups, taps), contiguous
     const scalar_t* bias;    // null: none
     acc_t* packed;           // the weights in pieces
+    unsigned* split;         // the same as tiles, if AMX: for each panel whether it fits, then the pieces
     scalar_t* output;
     acc_t* scratch;
     long long items;             // batch * tiles
@@ -22,6 +26,46 @@ struct DeformConvParams {
     Cut cut;
     Geometry geometry;
 };
+
+#if AMX
+DEVICE index_t panels_of(const Cut& cut) { return (index_t)cut.groups * padded_outputs(cut) / PANEL; }
+
+// Where the tiles of a piece's panel are: numbers take DATA_PARTS halves of a word.
+DEVICE unsigned* split_at(const DeformConvParams& p, const Piece& piece, index_t o) {
+    const index_t before = (panels_of(p.cut) + LINE - 1) / LINE * LINE;
+    return p.split + before + (piece.packed + o * steps_of(piece.depth) * STEP) / 2 * DATA_PARTS;
+}
+
+DEVICE void split_item(const DeformConvParams& p, index_t item) {
+    const Geometry& g = p.geometry;
+    const index_t blocks = padded_outputs(p.cut) / PANEL, group = item / blocks, o = item % blocks * PANEL;
+    bool fits = true;
+    for (index_t number = 0; number < (index_t)g.groups * chunks_in_group(g, p.cut); ++number) {
+        const Chunk chunk = chunk_of(g, p.cut, number);
+        for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
+            for_pieces(g, p.cut, chunk, tap, [&](const Piece& piece) {
+                if (piece.group != group) return;
+                const acc_t* panel = p.packed + piece.packed + o * piece.depth;
+                fits &= split_panel<DATA_PARTS>(piece.depth, NR, panel, NR, split_at(p, piece, o));
+            });
+        }
+    }
+    p.split[item] = fits;
+}
+
+// Adds the product of a piece's columns and weights, if they fit.
+DEVICE bool multiply_tiles(const DeformConvParams& p, index_t count, const Piece& piece, const acc_t* columns,
+                           unsigned* left, acc_t* total) {
+    const index_t outputs = group_outputs(p.cut), padded = padded_outputs(p.cut);
+    for (index_t o = 0; o < padded; o += PANEL) {
+        if (!p.split[(piece.group * padded + o) / PANEL]) return false;
+    }
+    if (!split_rows<VALUE_PARTS>(count, piece.depth, columns + piece.column, COLUMNS, left)) return false;
+    multiply_split<VALUE_PARTS, DATA_PARTS, true>(count, outputs, piece.depth, left, split_at(p, piece, 0),
+                                                  total + piece.group * padded, output_row(p.cut));
+    return true;
+}
+#endif
 
 // One item = PANEL output channels of a group.
 KERNEL(deform_conv_pack, DeformConvParams) {
@@ -36,6 +80,9 @@ KERNEL(deform_conv_pack, DeformConvParams) {
                 }
             }
         });
+#if AMX
+        split_item(p, item);
+#endif
     }
 }
 
@@ -85,6 +132,9 @@ KERNEL(deform_conv, DeformConvParams) {
             for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
                 sample_columns(p, n, chunk, tap, base, bases, columns);
                 for_pieces(g, cut, chunk, tap, [&](const Piece& piece) {
+#if AMX
+                    if (multiply_tiles(p, count, piece, columns, (unsigned*)(total + PIXELS * row), total)) return;
+#endif
                     for (index_t o = 0; o < outputs; o += NR) {
                         multiply_rows<true>(count, piece.depth, {columns + piece.column, COLUMNS, 1},
                                             p.packed + piece.packed + o * piece.depth, NR,

@@ -9,6 +9,7 @@
 #include "deform.cuh"
 #include "product.cuh"
 #include "pieces.cuh"
+#include "gradient_products.cuh"
 
 struct DeformConvBackwardParams {
     const scalar_t* grad_output;
@@ -19,7 +20,7 @@ struct DeformConvBackwardParams {
     acc_t* grad_input;       // channels next to each other; null: not needed
     acc_t* part_offset;      // [chunk of the group][as offset]; null: not needed
     acc_t* part_mask;        // [chunk of the group][as mask]; null: not needed
-    acc_t* packed;           // [slot][as packed weights]; null: not needed
+    acc_t* packed;           // [slot][as packed weights, or where tiles are: piece, output, depth]; null: not needed
     scalar_t* grad_weight;   // written by deform_conv_unpack
     acc_t* scratch;
     long long items;  // slots * chunks
@@ -32,8 +33,8 @@ struct DeformConvBackwardParams {
     Geometry geometry;
 };
 
-// The chunk's weights, piece after piece as panels of NR columns: [panel][output channel][NR].
-DEVICE void pack_chunk(const DeformConvBackwardParams& p, const Chunk& chunk, acc_t* to) {
+// The chunk's weights, piece after piece as panels of NR columns: [panel][output channel][NR]. Returns their end.
+DEVICE acc_t* pack_chunk(const DeformConvBackwardParams& p, const Chunk& chunk, acc_t* to) {
     const Geometry& g = p.geometry;
     const index_t outputs = group_outputs(p.cut), taps = (index_t)g.taps,
                   per_group = (index_t)(g.channels / p.cut.groups);
@@ -52,6 +53,7 @@ DEVICE void pack_chunk(const DeformConvBackwardParams& p, const Chunk& chunk, ac
             to += (piece.depth + NR - 1) / NR * NR * outputs;
         });
     }
+    return to;
 }
 
 // What one tap of a tile adds to every gradient but the weights'; leaves in `columns` what those are made of.
@@ -94,37 +96,44 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk&
 
 // One tile of pixels of one image.
 DEVICE void visit_tile(const DeformConvBackwardParams& p, index_t n, const Chunk& chunk, index_t chunk_in_group,
-                       index_t first, acc_t* packed, acc_t* columns, acc_t* grads, const acc_t* weights) {
+                       index_t first, acc_t* packed, Scratch& s) {
     const Geometry& g = p.geometry;
     const Cut& cut = p.cut;
-    const index_t outputs = group_outputs(cut), padded = padded_outputs(cut), row = output_row(cut);
     const index_t count = smaller(index_t(PIXELS), (index_t)g.pixels - first);
     const bool back = p.grad_input || p.part_offset || p.part_mask;
     const scalar_t* from = p.grad_output + n * (index_t)p.output_stride[0] + first * (index_t)p.output_stride[2];
-    move_outputs<false>(cut, (scalar_t*)from, (index_t)p.output_stride[1], (index_t)p.output_stride[2], count, grads);
+    move_outputs<false>(cut, (scalar_t*)from, (index_t)p.output_stride[1], (index_t)p.output_stride[2], count, s.grads);
+#if AMX
+    split_grads(cut, count, s);
+#endif
+    index_t panel = 0;
     for (index_t first_tap = 0; first_tap < (index_t)g.taps; first_tap += taps_at_once(chunk)) {
         const index_t end = smaller(first_tap + taps_at_once(chunk), (index_t)g.taps);
         if (back) {
             for_pieces(g, cut, chunk, first_tap, [&](const Piece& piece) {
-                for (index_t k = 0; k < piece.depth; k += NR, weights += NR * outputs) {
-                    multiply_rows<false>(count, outputs, {grads + piece.group * padded, row, 1}, weights, NR,
-                                         columns + piece.column + k, COLUMNS);
-                }
+                multiply_weights(cut, count, piece, s, panel);
+                panel += (piece.depth + NR - 1) / NR;
             });
         }
         for (index_t done = 0; done < count; done += TILE) {
             Base base;
             make_base(g, first + done, base);
             for (index_t tap = first_tap; tap < end; ++tap) {
-                visit_tap(p, n, chunk, chunk_in_group, first_tap, tap, base, columns + done * COLUMNS);
+                visit_tap(p, n, chunk, chunk_in_group, first_tap, tap, base, s.columns + done * COLUMNS);
             }
         }
         if (!packed) continue;
-        for_pieces(g, cut, chunk, first_tap, [&](const Piece& piece) {
-            for (index_t o = 0; o < outputs; o += NR) {
-                multiply_rows<true>(piece.depth, count, {columns + piece.column, 1, COLUMNS},
-                                    grads + piece.group * padded + o, row, packed + piece.packed + o * piece.depth, NR);
-            }
+        for_pieces(g, cut, chunk, first_tap,
+                   [&](const Piece& piece) { multiply_columns(cut, count, piece, s, packed); });
+    }
+}
+
+// Clears what the weights of a chunk add to.
+DEVICE void clear_chunk(const DeformConvBackwardParams& p, const Chunk& chunk, acc_t* packed) {
+    for (index_t tap = 0; tap < (index_t)p.geometry.taps; tap += taps_at_once(chunk)) {
+        for_pieces(p.geometry, p.cut, chunk, tap, [&](const Piece& piece) {
+            const index_t deep = (piece.depth + DEPTH_STEP - 1) / DEPTH_STEP * DEPTH_STEP;
+            clear(packed + piece.packed, 1, padded_outputs(p.cut), 0, padded_outputs(p.cut), deep);
         });
     }
 }
@@ -134,18 +143,17 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
     const Cut& cut = p.cut;
     const index_t chunks = (index_t)g.groups * chunks_in_group(g, cut);
     const index_t tiles = ((index_t)g.pixels + PIXELS - 1) / PIXELS;
-    acc_t* columns = p.scratch + worker * (index_t)cut.scratch;
-    acc_t* grads = columns + PIXELS * COLUMNS;
-    acc_t* weights = grads + PIXELS * output_row(cut);
+    Scratch s = scratch_of(cut, p.scratch + worker * (index_t)cut.scratch);
     FOR_EACH(item, p.items) {
         const index_t slot = item / chunks, number = item - slot * chunks;
         const Chunk chunk = chunk_of(g, cut, number);
         acc_t* packed = p.packed ? p.packed + slot * (index_t)p.packed_size : nullptr;
-        pack_chunk(p, chunk, weights);
-        if (packed && p.opens) {
-            const index_t row = (index_t)g.taps * padded_outputs(cut);
-            clear(packed, row, 1, chunk.begin, chunk.end, row);
-        }
+        acc_t* end = pack_chunk(p, chunk, s.weights);
+#if AMX
+        s.split_weights = (unsigned*)end;
+        split_weights(g, cut, chunk, s);
+#endif
+        if (packed && p.opens) clear_chunk(p, chunk, packed);
         for (index_t n = slot; n < (index_t)g.batch; n += (index_t)p.slots) {
             if (p.grad_input) {
                 clear(p.grad_input + n * (index_t)p.grad_stride[0], 1, (index_t)p.grad_stride[1 + NDIM], chunk.begin,
@@ -153,7 +161,7 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
             }
             for (index_t tile = 0; tile < tiles; ++tile) {
                 const index_t first = tile_of_part(tile, tiles, number, chunks) * PIXELS;
-                visit_tile(p, n, chunk, number % chunks_in_group(g, cut), first, packed, columns, grads, weights);
+                visit_tile(p, n, chunk, number % chunks_in_group(g, cut), first, packed, s);
             }
         }
     }
@@ -163,6 +171,20 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
 KERNEL(deform_conv_unpack, DeformConvBackwardParams) {
     FOR_EACH(item, p.items) {
         for_strips(p.geometry, p.cut, item, [&](const Strip& s) {
+#if AMX
+            for (int i = 0; i < s.outputs; ++i) {
+                for (index_t c = 0; c < s.channels; ++c) {
+                    for (index_t t = 0; t < s.taps; ++t) {
+                        const acc_t* from = p.packed + s.sums_at + i * s.sums_row + t * s.width + c;
+                        acc_t sum = 0;
+                        for (index_t slot = 0; slot < (index_t)p.slots; ++slot) {
+                            sum += from[slot * (index_t)p.packed_size];
+                        }
+                        narrow(sum, p.grad_weight[s.user + i * s.row + c * s.all + t]);
+                    }
+                }
+            }
+#else
             for (index_t c = 0; c < s.channels; ++c) {
                 for (index_t t = 0; t < s.taps; ++t) {
                     acc_t sum[STRIP] = {};
@@ -174,6 +196,7 @@ KERNEL(deform_conv_unpack, DeformConvBackwardParams) {
                     for (int i = 0; i < s.outputs; ++i) narrow(sum[i], to[i * s.row]);
                 }
             }
+#endif
         });
     }
 }

@@ -5,11 +5,13 @@
 // such a block that belongs to one group of the convolution is a *piece*: one matrix product with depth
 // (end - begin) * taps, the channel fastest.
 //
-// Packed weights hold piece after piece, each as panels of NR output channels: [panel][depth][NR].
+// Packed weights hold piece after piece, each as panels of NR output channels: [panel][depth][NR]. Where sums go in steps
+// (split.cuh), a piece has room for a whole number of them.
 
 constexpr int LINE = 64 / (int)sizeof(acc_t);  // numbers in a line of the cache
 constexpr int PANEL = 2 * LINE;                // output channels of a group are padded to a multiple: NR at the widest
 constexpr int COLUMNS = BLOCK + 3 * LINE;      // row of the columns' tile: room for a panel, and an odd number of lines
+constexpr int DEPTH_STEP = AMX ? 32 : 1;
 
 struct Cut {
     long long groups;         // of the convolution
@@ -20,6 +22,7 @@ struct Cut {
 
 struct Chunk {
     index_t begin, end, group;  // channels, of that offset group
+    index_t number;
 };
 
 struct Piece {
@@ -42,21 +45,30 @@ DEVICE index_t chunks_in_group(const Geometry& g, const Cut& cut) {
 DEVICE Chunk chunk_of(const Geometry& g, const Cut& cut, index_t number) {
     const index_t count = (index_t)(g.channels / g.groups), group = number / chunks_in_group(g, cut);
     const index_t begin = (number - group * chunks_in_group(g, cut)) * (index_t)cut.channel_block;
-    return {group * count + begin, group * count + smaller(begin + (index_t)cut.channel_block, count), group};
+    return {group * count + begin, group * count + smaller(begin + (index_t)cut.channel_block, count), group, number};
 }
 
 DEVICE index_t taps_at_once(const Chunk& chunk) { return larger(index_t(1), BLOCK / (chunk.end - chunk.begin)); }
+
+// Numbers between the packed pieces of a chunk and of the same at other taps, for each padded output.
+DEVICE index_t gap_of(const Geometry& g, const Cut& cut, const Chunk& chunk, index_t tap) {
+    const index_t block = (index_t)cut.channel_block, per_group = (index_t)(g.channels / cut.groups);
+    const index_t rounds = ((index_t)g.taps + BLOCK / block - 1) / (BLOCK / block);
+    const index_t pieces = (block + per_group - 2) / per_group + 1;  // at most
+    return (chunk.number * rounds + tap / taps_at_once(chunk)) * pieces * (DEPTH_STEP - 1);
+}
 
 // Calls f(piece) for the pieces of a chunk at the taps from `tap` on.
 template <typename F> DEVICE void for_pieces(const Geometry& g, const Cut& cut, const Chunk& chunk, index_t tap, F f) {
     const index_t per_group = (index_t)(g.channels / cut.groups), taps_in_all = (index_t)g.taps;
     const index_t taps = smaller(taps_at_once(chunk), taps_in_all - tap);
-    const index_t before = chunk.begin * taps_in_all + tap * (chunk.end - chunk.begin);
+    index_t before = chunk.begin * taps_in_all + tap * (chunk.end - chunk.begin) + gap_of(g, cut, chunk, tap);
     for (index_t begin = chunk.begin; begin < chunk.end;) {
         const index_t group = begin / per_group, end = smaller(chunk.end, (group + 1) * per_group);
         const index_t column = (begin - chunk.begin) * taps;
         f(Piece{begin, end, group, tap, taps, column, (before + column) * padded_outputs(cut), (end - begin) * taps});
         begin = end;
+        before += DEPTH_STEP - 1;
     }
 }
 
@@ -64,10 +76,13 @@ template <typename F> DEVICE void for_pieces(const Geometry& g, const Cut& cut, 
 // it, [output][channel][tap]. Output i and channel c at tap t of a strip are
 //
 //     packed[at + (t * width + c) * NR + i]   and   weight[user + i * row + c * all + t]
+//
+// or, in sums whose pieces lie as [output][depth], sums[sums_at + i * sums_row + t * width + c].
 constexpr int STRIP = LINE < NR ? LINE : NR;
 
 struct Strip {
     index_t at, user, row, all;  // `row`: the weights of an output, `all`: the taps of the kernel
+    index_t sums_at, sums_row;
     index_t channels, taps, width;
     int outputs;  // that exist, of STRIP
 };
@@ -90,7 +105,9 @@ template <typename F> DEVICE void for_strips(const Geometry& g, const Cut& cut, 
                         const index_t at = piece.packed + o / NR * NR * piece.depth + (c - begin) * NR + o % NR;
                         const index_t user = (group * outputs + o) * row + c % per_group * all + tap;
                         const index_t channels = smaller(index_t(STRIP), end - c);
-                        f(Strip{at, user, row, all, channels, piece.taps, end - begin, rows});
+                        const index_t deep = (piece.depth + DEPTH_STEP - 1) / DEPTH_STEP * DEPTH_STEP;
+                        const index_t sums_at = piece.packed + o * deep + (c - begin);
+                        f(Strip{at, user, row, all, sums_at, deep, channels, piece.taps, end - begin, rows});
                     });
                 }
             }

@@ -4,6 +4,13 @@
 // The registers hold a block of MR rows and NR columns of the result; per step of the sum, NR / LENGTH vectors of the
 // right operand are loaded, and each number of the left one is spread over a vector.
 
+// Where tile registers multiply (split.cuh), this is for numbers that they can't hold, and for compilers that don't know
+// them.
+#if AMX && !defined(__AMX_BF16__) && !defined(EMULATE_AMX)
+#undef AMX
+#define AMX 0
+#endif
+
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64, MR = 12;
 #elif defined(__AVX__)

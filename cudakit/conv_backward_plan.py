@@ -8,12 +8,16 @@ from cudakit.conv_plan import (
     BLOCK,
     CUT_FIELDS,
     LINE_BYTES,
+    PIXELS,
+    STEP,
+    VALUE_PARTS,
     Amount,
     Convolution,
     Size,
     Slots,
     choose_amount,
     images_at_once,
+    with_tiles,
 )
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deform_plan import coordinates_from, gradient_layouts, plain_columns, wants_copy
@@ -105,6 +109,7 @@ class _Backward:
 
     def run(self) -> None:
         """Append all launches."""
+        self.conv = with_tiles(self.conv, self._size)
         conv, results = self.conv, self.results
         amount = self._amount()
         buffers = self._buffers(amount)
@@ -113,7 +118,7 @@ class _Backward:
         if results.weight != NULL:
             pointers = [NULL] * 11
             pointers[8:10] = buffers.packed, results.weight
-            self._launch(UNPACK, conv.d, amount, conv.panels, conv.packed_size, tuple(pointers))
+            self._launch(UNPACK, conv.d, amount, conv.panels, conv.packed_size(self.split.block), tuple(pointers))
 
     def _image_bytes(self) -> int:
         """Return the temporary memory of one image."""
@@ -127,27 +132,32 @@ class _Backward:
             + self.split.parts * parts * d.pixels * self.wide
         )
 
-    @property
-    def _scratch(self) -> int:
-        """Numbers of one worker: a tile, and a chunk's weights as the kernel packs them."""
-        conv, block = self.conv, self.split.block
+    def _scratch(self, conv: Convolution) -> int:
+        """Return the numbers of one worker: a tile, and a chunk's weights as the kernel packs them (`scratch_of`)."""
+        block, outputs = self.split.block, conv.out_channels // conv.groups
         panel = conv.padded // max(1, conv.panels // conv.groups)
         pieces = -(-conv.d.taps // max(1, BLOCK // block)) * (block // (conv.d.channels // conv.groups) + 2)
-        weights = (conv.d.taps * block + panel * pieces) * (conv.out_channels // conv.groups)
+        weights = conv.d.taps * block + panel * pieces
         line = LINE_BYTES // self.wide
-        return conv.tile_size + -(-weights // line) * line
+        split = 0
+        if conv.parts:
+            split = PIXELS * (BLOCK * VALUE_PARTS // 2 + conv.groups * conv.padded * conv.parts)
+            split += weights * -(-outputs // STEP) * STEP * conv.parts // 2
+        return conv.tile_size + split + -(-weights * outputs // line) * line
+
+    def _size(self, conv: Convolution) -> Size:
+        """Return the temporary memory of a call."""
+        packed_bytes = conv.packed_size(self.split.block) * self.wide if self.results.weight != NULL else 0
+        return Size(0, self._scratch(conv) * self.wide, packed_bytes, self._image_bytes())
 
     def _amount(self) -> Amount:
-        conv, target = self.conv, self.target
-        packed_bytes = conv.packed_size * self.wide if self.results.weight != NULL else 0
-        slots = self.split.slots
+        conv, target, slots = self.conv, self.target, self.split.slots
         threads = min(target.threads, slots * self.split.parts * conv.d.groups)
         images = images_at_once(conv.d.batch, self._image_bytes(), slots)
-        size = Size(0, self._scratch * self.wide, packed_bytes, self._image_bytes())
-        return choose_amount(conv, Amount(threads, slots, images), size)
+        return choose_amount(conv, Amount(threads, slots, images), self._size(conv))
 
     def _buffers(self, amount: Amount) -> Buffers:
-        plan, d, results = self.plan, self.conv.d, self.results
+        plan, d, results, size = self.plan, self.conv.d, self.results, self._size(self.conv)
         image = d.channels * prod(d.space) * amount.images
         parts = self.split.parts * d.pixels * amount.images * self.wide
         return Buffers(
@@ -155,8 +165,8 @@ class _Backward:
             plan.workspace(image * self.wide) if self.summed else NULL,
             plan.workspace(parts * d.offset_channels) if self.parted and results.offset != NULL else NULL,
             plan.workspace(parts * d.mask_channels) if self.parted and results.mask != NULL else NULL,
-            plan.workspace(self.conv.packed_size * self.wide * amount.slots) if results.weight != NULL else NULL,
-            plan.workspace(self._scratch * self.wide * amount.workers),
+            plan.workspace(size.slot * amount.slots) if results.weight != NULL else NULL,
+            plan.workspace(size.worker * amount.workers),
         )
 
     def _round(self, first: int, count: int, amount: Amount, buffers: Buffers) -> None:
@@ -204,13 +214,13 @@ class _Backward:
         pointers: tuple[Slot, ...],
         opens: bool = False,
     ) -> None:
-        conv = self.conv
+        conv, block = self.conv, self.split.block
         tail = pack_tail(
-            *(kernel, items, amount.slots, int(opens), conv.packed_size, conv.output_strides, self.grad.strides),
-            *(*conv.cut(self.split.block), self._scratch),
+            *(kernel, items, amount.slots, int(opens), conv.packed_size(block), conv.output_strides, self.grad.strides),
+            *(*conv.cut(block), self._scratch(conv)),
             *geometry_values(d, self.layout.strides),
         )
-        loaded = load(kernel, conv.prelude(self.layout), CPU)
+        loaded = load(kernel, conv.prelude(self.layout, block), CPU)
         self.plan.launch(Launch(loaded, tail, items, 1, work, amount.workers), *pointers)
 
 

@@ -162,7 +162,7 @@ class Work:
         return base.at((block.first * batch + block.first_pixel * pixel) * self.item)
 
 
-def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot, tf32: bool) -> None:
+def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
     """Append the convolution."""
     work = Work(plan, target, conv, slots)
     d, item = conv.d, work.item
@@ -182,7 +182,7 @@ def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, ou
                 b=(1, work.depth, 0 if together else work.outputs * work.depth),
                 c=(pixel, channel, batch if together else work.outputs * channel),
                 add=slots.bias != NULL,
-                tf32=tf32,
+                tf32=conv.tf32,
             )
             for i in range(1 if together else block.images):
                 columns = work.columns.at(i * conv.groups * size * item)
@@ -193,10 +193,8 @@ def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, ou
 class _Backward:
     """Appends the gradients of one call; `results` are the slots of the gradients, null where not wanted."""
 
-    def __init__(
-        self, plan: Plan, target: Target, conv: Convolution, slots: Slots, grad: Slot, results: Slots, tf32: bool
-    ) -> None:
-        self.conv, self.grad_output, self.results, self.tf32 = conv, grad, results, tf32
+    def __init__(self, plan: Plan, target: Target, conv: Convolution, slots: Slots, grad: Slot, results: Slots) -> None:
+        self.conv, self.grad_output, self.results = conv, grad, results
         d = conv.d
         wide = itemsize(accumulator(d.dtype))
         self.final, self.grad = gradient_layouts(d, target, columns_of(d, conv.groups))
@@ -268,7 +266,7 @@ class _Backward:
             b=(work.depth, 1, 0 if together else work.outputs * work.depth),
             c=(work.depth, 1, size),
             add=False,
-            tf32=self.tf32,
+            tf32=self.conv.tf32,
         )
         for i in range(1 if together else block.images):
             grad = work.output_at(self.grad_output, block).at(i * batch * work.item)
@@ -286,7 +284,7 @@ class _Backward:
             b=(work.depth, 1, size),
             c=(work.depth, 1, work.outputs * work.depth),
             add=True,
-            tf32=self.tf32,
+            tf32=self.conv.tf32,
         )
         for i in range(block.images):
             grad = work.output_at(self.grad_output, block).at(i * batch * work.item)
@@ -294,7 +292,7 @@ class _Backward:
 
 
 def plan_backward(
-    plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots, tf32: bool
+    plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
 ) -> None:
     """Append the gradients that `results` has slots for; that of the bias is not among them."""
-    _Backward(plan, target, conv, slots, grad_output, results, tf32).run()
+    _Backward(plan, target, conv, slots, grad_output, results).run()

@@ -96,7 +96,7 @@ def _convolution(
         checks.same_dtype("grad_output", grad_output, "input", x.dtype)
         checks.shape("grad_output", grad_output, result.shape)
         output = image(grad_output, d.last)
-    return Convolution(d, x, groups, count, output, options.workspace), result
+    return Convolution(d, x, groups, count, output, options.workspace, options.allow_tf32), result
 
 
 def _slots(plan: Plan, first: int, specs: tuple[Spec | None, ...]) -> Slots:
@@ -116,7 +116,7 @@ def _prepare(n: int, specs: tuple[Any, ...], options: ConvOptions, target: Targe
     if target.device == CPU:
         conv_plan.plan_forward(plan, target, conv, slots, plan.result(0))
     else:
-        conv_cuda_plan.plan_forward(plan, target, conv, slots, plan.result(0), options.allow_tf32)
+        conv_cuda_plan.plan_forward(plan, target, conv, slots, plan.result(0))
     return plan
 
 
@@ -148,7 +148,7 @@ def _prepare_backward(n: int, specs: tuple[Any, ...], options: ConvOptions, targ
         if target.device == CPU:
             conv_backward_plan.plan_backward(plan, target, conv, slots, plan.input(0), results)
         else:
-            conv_cuda_plan.plan_backward(plan, target, conv, slots, plan.input(0), results, options.allow_tf32)
+            conv_cuda_plan.plan_backward(plan, target, conv, slots, plan.input(0), results)
     return plan
 
 

@@ -1,7 +1,9 @@
 """How a deformable convolution and its gradients are launched on a CPU: fused kernels whose columns stay in cache."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+from cudakit import amx
 from cudakit.array import CPU
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, Integers, geometry_values
 from cudakit.deform_plan import HOST_TILE, Form, constants, coordinates_from
@@ -11,7 +13,7 @@ from cudakit.layout import COPY_BYTES, Image, accumulator, add_copy, by_group, d
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail
-from cudakit.workspace import ALIGNMENT
+from cudakit.workspace import ALIGNMENT, aligned
 
 PIXELS = 96  # of an output tile: a multiple of HOST_TILE and of the rows that registers hold
 BLOCK = 320
@@ -19,15 +21,24 @@ LINE_BYTES = 64
 MOST_WORKSPACES = 6
 SIMD_STEPS = 8  # multiply-adds that count as one step of work
 
+# Products by tile registers (split.cuh), which take a number of such an array in so many parts, one of a column in two.
+PARTS = {"bfloat16": 1, "float16": 2, "float32": 2}  # the last, if it may be rounded
+VALUE_PARTS = 2
+STEP = 32  # of a sum
+# Splitting pays where columns meet so many output channels for each part, and weights so many pixels.
+LEAST_OUTPUTS, LEAST_PIXELS = 32, 256
+LEAST_DEPTH = STEP
+
 CUT_FIELDS = tuple((f"cut.{name}", 1) for name in ("groups", "out_channels", "channel_block", "scratch"))
 FORWARD_FIELDS = (
-    *((name, 1) for name in ("input", "offset", "mask", "weight", "bias", "packed", "output", "scratch")),
+    *((name, 1) for name in ("input", "offset", "mask", "weight", "bias", "packed", "split")),
+    *((name, 1) for name in ("output", "scratch")),
     *(("items", 1), ("group_stride", 1), ("output_stride", 3)),
     *CUT_FIELDS,
     *GEOMETRY_FIELDS,
 )
 PACK, FORWARD = (
-    Kernel("deform_conv.cu", name, "DeformConvParams", FORWARD_FIELDS, pointers=8)
+    Kernel("deform_conv.cu", name, "DeformConvParams", FORWARD_FIELDS, pointers=9)
     for name in ("deform_conv_pack", "deform_conv")
 )
 
@@ -41,6 +52,8 @@ class Convolution(NamedTuple):
     out_channels: int
     output: Image  # or its gradient
     workspace: int | None
+    tf32: bool  # whether float32 factors may be rounded
+    parts: int = 0  # of a number, if tile registers multiply
 
     @property
     def accumulator_bytes(self) -> int:
@@ -53,10 +66,14 @@ class Convolution(NamedTuple):
         panel = 2 * LINE_BYTES // self.accumulator_bytes
         return -(-self.out_channels // (self.groups * panel)) * panel
 
-    @property
-    def packed_size(self) -> int:
-        """Numbers of the packed weights."""
-        return self.d.channels * self.d.taps * self.padded
+    def packed_size(self, channel_block: int) -> int:
+        """Return the numbers of the packed weights, with the gaps between their pieces (`gap_of` in pieces.cuh)."""
+        d, per_group = self.d, self.d.channels // self.groups
+        chunks = d.groups * -(-d.channels // (d.groups * channel_block))
+        rounds = -(-d.taps // (BLOCK // channel_block))
+        pieces = (channel_block + per_group - 2) // per_group + 1
+        gaps = chunks * rounds * pieces * (STEP - 1) if self.parts else 0
+        return (d.channels * d.taps + gaps) * self.padded
 
     @property
     def panels(self) -> int:
@@ -75,11 +92,12 @@ class Convolution(NamedTuple):
         d = self.d
         return d.channels * d.taps * d.pixels * (1 + self.out_channels // self.groups // SIMD_STEPS)
 
-    def prelude(self, layout: Image) -> tuple[tuple[str, str | int], ...]:
+    def prelude(self, layout: Image, channel_block: int) -> tuple[tuple[str, str | int], ...]:
         """Return the constants of the kernels, which read images in that layout."""
-        sizes = (((self.packed_size,), (1,)), (self.output.shape, self.output.strides), (layout.shape, layout.strides))
+        weights = (self.packed_size(channel_block) * 2,)  # or their parts
+        sizes = ((weights, (1,)), (self.output.shape, self.output.strides), (layout.shape, layout.strides))
         found = constants(self.d, Form(HOST_TILE, 1, BLOCK), *sizes)
-        return tuple((found | {"PIXELS": PIXELS, "BLOCK": BLOCK}).items())
+        return tuple((found | {"PIXELS": PIXELS, "BLOCK": BLOCK, "AMX": self.parts}).items())
 
     def cut(self, channel_block: int) -> Integers:
         """Return the values of `CUT_FIELDS` besides the scratch memory."""
@@ -129,6 +147,20 @@ def choose_amount(conv: Convolution, most: Amount, size: Size) -> Amount:
     raise InvalidArgument("workspace", f"be at least {needed} bytes here", conv.workspace)
 
 
+def with_tiles(conv: Convolution, size: Callable[[Convolution], Size]) -> Convolution:
+    """Return the call with tile registers, if it is worth it and the caller allows the memory that they take."""
+    d, tiled = conv.d, conv._replace(parts=PARTS.get(conv.d.dtype, 0))
+    worth = (
+        tiled.parts > 0
+        and (conv.tf32 or d.dtype != "float32")
+        and conv.out_channels // conv.groups >= LEAST_OUTPUTS * tiled.parts
+        and d.channels // max(d.groups, conv.groups) * d.taps >= LEAST_DEPTH
+        and d.batch * d.pixels >= LEAST_PIXELS
+        and (conv.workspace is None or size(tiled).of(Amount(1, 1, 1)) <= conv.workspace)
+    )
+    return tiled if worth and amx.available() else conv
+
+
 def images_at_once(batch: int, image_bytes: int, threads: int) -> int:
     """Return how many images to copy at a time, so that they stay in cache and every thread has one."""
     images = max(1, COPY_BYTES // image_bytes) if image_bytes else batch
@@ -174,34 +206,68 @@ def reading(x: Image, groups: int) -> Reading:
     return Reading(packed(by_group(x, parts).shape, x.dtype, channels_last=True), parts, copied=True)
 
 
+class _Forward:
+    """Appends the launches of one call, whose arrays are `slots` and `output`."""
+
+    def __init__(self, plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
+        self.plan, self.target, self.slots, self.output = plan, target, slots, output
+        d = conv.d
+        self.item, self.wide, self.block = itemsize(d.dtype), conv.accumulator_bytes, min(BLOCK, d.channels // d.groups)
+        self.read = reading(conv.input, d.groups)
+        self.image_bytes = self.read.strides[0] * self.item if self.read.copied else 0
+        self.tiles = -(-d.pixels // PIXELS)
+        self.conv = with_tiles(conv, self._size)
+
+    def _packed_bytes(self, conv: Convolution) -> int:
+        return conv.packed_size(self.block) * self.wide
+
+    def _split_bytes(self, conv: Convolution) -> int:
+        """Return the size of the packed weights' parts (`split_at` in deform_conv.cu)."""
+        return aligned(4 * conv.panels) + 2 * conv.parts * conv.packed_size(self.block) if conv.parts else 0
+
+    def _scratch(self, conv: Convolution) -> int:
+        """Return the numbers of one worker: a tile, and a piece's columns in parts."""
+        return conv.tile_size + (PIXELS * BLOCK * VALUE_PARTS // 2 if conv.parts else 0)
+
+    def _size(self, conv: Convolution) -> Size:
+        fixed = self._packed_bytes(conv) + self._split_bytes(conv)
+        return Size(fixed, self._scratch(conv) * self.wide, 0, self.image_bytes)
+
+    def run(self) -> None:
+        """Append all launches."""
+        plan, conv, d, read = self.plan, self.conv, self.conv.d, self.read
+        threads = min(self.target.threads, d.batch * self.tiles)
+        most = Amount(threads, 1, images_at_once(d.batch, self.image_bytes, self.target.threads))
+        amount = choose_amount(conv, most, self._size(conv))
+        weights = plan.workspace(self._packed_bytes(conv))
+        split = plan.workspace(self._split_bytes(conv)) if conv.parts else NULL
+        scratch = plan.workspace(amount.workers * self._scratch(conv) * self.wide)
+        space = plan.workspace(amount.images * self.image_bytes) if read.copied else NULL
+        packing = (NULL, NULL, NULL, self.slots.weight, NULL, weights, split, NULL, NULL)
+        self._launch(PACK, d, amount, conv.panels, conv.packed_size(self.block), packing)
+        for first in range(0, d.batch, amount.images):
+            count = min(amount.images, d.batch - first)
+            source = self.slots.input.at(first * conv.input.strides[0] * self.item)
+            if read.copied:
+                old, new = by_group(part(conv.input, count), read.parts), part(read.layout, count * read.parts)
+                add_copy(plan, self.target, (source, old), (space, new), by_pixel=True)
+            offset, mask = coordinates_from(d, first, self.slots.offset, self.slots.mask)
+            to = self.output.at(first * conv.output.strides[0] * self.item)
+            arrays = (space if read.copied else source, offset, mask, self.slots.weight, self.slots.bias)
+            pointers = (*arrays, weights, split, to, scratch)
+            self._launch(FORWARD, d.part(count), amount, count * self.tiles, count * conv.work, pointers)
+
+    def _launch(
+        self, kernel: Kernel, d: Deformation, amount: Amount, items: int, work: int, pointers: tuple[Slot, ...]
+    ) -> None:
+        conv, read = self.conv, self.read
+        cut = (*conv.cut(self.block), self._scratch(conv))
+        geometry = geometry_values(d, read.strides)
+        tail = pack_tail(kernel, items, read.group_stride(d), conv.output_strides, *cut, *geometry)
+        loaded = load(kernel, conv.prelude(read.layout, self.block), CPU)
+        self.plan.launch(Launch(loaded, tail, items, 1, work, amount.workers), *pointers)
+
+
 def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
     """Append the convolution."""
-    d, x, wide = conv.d, conv.input, conv.accumulator_bytes
-    item, read = itemsize(d.dtype), reading(conv.input, conv.d.groups)
-    tiles = -(-d.pixels // PIXELS)
-    image_bytes = read.strides[0] * item if read.copied else 0
-    threads = min(target.threads, d.batch * tiles)
-    most = Amount(threads, 1, images_at_once(d.batch, image_bytes, target.threads))
-    amount = choose_amount(conv, most, Size(conv.packed_size * wide, conv.tile_size * wide, 0, image_bytes))
-    weights = plan.workspace(conv.packed_size * wide)
-    scratch = plan.workspace(amount.workers * conv.tile_size * wide)
-    space = plan.workspace(amount.images * image_bytes) if read.copied else NULL
-    prelude = conv.prelude(read.layout)
-    cut = (*conv.cut(min(BLOCK, d.channels // d.groups)), conv.tile_size)
-
-    def add(kernel: Kernel, count: int, items: int, work: int, pointers: tuple[Slot, ...]) -> None:
-        geometry = geometry_values(d.part(count), read.strides)
-        tail = pack_tail(kernel, items, read.group_stride(d), conv.output_strides, *cut, *geometry)
-        plan.launch(Launch(load(kernel, prelude, CPU), tail, items, 1, work, amount.workers), *pointers)
-
-    add(PACK, d.batch, conv.panels, conv.packed_size, (NULL, NULL, NULL, slots.weight, NULL, weights, NULL, NULL))
-    for first in range(0, d.batch, amount.images):
-        count = min(amount.images, d.batch - first)
-        source = slots.input.at(first * x.strides[0] * item)
-        if read.copied:
-            old, new = by_group(part(x, count), read.parts), part(read.layout, count * read.parts)
-            add_copy(plan, target, (source, old), (space, new), by_pixel=True)
-        offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
-        to = output.at(first * conv.output.strides[0] * item)
-        pointers = (space if read.copied else source, offset, mask, slots.weight, slots.bias, weights, to, scratch)
-        add(FORWARD, count, count * tiles, count * conv.work, pointers)
+    _Forward(plan, target, conv, slots, output).run()

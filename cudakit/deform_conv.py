@@ -55,7 +55,8 @@ def deform_conv2d(
     workspace : int, optional
         Upper bound in bytes for temporary memory. By default it stays in cache and does not grow with the batch.
     allow_tf32 : bool
-        Whether float32 products on a GPU may round their factors to TF32.
+        Whether products of float32 numbers may round their factors: on a GPU to TF32 (11 bits), and on a CPU with AMX,
+        where there are enough of them, to two bfloat16 numbers (16 bits).
 
     Returns
     -------

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cudakit
-from cudakit import host, matrix
+from cudakit import amx, host, matrix
 from cudakit.errors import BackendUnavailable
 
 CUDA_INSTALL = "pip install 'cudakit[cuda12]'  (or 'cudakit[cuda13]')"
@@ -180,9 +180,9 @@ def processor() -> str:
 
 
 def cpu() -> str:
-    """Return the processor and how many threads cudakit uses of it."""
+    """Return the processor, how many threads cudakit uses of it, and whether tile registers multiply for it."""
     threads = cudakit.get_num_threads()
-    return f"{processor()}, {threads} thread{'s'[: threads != 1]}"
+    return f"{processor()}, {threads} thread{'s'[: threads != 1]}{', AMX' if amx.available() else ''}"
 
 
 def cpp_compiler() -> str:

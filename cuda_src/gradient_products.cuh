@@ -1,0 +1,110 @@
+// The matrix products of a convolution's gradients, and the memory that they need.
+#if AMX
+#include "split.cuh"
+#endif
+
+// A worker's memory.
+struct Scratch {
+    acc_t *columns, *grads, *weights;
+#if AMX
+    unsigned *split_weights, *split_columns;  // right operands
+    unsigned *rows, *turned;                  // left ones: the output's gradients by pixel, and by channel
+    bool weights_fit, grads_fit;
+#endif
+};
+
+// All but the split weights, which come last.
+DEVICE Scratch scratch_of(const Cut& cut, acc_t* memory) {
+    Scratch s;
+    s.columns = memory;
+    s.grads = s.columns + PIXELS * COLUMNS;
+    s.weights = s.grads + PIXELS * output_row(cut);
+#if AMX
+    const index_t size = PIXELS * (index_t)cut.groups * padded_outputs(cut) * DATA_PARTS / 2;
+    s.split_columns = (unsigned*)s.weights;
+    s.rows = s.split_columns + PIXELS * BLOCK * VALUE_PARTS / 2;
+    s.turned = s.rows + size;
+    s.weights = (acc_t*)(s.turned + size);
+#endif
+    return s;
+}
+
+#if AMX
+DEVICE void split_weights(const Geometry& g, const Cut& cut, const Chunk& chunk, Scratch& s) {
+    const index_t outputs = group_outputs(cut), taps = (index_t)g.taps;
+    const acc_t* from = s.weights;
+    unsigned* to = s.split_weights;
+    s.weights_fit = true;
+    for (index_t tap = 0; tap < taps; tap += taps_at_once(chunk)) {
+        for_pieces(g, cut, chunk, tap, [&](const Piece& piece) {
+            for (index_t k = 0; k < piece.depth; k += NR, from += NR * outputs) {
+                s.weights_fit &= split_panel<DATA_PARTS>(outputs, piece.depth - k, from, NR, to);
+                to += steps_of(outputs) * STEP * NR / 2 * DATA_PARTS;
+            }
+        });
+    }
+}
+
+// Left operands, group after group. The turned ones go through the memory of the columns'.
+DEVICE void split_grads(const Cut& cut, index_t count, Scratch& s) {
+    const index_t outputs = group_outputs(cut), padded = padded_outputs(cut), row = output_row(cut);
+    const index_t block = steps_of(count) * DATA_PARTS * TILE_WORDS;  // of 16 channels
+    s.grads_fit = true;
+    for (index_t group = 0; group < (index_t)cut.groups; ++group) {
+        const acc_t* grads = s.grads + group * padded;
+        unsigned* rows = s.rows + group * PIXELS * padded * DATA_PARTS / 2;
+        s.grads_fit &= split_rows<DATA_PARTS>(count, outputs, grads, row, rows);
+        for (index_t o = 0; o < outputs; o += NR) {
+            split_panel<DATA_PARTS>(count, outputs - o, grads + o, row, s.split_columns);
+            turn_panel<DATA_PARTS>(count, s.split_columns, s.turned + (group * padded + o) / 16 * block);
+        }
+    }
+}
+#endif
+
+// The gradients of a piece's columns.
+DEVICE void multiply_weights(const Cut& cut, index_t count, const Piece& piece, const Scratch& s, index_t panel) {
+    const index_t outputs = group_outputs(cut), padded = padded_outputs(cut);
+    acc_t* to = s.columns + piece.column;
+#if AMX
+    if (s.weights_fit && s.grads_fit) {
+        const unsigned* rows = s.rows + piece.group * PIXELS * padded * DATA_PARTS / 2;
+        multiply_split<DATA_PARTS, DATA_PARTS, false>(
+            count, piece.depth, outputs, rows, s.split_weights + panel * steps_of(outputs) * STEP * NR / 2 * DATA_PARTS,
+            to, COLUMNS);
+        return;
+    }
+#endif
+    const acc_t* weights = s.weights + panel * NR * outputs;
+    for (index_t k = 0; k < piece.depth; k += NR, weights += NR * outputs) {
+        multiply_rows<false>(count, outputs, {s.grads + piece.group * padded, output_row(cut), 1}, weights, NR, to + k,
+                             COLUMNS);
+    }
+}
+
+// Adds to the gradients of a piece's weights.
+DEVICE void multiply_columns(const Cut& cut, index_t count, const Piece& piece, const Scratch& s, acc_t* packed) {
+    const index_t outputs = group_outputs(cut), padded = padded_outputs(cut), row = output_row(cut);
+    const acc_t* columns = s.columns + piece.column;
+    acc_t *grads = s.grads + piece.group * padded, *to = packed + piece.packed;
+#if AMX
+    const index_t deep = steps_of(piece.depth) * STEP, panel = steps_of(count) * STEP * NR / 2 * VALUE_PARTS;
+    bool fits = s.grads_fit;
+    for (index_t k = 0; fits && k < piece.depth; k += NR) {
+        fits = split_panel<VALUE_PARTS>(count, piece.depth - k, columns + k, COLUMNS, s.split_columns + k / NR * panel);
+    }
+    if (fits) {
+        const unsigned* turned = s.turned + piece.group * padded / 16 * steps_of(count) * DATA_PARTS * TILE_WORDS;
+        multiply_split<DATA_PARTS, VALUE_PARTS, true>(outputs, piece.depth, count, turned, s.split_columns, to, deep);
+        return;
+    }
+    for (index_t k = 0; k < piece.depth; k += NR) {
+        multiply_rows<true>(outputs, count, {grads, 1, row}, columns + k, COLUMNS, to + k, deep);
+    }
+#else
+    for (index_t o = 0; o < outputs; o += NR) {
+        multiply_rows<true>(piece.depth, count, {(acc_t*)columns, 1, COLUMNS}, grads + o, row, to + o * piece.depth,
+                            NR);
+    }
+#endif
+}

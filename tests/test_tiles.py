@@ -1,0 +1,177 @@
+"""Products by tile registers: against the oracle, with numbers that they can't hold, and where there are none.
+
+Everything runs on loops that stand in for the registers, and on the registers themselves where the processor has them.
+"""
+
+import ctypes
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cudakit import amx, conv_plan, host, launch, op
+
+from .conftest import Arrays
+from .deformable_problems import Geometry, call, check, draw
+
+GEOMETRIES = [
+    pytest.param(Geometry((13, 11), (3, 3), padding=1, channels=32, out_channels=32), id="whole tiles"),
+    pytest.param(Geometry((13, 11), (3, 2), padding=1, channels=5, out_channels=3), id="parts of tiles"),
+    pytest.param(Geometry((13, 11), (3, 3), offset_groups=3, groups=2, channels=12, out_channels=70), id="groups"),
+    pytest.param(Geometry((9, 7), (1, 1), offset_groups=2, groups=32, channels=64, out_channels=32), id="many groups"),
+    pytest.param(Geometry((7, 7), (3, 3), channels=330, out_channels=40, batch=1), id="chunks of channels"),
+    pytest.param(Geometry((200,), (11,), channels=37, out_channels=20), id="1-D"),
+    pytest.param(Geometry((5, 6, 7), (2, 3, 2), channels=10, groups=2, out_channels=36), id="3-D"),
+]
+HALF = "float16", "float32"  # of data and of coordinates
+OPERATORS = pytest.mark.parametrize("operator", ["deform_conv", "deform_conv_backward"])
+
+
+def forget() -> None:
+    """Make every operator plan anew, for other kernels."""
+    op._recipes.clear()
+    op._plan.cache_clear()
+    launch.load.cache_clear()
+    host.fingerprint.cache_clear()
+
+
+@pytest.fixture(params=["registers", "loops"])
+def tiles(request: pytest.FixtureRequest, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Multiply by tiles whatever the size."""
+    if arrays.device != "cpu":
+        pytest.skip("a GPU has cuBLAS")
+    if request.param == "registers" and not amx.available():
+        pytest.skip("the processor has no tile registers")
+    if request.param == "loops":
+        monkeypatch.setattr(amx, "available", lambda: True)
+        monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-DEMULATE_AMX"))
+    for name in ("LEAST_OUTPUTS", "LEAST_DEPTH", "LEAST_PIXELS"):
+        monkeypatch.setattr(conv_plan, name, 0)
+    forget()
+    yield
+    forget()
+
+
+@OPERATORS
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_float16(arrays: Arrays, rng: np.random.Generator, tiles: None, geometry: Geometry, operator: str) -> None:
+    check(arrays, operator, draw(rng, geometry, "float16", "float32").on(arrays, "float16", "float32"), *HALF)
+
+
+@OPERATORS
+@pytest.mark.parametrize("geometry", GEOMETRIES[1:3])
+def test_bfloat16(arrays: Arrays, rng: np.random.Generator, tiles: None, geometry: Geometry, operator: str) -> None:
+    check(arrays, operator, draw(rng, geometry, "bfloat16").on(arrays, "bfloat16"), "bfloat16")
+
+
+@OPERATORS
+@pytest.mark.parametrize("geometry", GEOMETRIES[1:3])
+def test_rounded_float32(
+    arrays: Arrays, rng: np.random.Generator, tiles: None, geometry: Geometry, operator: str
+) -> None:
+    problem = draw(rng, geometry).on(arrays)
+    check(arrays, operator, problem, scale=2.0**-13 / 1e-5, allow_tf32=True)
+    some, exact = (call(operator, problem, allow_tf32=allowed) for allowed in (True, False))
+    name = "output" if operator == "deform_conv" else "weight"
+    assert (arrays.back(some[name]) != arrays.back(exact[name])).any()
+
+
+@pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan, 1e38, 1e-30, 1e-38], ids=str)
+@pytest.mark.parametrize("place", ["input", "weight", "output"])
+def test_numbers_that_tiles_cannot_hold(
+    arrays: Arrays,
+    rng: np.random.Generator,
+    tiles: None,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    number: float,
+) -> None:
+    """Results are those of a processor without tiles: one number is spoilt, or all are tiny."""
+    geometry = Geometry((13, 11), (3, 3), padding=1, channels=32, out_channels=32, biased=False)
+    problem = draw(rng, geometry, "bfloat16")
+    spoilt = getattr(problem, place) * (number if abs(number) < 1 else 1)
+    if not abs(number) < 1:
+        spoilt[0, 3, 1, 2] = number
+    problem = problem._replace(**{place: spoilt}).on(arrays, "bfloat16")
+    operator = "deform_conv_backward" if place == "output" else "deform_conv"
+    results = call(operator, problem)
+    monkeypatch.setattr(amx, "available", lambda: False)
+    forget()
+    for name, values in call(operator, problem).items():
+        if values is not None:
+            expected = arrays.back(values)
+            typical = np.median(np.abs(expected[np.isfinite(expected)]))
+            np.testing.assert_allclose(arrays.back(results[name]), expected, rtol=2.0**-6, atol=2.0**-6 * typical)
+
+
+def test_float32_is_exact_unless_it_may_be_rounded(arrays: Arrays, rng: np.random.Generator, tiles: None) -> None:
+    problem = draw(rng, Geometry((13, 11), (3, 3), channels=32, out_channels=32)).on(arrays)
+    for operator in ("deform_conv", "deform_conv_backward"):
+        check(arrays, operator, problem)
+
+
+def test_the_least_workspace_does_without(
+    arrays: Arrays, rng: np.random.Generator, tiles: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = draw(rng, Geometry((13, 11), (3, 3), channels=320, out_channels=64), "bfloat16").on(arrays, "bfloat16")
+    with pytest.raises(ValueError, match="workspace") as refused:
+        call("deform_conv", problem, workspace=1)
+    (least,) = re.findall(r"at least (\d+) bytes", str(refused.value))
+    chosen = []
+    choose = conv_plan.with_tiles
+    monkeypatch.setattr(conv_plan, "with_tiles", lambda *a: chosen.append(choose(*a).parts) or choose(*a))
+    for workspace in (int(least), None):
+        check(arrays, "deform_conv", problem, "bfloat16", workspace=workspace)
+    assert chosen == [0, 1]
+
+
+def test_a_compiler_that_does_not_know_them(
+    arrays: Arrays, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if arrays.device != "cpu":
+        pytest.skip("a GPU has cuBLAS")
+    monkeypatch.setattr(amx, "available", lambda: True)
+    monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-U__AMX_BF16__"))
+    for name in ("LEAST_OUTPUTS", "LEAST_DEPTH", "LEAST_PIXELS"):
+        monkeypatch.setattr(conv_plan, name, 0)
+    forget()
+    try:
+        problem = draw(rng, Geometry((13, 11), (3, 3), channels=32, out_channels=32), "bfloat16")
+        for operator in ("deform_conv", "deform_conv_backward"):
+            check(arrays, operator, problem.on(arrays, "bfloat16"), "bfloat16")
+    finally:
+        forget()
+
+
+@pytest.mark.parametrize(
+    ("system", "flags", "answer", "available"),
+    [
+        ("Linux", "flags : fpu amx_tile amx_bf16", 0, True),
+        ("Linux", "flags : fpu amx_tile amx_bf16", -1, False),
+        ("Linux", "flags : fpu amx_tile", 0, False),
+        ("Linux", "", 0, False),
+        ("Darwin", "flags : fpu amx_tile amx_bf16", 0, False),
+    ],
+)
+def test_whether_there_are_any(
+    monkeypatch: pytest.MonkeyPatch, system: str, flags: str, answer: int, available: bool
+) -> None:
+    asked: list[Any] = []
+
+    class Library:
+        def __init__(self, name: None) -> None:
+            pass
+
+        def syscall(self, *arguments: int) -> int:
+            asked.append(arguments)
+            return answer
+
+    monkeypatch.setattr(amx.platform, "system", lambda: system)
+    monkeypatch.setattr(amx.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(Path, "read_text", lambda self, encoding: f"processor : 0\n{flags}\n")
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    assert amx.available.__wrapped__() is available
+    assert asked == ([(158, 0x1023, 18)] if system == "Linux" and "bf16" in flags else [])
