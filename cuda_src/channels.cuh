@@ -125,7 +125,7 @@ struct Derivative {
 };
 
 // What the rows r0 ... r0 + PASS - 1 of sample j contribute in channel v.
-DEVICE Derivative derivative(const Samples& s, int j, int r0, const scalar_t* const* tap, int v) {
+template <typename T> DEVICE Derivative derivative(const Samples& s, int j, int r0, const T* const* tap, int v) {
     const Axis& x = s.axis[NDIM - 1];
     Derivative sum = {};
     UNROLL for (int r = 0; r < PASS; ++r) {

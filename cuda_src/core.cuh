@@ -69,6 +69,11 @@ template <typename T> DEVICE T lane_sum(T value) {
 #endif
 
 typedef SCALAR scalar_t;
+#ifdef IMAGE
+typedef IMAGE image_t;  // what is sampled: a host may have it copied to a type that takes no time to widen
+#else
+typedef SCALAR image_t;
+#endif
 typedef COORD coord_t;
 typedef ACC acc_t;
 

@@ -167,12 +167,12 @@ DEVICE void look(const Geometry& g, const coord_t* offset, const coord_t* mask, 
 }
 
 // Read instead of what is outside: a select keeps the loops over channels free of branches.
-CONSTANT scalar_t nothing[VEC] = {};
+CONSTANT image_t nothing[VEC] = {};
 
 // to[v] = mask[j] * sample j in the channels image[0] ... image[width - 1]; width <= VEC.
-DEVICE void sample_tap(const TapSamples& samples, int j, const scalar_t* image, int width, acc_t* to) {
+template <typename T> DEVICE void sample_tap(const TapSamples& samples, int j, const T* image, int width, acc_t* to) {
     if constexpr (LANES == 1) {
-        const scalar_t* from[CORNERS];
+        const T* from[CORNERS];
         acc_t weight[CORNERS];
         UNROLL for (int k = 0; k < CORNERS; ++k) {
             const Corner c = corner(samples, k, j);
@@ -205,8 +205,8 @@ struct Dots {
 };
 
 // dots += sum over channels of column * (value, slopes) of sample j; then column = mask[j] * value.
-DEVICE void differentiate_tap(const TapSamples& samples, int j, const scalar_t* image, int width, acc_t* column,
-                              Dots& dots) {
+template <typename T>
+DEVICE void differentiate_tap(const TapSamples& samples, int j, const T* image, int width, acc_t* column, Dots& dots) {
     const Samples& s = samples.s;
     const Axis& x = s.axis[NDIM - 1];
     if constexpr (LANES > 1) {
@@ -231,7 +231,7 @@ DEVICE void differentiate_tap(const TapSamples& samples, int j, const scalar_t* 
         }
         UNROLL for (int v = 0; v < VEC; ++v) column[v] = value[v];
     } else {
-        const scalar_t* from[CORNERS];
+        const T* from[CORNERS];
         UNROLL for (int k = 0; k < CORNERS; ++k) {
             from[k] = corner_inside(s, k, j) ? image + corner(samples, k, j).at : nothing;
         }

@@ -11,7 +11,7 @@
 #endif
 
 struct DeformConvParams {
-    const scalar_t* input;  // channels next to each other
+    const image_t* input;  // channels next to each other
     const coord_t* offset;
     const coord_t* mask;     // null: none
     const scalar_t* weight;  // (out_channels, channels / groups, taps), contiguous
@@ -91,14 +91,14 @@ DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& ch
     const Geometry& g = p.geometry;
     const index_t end = smaller(first_tap + taps_at_once(chunk), (index_t)g.taps);
     const index_t group = (index_t)(g.channels / g.groups);
-    const scalar_t* image = p.input + n * (index_t)g.input_stride[0] + chunk.group * (index_t)p.group_stride;
+    const image_t* image = p.input + n * (index_t)g.input_stride[0] + chunk.group * (index_t)p.group_stride;
     for (index_t tap = first_tap; tap < end; ++tap) {
         for (int b = 0; b < bases; ++b) {
             TapSamples samples;
             look(g, p.offset, p.mask, n, chunk.group, tap, base[b], samples);
             for_pieces(g, p.cut, chunk, first_tap, [&](const Piece& piece) {
                 const int width = (int)(piece.end - piece.begin);
-                const scalar_t* from = image + (piece.begin - chunk.group * group);
+                const image_t* from = image + (piece.begin - chunk.group * group);
                 acc_t* to = columns + b * TILE * COLUMNS + piece.column + (tap - first_tap) * width;
                 for (int j = 0; j < base[b].count; ++j) {
                     sample_tap(samples, j, from, width, to + j * COLUMNS);

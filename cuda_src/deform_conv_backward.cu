@@ -13,7 +13,7 @@
 
 struct DeformConvBackwardParams {
     const scalar_t* grad_output;
-    const scalar_t* input;  // channels next to each other; null: not read
+    const image_t* input;  // channels next to each other; null: not read
     const coord_t* offset;
     const coord_t* mask;     // null: none
     const scalar_t* weight;  // (out_channels, channels / groups, taps), contiguous

@@ -17,6 +17,7 @@ from cudakit.conv_plan import (
     Slots,
     choose_amount,
     images_at_once,
+    read_as,
     with_tiles,
 )
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
@@ -101,8 +102,8 @@ class _Backward:
         self.reads = any(slot != NULL for slot in (results.offset, results.mask, results.weight))
         self.final, self.grad = gradient_layouts(d, target, plain_columns(d))
         beside = self.grad if results.input != NULL else None
-        self.copied = self.reads and wants_copy(x, beside, neighbours=True)
-        self.layout = packed(x.shape, x.dtype, channels_last=True) if self.copied or not self.reads else x
+        self.copied = self.reads and (wants_copy(x, beside, neighbours=True) or read_as(x.dtype) != x.dtype)
+        self.layout = packed(x.shape, read_as(x.dtype), channels_last=True) if self.copied or not self.reads else x
         self.summed = results.input != NULL and self.grad != self.final
         # One chunk and one dtype: the sums are the results.
         self.parted = self.split.parts > 1 or d.coordinates != accumulator(d.dtype)
@@ -127,7 +128,7 @@ class _Backward:
         shared = (results.offset, d.offset_channels), (results.mask, d.mask_channels)
         parts = sum(channels for slot, channels in shared if slot != NULL and self.parted)
         return (
-            size * self.item * self.copied
+            size * itemsize(self.layout.dtype) * self.copied
             + size * self.wide * self.summed
             + self.split.parts * parts * d.pixels * self.wide
         )
@@ -161,7 +162,7 @@ class _Backward:
         image = d.channels * prod(d.space) * amount.images
         parts = self.split.parts * d.pixels * amount.images * self.wide
         return Buffers(
-            plan.workspace(image * self.item) if self.copied else NULL,
+            plan.workspace(image * itemsize(self.layout.dtype)) if self.copied else NULL,
             plan.workspace(image * self.wide) if self.summed else NULL,
             plan.workspace(parts * d.offset_channels) if self.parted and results.offset != NULL else NULL,
             plan.workspace(parts * d.mask_channels) if self.parted and results.mask != NULL else NULL,

@@ -11,7 +11,7 @@ from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, load
 from cudakit.layout import COPY_BYTES, Image, accumulator, add_copy, by_group, divides, itemsize, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
-from cudakit.source import Kernel
+from cudakit.source import C_TYPES, Kernel
 from cudakit.structs import pack_tail
 from cudakit.workspace import ALIGNMENT, aligned
 
@@ -97,7 +97,9 @@ class Convolution(NamedTuple):
         weights = (self.packed_size(channel_block) * 2,)  # or their parts
         sizes = ((weights, (1,)), (self.output.shape, self.output.strides), (layout.shape, layout.strides))
         found = constants(self.d, Form(HOST_TILE, 1, BLOCK), *sizes)
-        return tuple((found | {"PIXELS": PIXELS, "BLOCK": BLOCK, "AMX": self.parts}).items())
+        return tuple(
+            (found | {"PIXELS": PIXELS, "BLOCK": BLOCK, "AMX": self.parts, "IMAGE": C_TYPES[layout.dtype][0]}).items()
+        )
 
     def cut(self, channel_block: int) -> Integers:
         """Return the values of `CUT_FIELDS` besides the scratch memory."""
@@ -177,6 +179,11 @@ class Slots(NamedTuple):
     mask: Slot
 
 
+def read_as(dtype: str) -> str:
+    """Return the dtype of what is sampled: processors take their time to widen float16, and many taps read a number."""
+    return "float32" if dtype == "float16" else dtype
+
+
 class Reading(NamedTuple):
     """How an image is read: with the channels of a pixel as neighbours, all of them or, in a copy, an offset group's.
 
@@ -200,10 +207,10 @@ class Reading(NamedTuple):
 
 def reading(x: Image, groups: int) -> Reading:
     """Return how images are read by a convolution with that many offset groups."""
-    if x.strides[1] == 1:
+    if x.strides[1] == 1 and x.dtype == read_as(x.dtype):
         return Reading(x, 1, copied=False)
     parts = groups if divides(x, groups) else 1
-    return Reading(packed(by_group(x, parts).shape, x.dtype, channels_last=True), parts, copied=True)
+    return Reading(packed(by_group(x, parts).shape, read_as(x.dtype), channels_last=True), parts, copied=True)
 
 
 class _Forward:
@@ -214,7 +221,7 @@ class _Forward:
         d = conv.d
         self.item, self.wide, self.block = itemsize(d.dtype), conv.accumulator_bytes, min(BLOCK, d.channels // d.groups)
         self.read = reading(conv.input, d.groups)
-        self.image_bytes = self.read.strides[0] * self.item if self.read.copied else 0
+        self.image_bytes = self.read.strides[0] * itemsize(self.read.layout.dtype) if self.read.copied else 0
         self.tiles = -(-d.pixels // PIXELS)
         self.conv = with_tiles(conv, self._size)
 
