@@ -95,6 +95,13 @@ DEVICE void narrow(float value, bfloat16_t& out) {
 template <typename T> DEVICE T smaller(T a, T b) { return b < a ? b : a; }  // a where b is a NaN
 template <typename T> DEVICE T larger(T a, T b) { return b > a ? b : a; }   // a where b is a NaN
 
+// Takes the last digit off a number written in that base. Unsigned, which saves a GPU a third of the instructions.
+DEVICE index_t take_digit(index_t& number, index_t base) {
+    const index_t rest = (index_t)((uindex_t)number / (uindex_t)base), digit = number - rest * base;
+    number = rest;
+    return digit;
+}
+
 template <int size, typename T> DEVICE void prefetch_line(const T* from) {
     for (int j = 0; j < size; j += 64 / (int)sizeof(T)) PREFETCH(from + j);
 }

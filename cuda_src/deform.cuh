@@ -27,7 +27,8 @@ struct Geometry {
     long long mask_stride[3];
 };
 
-// Where columns lie: channels in blocks of `block`, which a product with several groups wants apart.
+// Where columns lie: channels in blocks of `block`, which a product with several groups wants apart. A block's stride of
+// 0 says that there is one.
 struct ColumnLayout {
     long long stride[4];  // batch, channel, tap, pixel
     long long block;
@@ -36,7 +37,11 @@ struct ColumnLayout {
 
 // `pixel` counts from the first pixel that is visited.
 DEVICE index_t column_at(const ColumnLayout& l, index_t n, index_t channel, index_t tap, index_t pixel) {
-    const index_t block = channel / (index_t)l.block, within = channel - block * (index_t)l.block;
+    index_t block = 0, within = channel;
+    if (l.block_stride) {
+        block = channel;
+        within = take_digit(block, (index_t)l.block);
+    }
     return n * (index_t)l.stride[0] + block * (index_t)l.block_stride + within * (index_t)l.stride[1] +
            tap * (index_t)l.stride[2] + pixel * (index_t)l.stride[3];
 }
@@ -61,10 +66,7 @@ DEVICE void make_base(const Geometry& g, index_t first, Base& base) {
     base.first = (index_t)g.first + first;
     base.count = TILE == 1 ? 1 : (int)smaller(index_t(TILE), (index_t)g.pixels - first);
     index_t o[NDIM], rest = base.first;
-    UNROLL for (int d = NDIM - 1; d >= 0; --d) {
-        o[d] = d ? rest % (index_t)g.out[d] : rest;
-        rest /= (index_t)g.out[d];
-    }
+    UNROLL for (int d = NDIM - 1; d >= 0; --d) { o[d] = d ? take_digit(rest, (index_t)g.out[d]) : rest; }
     for (int j = 0; j < TILE; ++j) {
         UNROLL for (int d = 0; d < NDIM; ++d) base.at[d][j] = acc_t(o[d] * (index_t)g.stride[d] - (index_t)g.pad[d]);
         o[NDIM - 1] += 1;
@@ -141,8 +143,7 @@ DEVICE void look(const Geometry& g, const coord_t* offset, const coord_t* mask, 
     const coord_t* from = offset + n * (index_t)g.offset_stride[0] + channel * NDIM * (index_t)g.offset_stride[1];
     Samples& s = samples.s;
     UNROLL for (int d = NDIM - 1; d >= 0; --d) {
-        const index_t i = d ? tap % (index_t)g.kernel[d] : tap;
-        tap /= (index_t)g.kernel[d];
+        const index_t i = d ? take_digit(tap, (index_t)g.kernel[d]) : tap;
         const acc_t shift = acc_t(i * (index_t)g.dilation[d]);
         const index_t size = (index_t)g.size[d], step = (index_t)g.input_stride[2 + d];
         acc_t delta[TILE];
@@ -208,8 +209,8 @@ struct Dots {
 template <typename T>
 DEVICE void differentiate_tap(const TapSamples& samples, int j, const T* image, int width, acc_t* column, Dots& dots) {
     const Samples& s = samples.s;
-    const Axis& x = s.axis[NDIM - 1];
     if constexpr (LANES > 1) {
+        const Axis& x = s.axis[NDIM - 1];
         acc_t value[VEC] = {};
         UNROLL for (int r = 0; r < ROWS; ++r) {
             acc_t along = 0, slope = 0;

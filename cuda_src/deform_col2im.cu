@@ -39,25 +39,20 @@ DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
     const index_t blocks = (count + length - 1) / length;
     Place it;
     if (TILE == 1 && LANES > 1) {  // taps of a pixel follow one another
-        it.tap = item % taps;
-        item /= taps;
-        it.group = item % (index_t)g.groups;
-        item /= (index_t)g.groups;
-        it.first = item % tiles;
-        it.n = item / tiles;
+        it.tap = take_digit(item, taps);
+        it.group = take_digit(item, (index_t)g.groups);
+        it.first = take_digit(item, tiles);
+        it.n = item;
         it.channel = 0;
         it.opens = false;
     } else {
-        const index_t tile = item % tiles, parts = (index_t)g.groups * blocks;
-        item /= tiles;
-        it.tap = item % taps;
-        item /= taps;
+        const index_t tile = take_digit(item, tiles), parts = (index_t)g.groups * blocks;
+        it.tap = take_digit(item, taps);
         it.opens = CLEARS && tile == 0 && it.tap == 0;
-        it.n = item % batch;
-        item /= batch;
+        it.n = take_digit(item, batch);
         it.first = (TILE > 1 ? tile_of_part(tile, tiles, item, parts) : tile) * TILE;
-        it.group = item / blocks;
-        it.channel = (item - it.group * blocks) * length;
+        it.channel = take_digit(item, blocks) * length;
+        it.group = item;
     }
     it.channel_end = it.group * count + smaller(it.channel + length, count);
     it.channel += it.group * count;

@@ -22,15 +22,15 @@ KERNEL(deform_im2col, DeformIm2colParams) {
     FOR_EACH(item, p.items) {
         // In the order of memory: pixels of a tap follow one another, or taps of a pixel.
         const bool pixels_first = p.layout.stride[3] == 1;
-        const index_t places = (index_t)g.batch * tiles;
-        const index_t block = pixels_first ? item / places : item % blocks;
-        const index_t place = pixels_first ? item - block * places : item / blocks;
-        const index_t n = place / tiles;
+        index_t rest = item, block = pixels_first ? 0 : take_digit(rest, blocks);
+        const index_t tile = take_digit(rest, tiles), n = pixels_first ? take_digit(rest, (index_t)g.batch) : rest;
+        if (pixels_first) block = rest;
         Base base;
-        make_base(g, (place - n * tiles) * TILE, base);
+        make_base(g, tile * TILE, base);
         const index_t end = smaller((block + 1) * (index_t)p.tap_block, pairs);
         for (index_t pair = block * (index_t)p.tap_block; pair < end; ++pair) {
-            const index_t group = pair / (index_t)g.taps, tap = pair - group * (index_t)g.taps;
+            index_t group = pair;
+            const index_t tap = take_digit(group, (index_t)g.taps);
             TapSamples samples;
             look(g, p.offset, p.mask, n, group, tap, base, samples);
             const scalar_t* image = p.input + n * (index_t)g.input_stride[0];

@@ -43,7 +43,7 @@ def columns_of(d: Deformation, groups: int) -> Columns:
     """Return the layout of a block's columns."""
     count, pixels = d.channels // groups, d.visited
     strides = (pixels * d.taps * d.channels, 1, count, d.taps * count)
-    return Columns(strides, count, pixels * d.taps * count)
+    return Columns(strides, count, pixels * d.taps * count * (groups > 1))
 
 
 class Work:
