@@ -56,6 +56,17 @@ def test_without_offsets_it_is_a_convolution(n: int, kind: str) -> None:
     torch.testing.assert_close(found(image, *arguments), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_whether_factors_may_be_rounded(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+    seen = []
+    monkeypatch.setitem(nn._FUNCTIONS, 2, lambda *_, allow_tf32: seen.append(allow_tf32))
+    for found in (nn.DeformConv2d(4, 6, 3), nn.DeformConv2dPack(4, 6, 3)):
+        if allowed:
+            found.allow_tf32 = True
+        found(torch.rand(1, 4, 5, 5), *[torch.zeros(1, 18, 3, 3)] * isinstance(found, nn.DeformConv2d))
+    assert seen == [allowed] * 2
+
+
 def test_pack_is_the_plain_layer_with_offsets_and_masks_of_its_own() -> None:
     pack = nn.ModulatedDeformConv2dPack(4, 6, 3, padding=1, deform_groups=2)
     torch.nn.init.normal_(pack.conv_offset.weight, std=0.3)

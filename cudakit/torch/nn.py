@@ -17,6 +17,7 @@ class _DeformConvNd(nn.Module):
     """What the deformable convolutions of n dimensions have in common: the parameters of ``nn.Conv2d``."""
 
     n: ClassVar[int]
+    allow_tf32 = False
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class _DeformConvNd(nn.Module):
 
     def _convolve(self, input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         moves = (self.stride, self.padding, self.dilation)
-        return _FUNCTIONS[self.n](input, offset, self.weight, self.bias, *moves, mask)
+        return _FUNCTIONS[self.n](input, offset, self.weight, self.bias, *moves, mask, allow_tf32=self.allow_tf32)
 
     def extra_repr(self) -> str:
         """Return the settings that are not the defaults, in torchvision's words."""
@@ -112,6 +113,11 @@ class DeformConv2d(_Given):
         Groups of channels that do not mix.
     bias : bool
         Whether a learnt number is added to each output channel.
+
+    Attributes
+    ----------
+    allow_tf32 : bool
+        That of `cudakit.deform_conv2d`, False until it is set; every layer here has it.
 
     Examples
     --------
