@@ -17,7 +17,6 @@ from cudakit.conv_plan import (
     Slots,
     choose_amount,
     images_at_once,
-    read_as,
     with_tiles,
 )
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
@@ -102,8 +101,9 @@ class _Backward:
         self.reads = any(slot != NULL for slot in (results.offset, results.mask, results.weight))
         self.final, self.grad = gradient_layouts(d, target, plain_columns(d))
         beside = self.grad if results.input != NULL else None
-        self.copied = self.reads and (wants_copy(x, beside, neighbours=True) or read_as(x.dtype) != x.dtype)
-        self.layout = packed(x.shape, read_as(x.dtype), channels_last=True) if self.copied or not self.reads else x
+        wide = accumulator(x.dtype)  # see `reading`; here it is worth a copy of bfloat16, too
+        self.copied = self.reads and (wants_copy(x, beside, neighbours=True) or itemsize(wide) > self.item)
+        self.layout = packed(x.shape, wide, channels_last=True) if self.copied or not self.reads else x
         self.summed = results.input != NULL and self.grad != self.final
         # One chunk and one dtype: the sums are the results.
         self.parted = self.split.parts > 1 or d.coordinates != accumulator(d.dtype)

@@ -179,11 +179,6 @@ class Slots(NamedTuple):
     mask: Slot
 
 
-def read_as(dtype: str) -> str:
-    """Return the dtype of what is sampled: processors take their time to widen float16, and many taps read a number."""
-    return "float32" if dtype == "float16" else dtype
-
-
 class Reading(NamedTuple):
     """How an image is read: with the channels of a pixel as neighbours, all of them or, in a copy, an offset group's.
 
@@ -206,11 +201,16 @@ class Reading(NamedTuple):
 
 
 def reading(x: Image, groups: int) -> Reading:
-    """Return how images are read by a convolution with that many offset groups."""
-    if x.strides[1] == 1 and x.dtype == read_as(x.dtype):
+    """Return how images are read by a convolution with that many offset groups.
+
+    Copies of half precision are in float32: widened once, for many taps. To widen float16 takes eight instructions, which
+    is worth a copy of its own; to widen bfloat16, one.
+    """
+    if x.strides[1] == 1 and x.dtype != "float16":
         return Reading(x, 1, copied=False)
     parts = groups if divides(x, groups) else 1
-    return Reading(packed(by_group(x, parts).shape, read_as(x.dtype), channels_last=True), parts, copied=True)
+    layout = packed(by_group(x, parts).shape, accumulator(x.dtype), channels_last=True)
+    return Reading(layout, parts, copied=True)
 
 
 class _Forward:
