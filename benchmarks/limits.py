@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .cases import OURS, TOLERANCES
+from .cases import OURS
 from .measure import Result, Sample, burst, calm
 from .peers import load
 
@@ -35,14 +35,15 @@ def copy_samples(threads: int) -> list[Sample]:
         return _repeated(lambda: list(pool.map(lambda part: np.copyto(*part), parts)))
 
 
-def gemm_samples() -> list[list[Sample]]:
-    """Time products of float32 matrices by NumPy's library and by PyTorch's."""
+def gemm_samples(dtype: str) -> list[list[Sample]]:
+    """Time products of matrices by PyTorch, and of float32 ones, to which any may be widened, by NumPy's library, too."""
     matrix = np.random.default_rng(0).standard_normal((GEMM_SIZE, GEMM_SIZE), np.float32)
     torch = load("torch")
     found = [_repeated(lambda: matrix @ matrix)]
     if torch is not None:
-        tensor = torch.from_numpy(matrix)
-        found.append(_repeated(lambda: tensor @ tensor))
+        for name in dict.fromkeys(("float32", dtype)):
+            tensor = torch.from_numpy(matrix).to(getattr(torch, name))
+            found.append(_repeated(lambda tensor=tensor: tensor @ tensor))
     return found
 
 
@@ -50,15 +51,15 @@ def _repeated(call: Callable[[], Any]) -> list[Sample]:
     return [sample for _ in range(REPEATS + 1) for sample in burst(call, 1)][1:]
 
 
-def on_cpu(threads: int, measured: Callable[[], Any]) -> tuple[Any, Limits]:
-    """Measure the limits before and after something else; what is half as wide is computed in float32 here."""
-    copies, products = copy_samples(threads), gemm_samples()
+def on_cpu(threads: int, dtypes: Sequence[str], measured: Callable[[], Any]) -> tuple[Any, Limits]:
+    """Measure the limits before and after something else."""
+    copies, products = copy_samples(threads), {dtype: gemm_samples(dtype) for dtype in dtypes}
     result = measured()
     copies += copy_samples(threads)
-    # Whichever library is faster.
-    seconds = min(_typical([*one, *other]) for one, other in zip(products, gemm_samples(), strict=True))
-    rate = 2 * GEMM_SIZE**3 / seconds / 1e9
-    gemm = dict.fromkeys(TOLERANCES, rate)
+    gemm = {}
+    for dtype, first in products.items():  # whichever library is faster
+        seconds = min(_typical([*one, *other]) for one, other in zip(first, gemm_samples(dtype), strict=True))
+        gemm[dtype] = 2 * GEMM_SIZE**3 / seconds / 1e9
     return result, Limits(2 * COPY_BYTES / _typical(copies) / 1e9, gemm)
 
 

@@ -122,7 +122,10 @@ def _roofline(panel: Any, run: Result) -> None:
     span = np.geomspace(min(intensities) / 2, max(intensities + ridges) * 2, 200)
     for dtype in dict.fromkeys(row["dtype"] for row in run["rows"]):
         panel.plot(span, np.minimum(span * bandwidth, rates[dtype]), color=INK, lw=1.6)
-        panel.annotate(f"matrix product, {dtype}", (span[-1], rates[dtype] * 1.12), ha="right", size=8, color=INK)
+        label = f"matrix product, {dtype}"
+        panel.annotate(
+            label, (span[-1], rates[dtype]), (0, 2), textcoords="offset points", ha="right", size=8, color=INK
+        )
     panel.annotate("copy", (span[0] * 1.1, span[0] * bandwidth * 2), size=8, color=INK)
     for shape, (section, rows) in zip("os^vD<>PX*p", _by_section(run).items(), strict=False):
         x, y = [row["flop"] / row["bytes"] for row in rows], [row["gflop_per_s"] for row in rows]

@@ -148,7 +148,7 @@ def measure(name: str, choice: Choice, threads: int) -> Result:
     memory.keep_freed()
     set_threads(threads)
     label = f"{threads} thread{'s' * (threads > 1)}"
-    run, found = limits.on_cpu(threads, lambda: measure_rows(FAMILIES[name], choice, label, threads))
+    run, found = limits.on_cpu(threads, choice.dtypes, lambda: measure_rows(FAMILIES[name], choice, label, threads))
     return _with_limits(run, found)
 
 

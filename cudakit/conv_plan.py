@@ -203,8 +203,8 @@ class Reading(NamedTuple):
 def reading(x: Image, groups: int) -> Reading:
     """Return how images are read by a convolution with that many offset groups.
 
-    Copies of half precision are in float32: widened once, for many taps. To widen float16 takes eight instructions, which
-    is worth a copy of its own; to widen bfloat16, one.
+    Copies of half precision are in float32: widened once, for many taps. To widen float16 takes eight instructions,
+    which is worth a copy of its own; to widen bfloat16, one.
     """
     if x.strides[1] == 1 and x.dtype != "float16":
         return Reading(x, 1, copied=False)
