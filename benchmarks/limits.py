@@ -36,7 +36,7 @@ def copy_samples(threads: int) -> list[Sample]:
 
 
 def gemm_samples(dtype: str) -> list[list[Sample]]:
-    """Time products of matrices by PyTorch, and of float32 ones, to which any may be widened, by NumPy's library, too."""
+    """Time products of matrices by PyTorch, and by NumPy's library of float32 ones, to which others may be widened."""
     matrix = np.random.default_rng(0).standard_normal((GEMM_SIZE, GEMM_SIZE), np.float32)
     torch = load("torch")
     found = [_repeated(lambda: matrix @ matrix)]
