@@ -33,7 +33,7 @@ DEVICE index_t panels_of(const Cut& cut) { return (index_t)cut.groups * padded_o
 // Where the tiles of a piece's panel are: numbers take DATA_PARTS halves of a word.
 DEVICE unsigned* split_at(const DeformConvParams& p, const Piece& piece, index_t o) {
     const index_t before = (panels_of(p.cut) + LINE - 1) / LINE * LINE;
-    return p.split + before + (piece.packed + o * steps_of(piece.depth) * STEP) / 2 * DATA_PARTS;
+    return p.split + before + (piece.packed + o * padded_depth(piece)) / 2 * DATA_PARTS;
 }
 
 DEVICE void split_item(const DeformConvParams& p, index_t item) {

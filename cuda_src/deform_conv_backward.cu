@@ -132,8 +132,7 @@ DEVICE void visit_tile(const DeformConvBackwardParams& p, index_t n, const Chunk
 DEVICE void clear_chunk(const DeformConvBackwardParams& p, const Chunk& chunk, acc_t* packed) {
     for (index_t tap = 0; tap < (index_t)p.geometry.taps; tap += taps_at_once(chunk)) {
         for_pieces(p.geometry, p.cut, chunk, tap, [&](const Piece& piece) {
-            const index_t deep = (piece.depth + DEPTH_STEP - 1) / DEPTH_STEP * DEPTH_STEP;
-            clear(packed + piece.packed, 1, padded_outputs(p.cut), 0, padded_outputs(p.cut), deep);
+            clear(packed + piece.packed, 1, padded_outputs(p.cut), 0, padded_outputs(p.cut), padded_depth(piece));
         });
     }
 }

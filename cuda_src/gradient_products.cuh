@@ -88,7 +88,7 @@ DEVICE void multiply_columns(const Cut& cut, index_t count, const Piece& piece, 
     const acc_t* columns = s.columns + piece.column;
     acc_t *grads = s.grads + piece.group * padded, *to = packed + piece.packed;
 #if AMX
-    const index_t deep = steps_of(piece.depth) * STEP, panel = steps_of(count) * STEP * NR / 2 * VALUE_PARTS;
+    const index_t deep = padded_depth(piece), panel = steps_of(count) * STEP * NR / 2 * VALUE_PARTS;
     bool fits = s.grads_fit;
     for (index_t k = 0; fits && k < piece.depth; k += NR) {
         fits = split_panel<VALUE_PARTS>(count, piece.depth - k, columns + k, COLUMNS, s.split_columns + k / NR * panel);

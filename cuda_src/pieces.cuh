@@ -33,6 +33,9 @@ struct Piece {
     index_t depth;   // (end - begin) * taps
 };
 
+// Its depth as a whole number of steps, in sums that go so.
+DEVICE index_t padded_depth(const Piece& piece) { return (piece.depth + DEPTH_STEP - 1) / DEPTH_STEP * DEPTH_STEP; }
+
 DEVICE index_t group_outputs(const Cut& cut) { return (index_t)(cut.out_channels / cut.groups); }
 DEVICE index_t padded_outputs(const Cut& cut) { return (group_outputs(cut) + PANEL - 1) / PANEL * PANEL; }
 // Row of a tile of outputs: an odd number of lines, so that a column of it does not fall on a few sets of the cache.
@@ -105,8 +108,7 @@ template <typename F> DEVICE void for_strips(const Geometry& g, const Cut& cut, 
                         const index_t at = piece.packed + o / NR * NR * piece.depth + (c - begin) * NR + o % NR;
                         const index_t user = (group * outputs + o) * row + c % per_group * all + tap;
                         const index_t channels = smaller(index_t(STRIP), end - c);
-                        const index_t deep = (piece.depth + DEPTH_STEP - 1) / DEPTH_STEP * DEPTH_STEP;
-                        const index_t sums_at = piece.packed + o * deep + (c - begin);
+                        const index_t deep = padded_depth(piece), sums_at = piece.packed + o * deep + (c - begin);
                         f(Strip{at, user, row, all, sums_at, deep, channels, piece.taps, end - begin, rows});
                     });
                 }

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cudakit import amx, conv_plan, host, launch, op
+from cudakit import amx, conv_plan, host, launch
 
 from .conftest import Arrays
 from .deformable_problems import Geometry, call, check, draw
+from .test_conv_cuda_plan import forget as forget_plans
 
 GEOMETRIES = [
     pytest.param(Geometry((13, 11), (3, 3), padding=1, channels=32, out_channels=32), id="whole tiles"),
@@ -32,10 +33,15 @@ OPERATORS = pytest.mark.parametrize("operator", ["deform_conv", "deform_conv_bac
 
 def forget() -> None:
     """Make every operator plan anew, for other kernels."""
-    op._recipes.clear()
-    op._plan.cache_clear()
+    forget_plans()
     launch.load.cache_clear()
     host.fingerprint.cache_clear()
+
+
+def want_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Find tiles worth it whatever the size."""
+    for name in ("LEAST_OUTPUTS", "LEAST_DEPTH", "LEAST_PIXELS"):
+        monkeypatch.setattr(conv_plan, name, 0)
 
 
 @pytest.fixture(params=["registers", "loops"])
@@ -48,8 +54,7 @@ def tiles(request: pytest.FixtureRequest, arrays: Arrays, monkeypatch: pytest.Mo
     if request.param == "loops":
         monkeypatch.setattr(amx, "available", lambda: True)
         monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-DEMULATE_AMX"))
-    for name in ("LEAST_OUTPUTS", "LEAST_DEPTH", "LEAST_PIXELS"):
-        monkeypatch.setattr(conv_plan, name, 0)
+    want_tiles(monkeypatch)
     forget()
     yield
     forget()
@@ -135,8 +140,7 @@ def test_a_compiler_that_does_not_know_them(
         pytest.skip("a GPU has cuBLAS")
     monkeypatch.setattr(amx, "available", lambda: True)
     monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-U__AMX_BF16__"))
-    for name in ("LEAST_OUTPUTS", "LEAST_DEPTH", "LEAST_PIXELS"):
-        monkeypatch.setattr(conv_plan, name, 0)
+    want_tiles(monkeypatch)
     forget()
     try:
         problem = draw(rng, Geometry((13, 11), (3, 3), channels=32, out_channels=32), "bfloat16")
