@@ -108,10 +108,11 @@ template <int size, typename T> DEVICE void prefetch_line(const T* from) {
 
 // Up to `size` elements, `stride` apart, to and from the arithmetic type. A full line of neighbours is SIMD code, and
 // what lies behind it is fetched ahead: it is the next tile's, and lines of a tile are too far apart for the hardware
-// to guess that.
+// to guess that. What is read may begin anywhere in a line of the cache, and then ends in one more.
 template <int size, typename T> DEVICE void load_line(const T* from, index_t stride, int count, acc_t* to) {
     if (stride == 1 && count == size) {
         prefetch_line<size>(from + size);
+        PREFETCH(from + 2 * size - 1);
         SIMD for (int j = 0; j < size; ++j) to[j] = widen(from[j]);
     } else {
         for (int j = 0; j < count; ++j) to[j] = widen(from[j * stride]);
