@@ -111,11 +111,24 @@ template <typename F> DEVICE void for_channels(int width, F visit) {
     }
 }
 
-// Leaves the sum of sum[k] in sum[k][0].
-template <int count> DEVICE void add_up(acc_t sum[][SUMS]) {
-    UNROLL for (int half = SUMS / 2; half > 0; half /= 2) {
-        UNROLL for (int k = 0; k < count; ++k) { SIMD for (int l = 0; l < half; ++l) sum[k][l] += sum[k][l + half]; }
+// Of such sums PARTS are left, which are added up in the end for many samples side by side.
+constexpr int PARTS = SUMS < 4 ? SUMS : 4;
+
+// to[k * step] += sum[k].
+template <int count> DEVICE void add_parts(const acc_t sum[][SUMS], acc_t (*to)[PARTS], int step) {
+    UNROLL for (int k = 0; k < count; ++k) {
+        SIMD for (int l = 0; l < PARTS; ++l) {
+            acc_t part = sum[k][l];
+            UNROLL for (int i = PARTS; i < SUMS; i += PARTS) part += sum[k][i + l];
+            to[k * step][l] += part;
+        }
     }
+}
+
+DEVICE acc_t whole_of(const acc_t* parts) {
+    acc_t sum = parts[0];
+    UNROLL for (int l = 1; l < PARTS; ++l) sum += parts[l];
+    return sum;
 }
 
 // A sample in one channel, and its slopes along the dimensions: `slope2` along the last one, `slope0` along the first one
@@ -150,10 +163,10 @@ DEVICE void add_slopes(acc_t factor, const Derivative& by, int l, acc_t sum[][SU
     sum[NDIM - 1][l] += factor * by.slope2;
 }
 
-// grad[d][j] += sum over channels of out_grad * d(sample j) / d(coordinate d). Where everything is inside, the slopes of
+// The parts of grad[d][j] += sum over channels of out_grad * d(sample j) / d(coordinate d). Where everything is inside, the slopes of
 // all taps are combined for each channel first, so that there is one sum over channels for each d and not for each tap.
 DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, int width, const acc_t* out_grad,
-                                acc_t grad[][TILE]) {
+                                acc_t grad[][TILE][PARTS]) {
     const Axis& x = s.axis[NDIM - 1];
     if (LANES == 1 && s.whole) {
         acc_t sum[NDIM][SUMS] = {};
@@ -164,8 +177,7 @@ DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, 
             }
             for_channels(width, [&](int v, int l) { add_slopes(out_grad[v], derivative(s, j, r0, tap, v), l, sum); });
         }
-        add_up<NDIM>(sum);
-        UNROLL for (int d = 0; d < NDIM; ++d) grad[d][j] += sum[d][0];
+        add_parts<NDIM>(sum, grad[0] + j, TILE);
         return;
     }
     UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
@@ -178,8 +190,8 @@ DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, 
             value = fused(x.weight[t][j], dot, value);
             slope = fused(x.slope[t][j], dot, slope);
         }
-        UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j] = fused(row_slope(s, d, r, j), value, grad[d][j]);
-        grad[NDIM - 1][j] = fused(row_weight(s, r, j), slope, grad[NDIM - 1][j]);
+        UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j][0] = fused(row_slope(s, d, r, j), value, grad[d][j][0]);
+        grad[NDIM - 1][j][0] = fused(row_weight(s, r, j), slope, grad[NDIM - 1][j][0]);
     }
 }
 

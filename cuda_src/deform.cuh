@@ -200,52 +200,90 @@ template <typename T> DEVICE void sample_tap(const TapSamples& samples, int j, c
     }
 }
 
-// What a sample's gradient column makes of its value and of its slopes, summed over channels.
+// What a gradient column makes of a tile's corners: its products with them, summed over channels.
 struct Dots {
-    acc_t value, slope[3];
+    acc_t corner[CORNERS][TILE][PARTS];
 };
 
-// dots += sum over channels of column * (value, slopes) of sample j; then column = mask[j] * value.
+// dots += column * corners of sample j; then column = mask[j] * its value. `width` <= VEC.
 template <typename T>
 DEVICE void differentiate_tap(const TapSamples& samples, int j, const T* image, int width, acc_t* column, Dots& dots) {
-    const Samples& s = samples.s;
     if constexpr (LANES > 1) {
-        const Axis& x = s.axis[NDIM - 1];
         acc_t value[VEC] = {};
-        UNROLL for (int r = 0; r < ROWS; ++r) {
-            acc_t along = 0, slope = 0;
-            UNROLL for (int t = 0; t < TAPS; ++t) {
-                const Corner c = corner(samples, r * TAPS + t, j);
-                if (!corner_inside(s, r * TAPS + t, j)) continue;
-                acc_t pixel[VEC], dot = 0;
-                load_channels(image + c.at, width, pixel);
-                UNROLL for (int v = 0; v < VEC; ++v) {
-                    dot = fused(column[v], pixel[v], dot);
-                    value[v] = fused(c.weight, pixel[v], value[v]);
-                }
-                along = fused(x.weight[t][j], dot, along);
-                slope = fused(x.slope[t][j], dot, slope);
+        UNROLL for (int k = 0; k < CORNERS; ++k) {
+            if (!corner_inside(samples.s, k, j)) continue;
+            const Corner c = corner(samples, k, j);
+            acc_t pixel[VEC];
+            load_channels(image + c.at, width, pixel);
+            UNROLL for (int v = 0; v < VEC; ++v) {
+                dots.corner[k][j][0] = fused(column[v], pixel[v], dots.corner[k][j][0]);
+                value[v] = fused(c.weight, pixel[v], value[v]);
             }
-            UNROLL for (int d = 0; d < NDIM - 1; ++d) dots.slope[d] += row_slope(s, d, r, j) * along;
-            dots.slope[NDIM - 1] += row_weight(s, r, j) * slope;
-            dots.value += row_weight(s, r, j) * along;
         }
         UNROLL for (int v = 0; v < VEC; ++v) column[v] = value[v];
     } else {
         const T* from[CORNERS];
+        acc_t weight[CORNERS], sum[CORNERS][SUMS] = {};
         UNROLL for (int k = 0; k < CORNERS; ++k) {
-            from[k] = corner_inside(s, k, j) ? image + corner(samples, k, j).at : nothing;
+            const Corner c = corner(samples, k, j);
+            from[k] = corner_inside(samples.s, k, j) ? image + c.at : nothing;
+            weight[k] = c.weight;
         }
-        acc_t sum[NDIM + 1][SUMS] = {};
         for_channels(width, [&](int v, int l) {
-            const Derivative found = derivative(s, j, 0, from, v);
-            add_slopes(column[v], found, l, sum);
-            sum[NDIM][l] += column[v] * found.value;
-            column[v] = samples.mask[j] * found.value;
+            acc_t value = 0;
+            UNROLL for (int k = 0; k < CORNERS; ++k) {
+                const acc_t pixel = widen(from[k][v]);
+                sum[k][l] = fused(column[v], pixel, sum[k][l]);
+                value = fused(weight[k], pixel, value);
+            }
+            column[v] = value;
         });
-        add_up<NDIM + 1>(sum);
-        UNROLL for (int d = 0; d < NDIM; ++d) dots.slope[d] += sum[d][0];
-        dots.value += sum[NDIM][0];
+        add_parts<CORNERS>(sum, dots.corner[0] + j, TILE);
+    }
+}
+
+// The gradients by masks and coordinates that a tile's dots make.
+struct SampleGradients {
+    acc_t mask[TILE], offset[NDIM][TILE];
+};
+
+DEVICE void make_gradients(const TapSamples& samples, const Dots& dots, SampleGradients& grads) {
+    const Samples& s = samples.s;
+    const Axis& x = s.axis[NDIM - 1];
+    SIMD for (int j = 0; j < TILE; ++j) {
+        acc_t by_mask = 0, by_offset[NDIM] = {};
+        UNROLL for (int r = 0; r < ROWS; ++r) {
+            acc_t value = 0, slope = 0;
+            UNROLL for (int t = 0; t < TAPS; ++t) {
+                const acc_t dot = whole_of(dots.corner[r * TAPS + t][j]);
+                value = fused(x.weight[t][j], dot, value);
+                slope = fused(x.slope[t][j], dot, slope);
+            }
+            UNROLL for (int d = 0; d < NDIM - 1; ++d) by_offset[d] = fused(row_slope(s, d, r, j), value, by_offset[d]);
+            by_offset[NDIM - 1] = fused(row_weight(s, r, j), slope, by_offset[NDIM - 1]);
+            by_mask = fused(row_weight(s, r, j), value, by_mask);
+        }
+        grads.mask[j] = by_mask;
+        UNROLL for (int d = 0; d < NDIM; ++d) grads.offset[d][j] = by_offset[d] * samples.mask[j];
+    }
+}
+
+// Of image n, to where they are wanted; null: not needed.
+template <typename T> DEVICE void store_gradients(const Geometry& g, const SampleGradients& grads, index_t n,
+                                                  index_t group, index_t tap, const Base& base, T* offset, T* mask) {
+    const index_t channel = group * (index_t)g.taps + tap;
+    if (mask) {
+        const index_t stride = (index_t)g.mask_stride[2];
+        T* to = mask + n * (index_t)g.mask_stride[0] + channel * (index_t)g.mask_stride[1];
+        store_line<TILE>(grads.mask, to + base.first * stride, stride, base.count);
+    }
+    if (offset) {
+        const index_t stride = (index_t)g.offset_stride[2];
+        T* to = offset + n * (index_t)g.offset_stride[0] + channel * NDIM * (index_t)g.offset_stride[1];
+        UNROLL for (int d = 0; d < NDIM; ++d) {
+            store_line<TILE>(grads.offset[d], to + d * (index_t)g.offset_stride[1] + base.first * stride, stride,
+                             base.count);
+        }
     }
 }
 

@@ -59,24 +59,6 @@ DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
     return it;
 }
 
-DEVICE void store_gradients(const DeformCol2imParams& p, const Place& it, const Base& base, const Dots* dots,
-                            const acc_t* mask) {
-    const Geometry& g = p.geometry;
-    const index_t channel = it.group * (index_t)g.taps + it.tap;
-    for (int j = 0; j < base.count; ++j) {
-        if (p.grad_mask) {
-            narrow(dots[j].value, p.grad_mask[it.n * (index_t)g.mask_stride[0] + channel * (index_t)g.mask_stride[1] +
-                                              (base.first + j) * (index_t)g.mask_stride[2]]);
-        }
-        if (!p.grad_offset) continue;
-        coord_t* to = p.grad_offset + it.n * (index_t)g.offset_stride[0] +
-                      channel * NDIM * (index_t)g.offset_stride[1] + (base.first + j) * (index_t)g.offset_stride[2];
-        UNROLL for (int d = 0; d < NDIM; ++d) {
-            narrow(dots[j].slope[d] * mask[j], to[d * (index_t)g.offset_stride[1]]);
-        }
-    }
-}
-
 KERNEL(deform_col2im, DeformCol2imParams) {
     const Geometry& g = p.geometry;
     FOR_EACH(item, p.items) {
@@ -89,7 +71,7 @@ KERNEL(deform_col2im, DeformCol2imParams) {
         make_base(g, it.first, base);
         TapSamples samples;
         look(g, p.offset, p.mask, it.n, it.group, it.tap, base, samples);
-        Dots dots[TILE] = {};
+        Dots dots = {};
         const index_t channel_stride = (index_t)p.layout.stride[1], pixel_stride = (index_t)p.layout.stride[3];
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
             const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
@@ -103,17 +85,19 @@ KERNEL(deform_col2im, DeformCol2imParams) {
             if (p.input) {
                 const scalar_t* image = p.input + it.n * (index_t)g.input_stride[0] + c * (index_t)g.input_stride[1];
                 for (int j = 0; j < base.count; ++j) {
-                    differentiate_tap(samples, j, image, width, column + j * VEC, dots[j]);
+                    differentiate_tap(samples, j, image, width, column + j * VEC, dots);
                 }
             }
             if (!p.samples) continue;
             store_tile(p.samples + at, channel_stride, pixel_stride, base.count, width, (acc_t(*)[VEC])column);
         }
         if (!p.grad_offset && !p.grad_mask) continue;
+        SampleGradients grads;
+        make_gradients(samples, dots, grads);
         for (int j = 0; j < base.count; ++j) {
-            dots[j].value = lane_sum(dots[j].value);
-            UNROLL for (int d = 0; d < NDIM; ++d) dots[j].slope[d] = lane_sum(dots[j].slope[d]);
+            grads.mask[j] = lane_sum(grads.mask[j]);
+            UNROLL for (int d = 0; d < NDIM; ++d) grads.offset[d][j] = lane_sum(grads.offset[d][j]);
         }
-        if (LANE == 0) store_gradients(p, it, base, dots, samples.mask);
+        if (LANE == 0) store_gradients(g, grads, it.n, it.group, it.tap, base, p.grad_offset, p.grad_mask);
     }
 }

@@ -63,7 +63,7 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk&
     TapSamples samples;
     look(g, p.offset, p.mask, n, chunk.group, tap, base, samples);
     const bool slopes = p.part_offset || p.part_mask;
-    Dots dots[TILE] = {};
+    Dots dots = {};
     for_pieces(g, p.cut, chunk, first_tap, [&](const Piece& piece) {
         const int width = (int)(piece.end - piece.begin);
         acc_t* column = columns + piece.column + (tap - first_tap) * width;
@@ -74,24 +74,17 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk&
                 scatter_tap(samples, j, grad, width, column);
             }
             if (slopes) {
-                differentiate_tap(samples, j, p.input + image, width, column, dots[j]);
+                differentiate_tap(samples, j, p.input + image, width, column, dots);
             } else if (p.packed) {
                 sample_tap(samples, j, p.input + image, width, column);
             }
         }
     });
-    const index_t pair = chunk.group * (index_t)g.taps + tap;
-    for (int j = 0; j < base.count; ++j) {
-        if (p.part_mask) {
-            p.part_mask[(chunk_in_group * (index_t)g.batch + n) * (index_t)g.mask_stride[0] +
-                        pair * (index_t)g.mask_stride[1] + (base.first + j) * (index_t)g.mask_stride[2]] =
-                dots[j].value;
-        }
-        if (!p.part_offset) continue;
-        acc_t* to = p.part_offset + (chunk_in_group * (index_t)g.batch + n) * (index_t)g.offset_stride[0] +
-                    pair * NDIM * (index_t)g.offset_stride[1] + (base.first + j) * (index_t)g.offset_stride[2];
-        UNROLL for (int d = 0; d < NDIM; ++d) to[d * (index_t)g.offset_stride[1]] = dots[j].slope[d] * samples.mask[j];
-    }
+    if (!slopes) return;
+    SampleGradients grads;
+    make_gradients(samples, dots, grads);
+    const index_t part = chunk_in_group * (index_t)g.batch + n;
+    store_gradients(g, grads, part, chunk.group, tap, base, p.part_offset, p.part_mask);
 }
 
 // One tile of pixels of one image.

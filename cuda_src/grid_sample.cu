@@ -175,7 +175,7 @@ KERNEL(grid_sample_channels, GridSampleParams) {
 
 // Both gradients of a tile in the channels c ... c + width - 1.
 DEVICE void channel_gradients(const GridSampleParams& p, const Samples& s, const Item& it, index_t c, int width,
-                              const acc_t* out_grad, acc_t grad[][TILE]) {
+                              const acc_t* out_grad, acc_t grad[][TILE][PARTS]) {
     if (p.grad_grid) {
         const scalar_t* image = p.input + it.n * (index_t)p.input_stride[0] + c;
         for (int j = 0; j < it.count; ++j) coordinate_gradient(s, j, image, width, out_grad + j * VEC, grad);
@@ -194,7 +194,7 @@ KERNEL(grid_sample_channels_backward, GridSampleParams) {
         plan(p, p.input_stride + 2, it, s);
         const scalar_t* grad_output =
             p.grad_output + it.n * (index_t)p.output_stride[0] + it.first * (index_t)p.output_stride[2];
-        acc_t grad[NDIM][TILE] = {};
+        acc_t parts[NDIM][TILE][PARTS] = {};
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
             const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
             acc_t tile[TILE][VEC], other[TILE * VEC];
@@ -202,14 +202,15 @@ KERNEL(grid_sample_channels_backward, GridSampleParams) {
                 load_tile(grad_output + c * (index_t)p.output_stride[1], (index_t)p.output_stride[1],
                           (index_t)p.output_stride[2], it.count, width, tile, other);
             if (width == VEC) {
-                channel_gradients(p, s, it, c, VEC, out_grad, grad);
+                channel_gradients(p, s, it, c, VEC, out_grad, parts);
             } else {
-                channel_gradients(p, s, it, c, width, out_grad, grad);
+                channel_gradients(p, s, it, c, width, out_grad, parts);
             }
         }
         if (!p.grad_grid) continue;
+        acc_t grad[NDIM][TILE];
         UNROLL for (int d = 0; d < NDIM; ++d) {
-            for (int j = 0; j < TILE; ++j) grad[d][j] = lane_sum(grad[d][j]);
+            SIMD for (int j = 0; j < TILE; ++j) grad[d][j] = lane_sum(whole_of(parts[d][j]));
         }
         if (LANE == 0) store_grid_gradient(p, it, grad);
     }
