@@ -144,6 +144,7 @@ KERNEL(deform_conv, DeformConvParams) {
             }
         }
         scalar_t* output = p.output + n * (index_t)p.output_stride[0] + first * (index_t)p.output_stride[2];
-        move_outputs<true>(cut, output, (index_t)p.output_stride[1], (index_t)p.output_stride[2], count, total);
+        move_outputs<true>(cut, {0, (index_t)cut.groups}, output, (index_t)p.output_stride[1],
+                           (index_t)p.output_stride[2], count, total);
     }
 }

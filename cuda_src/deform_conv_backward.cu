@@ -27,11 +27,17 @@ struct DeformConvBackwardParams {
     long long slots;
     long long opens;             // whether `packed` begins with these images, rather than being added to
     long long packed_size;       // numbers of one slot
+    long long group_stride;      // from the channels of an offset group to those of the next, of image and gradient
     long long output_stride[3];  // of grad_output: batch, channel, pixel
     long long grad_stride[5];    // of grad_input
     Cut cut;
     Geometry geometry;
 };
+
+// What to add to a channel's number for its place in a pixel of the image, or of its gradient.
+DEVICE index_t origin_of(const DeformConvBackwardParams& p, const Chunk& chunk) {
+    return chunk.group * ((index_t)p.group_stride - (index_t)(p.geometry.channels / p.geometry.groups));
+}
 
 // The chunk's weights, piece after piece as panels of NR columns: [panel][output channel][NR]. Returns their end.
 DEVICE acc_t* pack_chunk(const DeformConvBackwardParams& p, const Chunk& chunk, acc_t* to) {
@@ -66,11 +72,12 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk&
     Dots dots = {};
     for_pieces(g, p.cut, chunk, first_tap, [&](const Piece& piece) {
         const int width = (int)(piece.end - piece.begin);
+        const index_t at = origin_of(p, chunk) + piece.begin;
+        const index_t image = n * (index_t)g.input_stride[0] + at;
         acc_t* column = columns + piece.column + (tap - first_tap) * width;
-        const index_t image = n * (index_t)g.input_stride[0] + piece.begin;
         for (int j = 0; j < base.count; ++j, column += COLUMNS) {
             if (p.grad_input) {
-                acc_t* grad = p.grad_input + n * (index_t)p.grad_stride[0] + piece.begin;
+                acc_t* grad = p.grad_input + n * (index_t)p.grad_stride[0] + at;
                 scatter_tap(samples, j, grad, width, column);
             }
             if (slopes) {
@@ -95,9 +102,11 @@ DEVICE void visit_tile(const DeformConvBackwardParams& p, index_t n, const Chunk
     const index_t count = smaller(index_t(PIXELS), (index_t)g.pixels - first);
     const bool back = p.grad_input || p.part_offset || p.part_mask;
     const scalar_t* from = p.grad_output + n * (index_t)p.output_stride[0] + first * (index_t)p.output_stride[2];
-    move_outputs<false>(cut, (scalar_t*)from, (index_t)p.output_stride[1], (index_t)p.output_stride[2], count, s.grads);
+    const Groups of = groups_of(g, cut, chunk);
+    move_outputs<false>(cut, of, (scalar_t*)from, (index_t)p.output_stride[1], (index_t)p.output_stride[2], count,
+                        s.grads);
 #if AMX
-    split_grads(cut, count, s);
+    split_grads(cut, of, count, s);
 #endif
     index_t panel = 0;
     for (index_t first_tap = 0; first_tap < (index_t)g.taps; first_tap += taps_at_once(chunk)) {
@@ -148,8 +157,8 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
         if (packed && p.opens) clear_chunk(p, chunk, packed);
         for (index_t n = slot; n < (index_t)g.batch; n += (index_t)p.slots) {
             if (p.grad_input) {
-                clear(p.grad_input + n * (index_t)p.grad_stride[0], 1, (index_t)p.grad_stride[1 + NDIM], chunk.begin,
-                      chunk.end, input_pixels(g));
+                const index_t at = n * (index_t)p.grad_stride[0] + origin_of(p, chunk);
+                clear(p.grad_input + at, 1, (index_t)p.grad_stride[1 + NDIM], chunk.begin, chunk.end, input_pixels(g));
             }
             for (index_t tile = 0; tile < tiles; ++tile) {
                 const index_t first = tile_of_part(tile, tiles, number, chunks) * PIXELS;

@@ -46,11 +46,11 @@ DEVICE void split_weights(const Geometry& g, const Cut& cut, const Chunk& chunk,
 }
 
 // Left operands, group after group. The turned ones go through the memory of the columns'.
-DEVICE void split_grads(const Cut& cut, index_t count, Scratch& s) {
+DEVICE void split_grads(const Cut& cut, Groups of, index_t count, Scratch& s) {
     const index_t outputs = group_outputs(cut), padded = padded_outputs(cut), row = output_row(cut);
     const index_t block = steps_of(count) * DATA_PARTS * TILE_WORDS;  // of 16 channels
     s.grads_fit = true;
-    for (index_t group = 0; group < (index_t)cut.groups; ++group) {
+    for (index_t group = of.begin; group < of.end; ++group) {
         const acc_t* grads = s.grads + group * padded;
         unsigned* rows = s.rows + group * PIXELS * padded * DATA_PARTS / 2;
         s.grads_fit &= split_rows<DATA_PARTS>(count, outputs, grads, row, rows);

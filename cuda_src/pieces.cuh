@@ -25,6 +25,11 @@ struct Chunk {
     index_t number;
 };
 
+// Of the convolution.
+struct Groups {
+    index_t begin, end;
+};
+
 struct Piece {
     index_t begin, end, group;  // channels, of that group of the convolution
     index_t tap, taps;
@@ -49,6 +54,11 @@ DEVICE Chunk chunk_of(const Geometry& g, const Cut& cut, index_t number) {
     const index_t count = (index_t)(g.channels / g.groups), group = number / chunks_in_group(g, cut);
     const index_t begin = (number - group * chunks_in_group(g, cut)) * (index_t)cut.channel_block;
     return {group * count + begin, group * count + smaller(begin + (index_t)cut.channel_block, count), group, number};
+}
+
+DEVICE Groups groups_of(const Geometry& g, const Cut& cut, const Chunk& chunk) {
+    const index_t per_group = (index_t)(g.channels / cut.groups);
+    return {chunk.begin / per_group, (chunk.end - 1) / per_group + 1};
 }
 
 DEVICE index_t taps_at_once(const Chunk& chunk) { return larger(index_t(1), BLOCK / (chunk.end - chunk.begin)); }
@@ -117,12 +127,12 @@ template <typename F> DEVICE void for_strips(const Geometry& g, const Cut& cut, 
     }
 }
 
-// A tile of outputs, [pixel][group][padded channel], to or from memory in either layout.
-template <bool STORE, typename T> DEVICE void move_outputs(const Cut& cut, T* memory, index_t channel_stride,
+// The groups' part of a tile of outputs, [pixel][group][padded channel], to or from memory in either layout.
+template <bool STORE, typename T> DEVICE void move_outputs(const Cut& cut, Groups of, T* memory, index_t channel_stride,
                                                            index_t pixel_stride, index_t count, acc_t* rows) {
     const index_t outputs = group_outputs(cut), row = output_row(cut);
     acc_t tile[TILE * TILE], other[TILE * TILE];
-    for (index_t o = 0; o < (index_t)cut.out_channels; ++o) {
+    for (index_t o = of.begin * outputs; o < of.end * outputs; ++o) {
         const index_t group = o / outputs, first = o - group * outputs;
         const int width = (int)smaller(index_t(TILE), outputs - first);
         acc_t* column = rows + group * padded_outputs(cut) + first;

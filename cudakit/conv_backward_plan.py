@@ -11,6 +11,7 @@ from cudakit.conv_plan import (
     PIXELS,
     STEP,
     VALUE_PARTS,
+    Access,
     Amount,
     Convolution,
     Size,
@@ -22,7 +23,7 @@ from cudakit.conv_plan import (
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deform_plan import coordinates_from, gradient_layouts, plain_columns, wants_copy
 from cudakit.launch import Launch, load
-from cudakit.layout import accumulator, add_copy, add_sum, itemsize, packed, part
+from cudakit.layout import accumulator, add_copy, add_sum, by_group, divides, itemsize, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail
@@ -30,7 +31,7 @@ from cudakit.structs import pack_tail
 FIELDS = (
     *((name, 1) for name in ("grad_output", "input", "offset", "mask", "weight", "grad_input", "part_offset")),
     *((name, 1) for name in ("part_mask", "packed", "grad_weight", "scratch")),
-    *((name, 1) for name in ("items", "slots", "opens", "packed_size")),
+    *((name, 1) for name in ("items", "slots", "opens", "packed_size", "group_stride")),
     *(("output_stride", 3), ("grad_stride", 5)),
     *CUT_FIELDS,
     *GEOMETRY_FIELDS,
@@ -95,18 +96,28 @@ class _Backward:
     ) -> None:
         self.plan, self.target, self.conv = plan, target, conv
         self.slots, self.grad_output, self.results = slots, grad_output, results
-        d, x = conv.d, conv.input
+        d = conv.d
         self.item, self.wide = itemsize(d.dtype), conv.accumulator_bytes
         self.split = split(d, target.threads)
         self.reads = any(slot != NULL for slot in (results.offset, results.mask, results.weight))
-        self.final, self.grad = gradient_layouts(d, target, plain_columns(d))
-        beside = self.grad if results.input != NULL else None
-        wide = accumulator(x.dtype)  # see `reading`; here it is worth a copy of bfloat16, too
-        self.copied = self.reads and (wants_copy(x, beside, neighbours=True) or itemsize(wide) > self.item)
-        self.layout = packed(x.shape, wide, channels_last=True) if self.copied or not self.reads else x
-        self.summed = results.input != NULL and self.grad != self.final
+        self._lay_out(target)
         # One chunk and one dtype: the sums are the results.
         self.parted = self.split.parts > 1 or d.coordinates != accumulator(d.dtype)
+
+    def _lay_out(self, target: Target) -> None:
+        """Choose how image and gradient lie: a tap has one offset in both."""
+        d, x, results = self.conv.d, self.conv.input, self.results
+        self.final, grad = gradient_layouts(d, target, plain_columns(d))
+        beside = grad if results.input != NULL else None
+        wide = accumulator(x.dtype)  # see `reading`; here it is worth a copy of bfloat16, too
+        copied = self.reads and (wants_copy(x, beside, neighbours=True) or itemsize(wide) > self.item)
+        summed = results.input != NULL and grad != self.final
+        free = (copied or not self.reads) and (summed or results.input == NULL)
+        ends = [image for image, moved in ((x, copied), (self.final, summed)) if moved]
+        parts = d.groups if free and all(divides(image, d.groups) for image in ends) else 1
+        layout = packed(by_group(x, parts).shape, wide, channels_last=True) if copied or not self.reads else x
+        self.image = Access(layout, parts, copied)
+        self.grad = Access(packed(by_group(grad, parts).shape, grad.dtype, channels_last=True), parts, summed)
 
     def run(self) -> None:
         """Append all launches."""
@@ -128,8 +139,8 @@ class _Backward:
         shared = (results.offset, d.offset_channels), (results.mask, d.mask_channels)
         parts = sum(channels for slot, channels in shared if slot != NULL and self.parted)
         return (
-            size * itemsize(self.layout.dtype) * self.copied
-            + size * self.wide * self.summed
+            size * itemsize(self.image.layout.dtype) * self.image.copied
+            + size * self.wide * self.grad.copied
             + self.split.parts * parts * d.pixels * self.wide
         )
 
@@ -162,8 +173,8 @@ class _Backward:
         image = d.channels * prod(d.space) * amount.images
         parts = self.split.parts * d.pixels * amount.images * self.wide
         return Buffers(
-            plan.workspace(image * itemsize(self.layout.dtype)) if self.copied else NULL,
-            plan.workspace(image * self.wide) if self.summed else NULL,
+            plan.workspace(image * itemsize(self.image.layout.dtype)) if self.image.copied else NULL,
+            plan.workspace(image * self.wide) if self.grad.copied else NULL,
             plan.workspace(parts * d.offset_channels) if self.parted and results.offset != NULL else NULL,
             plan.workspace(parts * d.mask_channels) if self.parted and results.mask != NULL else NULL,
             plan.workspace(size.slot * amount.slots) if results.weight != NULL else NULL,
@@ -175,15 +186,17 @@ class _Backward:
         plan, target, conv, results = self.plan, self.target, self.conv, self.results
         d, x = conv.d, conv.input
         source = self.slots.input.at(first * x.strides[0] * self.item) if self.reads else NULL
-        if self.copied:
-            add_copy(plan, target, (source, part(x, count)), (buffers.image, part(self.layout, count)))
+        parts = self.image.parts
+        if self.image.copied:
+            old, new = by_group(part(x, count), parts), part(self.image.layout, count * parts)
+            add_copy(plan, target, (source, old), (buffers.image, new))
         goal = results.input.at(first * self.final.strides[0] * self.item)
         offset, mask = coordinates_from(d, first, self.slots.offset, self.slots.mask)
         grads = coordinates_from(d, first, results.offset, results.mask)
         pointers = (
             self.grad_output.at(first * conv.output.strides[0] * self.item),
-            *(buffers.image if self.copied else source, offset, mask, self.slots.weight),
-            buffers.grad_input if self.summed else goal,
+            *(buffers.image if self.image.copied else source, offset, mask, self.slots.weight),
+            buffers.grad_input if self.grad.copied else goal,
             *((buffers.offset, buffers.mask) if self.parted else grads),
             *(buffers.packed, NULL, buffers.scratch),
         )
@@ -196,8 +209,9 @@ class _Backward:
                 grads, (buffers.offset, buffers.mask), (d.offset_channels, d.mask_channels), strict=True
             ):
                 self._add_parts(grad, sums, count * channels * d.pixels)
-        if self.summed:
-            add_copy(plan, target, (buffers.grad_input, part(self.grad, count)), (goal, part(self.final, count)))
+        if self.grad.copied:
+            old, new = part(self.grad.layout, count * parts), by_group(part(self.final, count), parts)
+            add_copy(plan, target, (buffers.grad_input, old), (goal, new))
 
     def _add_parts(self, grad: Slot, sums: Slot, size: int) -> None:
         """Append the sums over chunks of a group, for a gradient of so many numbers."""
@@ -217,11 +231,12 @@ class _Backward:
     ) -> None:
         conv, block = self.conv, self.split.block
         tail = pack_tail(
-            *(kernel, items, amount.slots, int(opens), conv.packed_size(block), conv.output_strides, self.grad.strides),
+            *(kernel, items, amount.slots, int(opens), conv.packed_size(block), self.image.group_stride(d)),
+            *(conv.output_strides, self.grad.strides),
             *(*conv.cut(block), self._scratch(conv)),
-            *geometry_values(d, self.layout.strides),
+            *geometry_values(d, self.image.strides),
         )
-        loaded = load(kernel, conv.prelude(self.layout, block), CPU)
+        loaded = load(kernel, conv.prelude(self.image.layout, block), CPU)
         self.plan.launch(Launch(loaded, tail, items, 1, work, amount.workers), *pointers)
 
 

@@ -179,11 +179,11 @@ class Slots(NamedTuple):
     mask: Slot
 
 
-class Reading(NamedTuple):
-    """How an image is read: with the channels of a pixel as neighbours, all of them or, in a copy, an offset group's.
+class Access(NamedTuple):
+    """How an image or its gradient lies: the channels of a pixel side by side, in a copy those of an offset group only.
 
-    A sample reads what one group has of a pixel. If the other groups' channels lay between that and what it has of the
-    next pixel, few sets of the cache would have to hold all that a tile reads.
+    A sample reaches what one group has of a pixel. If the other groups' channels lay between that and what it has of
+    the next pixel, few sets of the cache would have to hold all that a tile reaches.
     """
 
     layout: Image  # an image is `parts` images of it
@@ -200,17 +200,17 @@ class Reading(NamedTuple):
         return self.layout.strides[0] if self.parts > 1 else d.channels // d.groups
 
 
-def reading(x: Image, groups: int) -> Reading:
+def reading(x: Image, groups: int) -> Access:
     """Return how images are read by a convolution with that many offset groups.
 
     Copies of half precision are in float32: widened once, for many taps. To widen float16 takes eight instructions,
     which is worth a copy of its own; to widen bfloat16, one.
     """
     if x.strides[1] == 1 and x.dtype != "float16":
-        return Reading(x, 1, copied=False)
+        return Access(x, 1, copied=False)
     parts = groups if divides(x, groups) else 1
     layout = packed(by_group(x, parts).shape, accumulator(x.dtype), channels_last=True)
-    return Reading(layout, parts, copied=True)
+    return Access(layout, parts, copied=True)
 
 
 class _Forward:

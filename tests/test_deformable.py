@@ -108,15 +108,17 @@ def test_every_layout_of_a_bias(arrays: Arrays, rng: np.random.Generator, operat
         check(arrays, operator, made._replace(bias=moved))
 
 
-def check_channels_last(arrays: Arrays, operator: str, problem: Problem, change: Callable[[Any], Any]) -> None:
+def check_channels_last(
+    arrays: Arrays, operator: str, problem: Problem, change: Callable[[Any], Any], dtype: str = "float32"
+) -> None:
     """Compare in the other data format; `change` is made to every array in it and keeps the values."""
-    turned = problem.map(lambda name, array: channels_last(problem.geometry, name, array)).on(arrays)
+    turned = problem.map(lambda name, array: channels_last(problem.geometry, name, array)).on(arrays, dtype)
     results = call(operator, turned.map(lambda _, array: change(array)), data_format="channels_last")
     for name, values in call(operator, problem, reference).items():
         assert (results[name] is None) == (values is None)
         if values is not None:
             expected = channels_last(problem.geometry, name, values)
-            assert_close(arrays.back(results[name]), expected, "float32")
+            assert_close(arrays.back(results[name]), expected, dtype)
 
 
 @EVERY_OPERATOR
@@ -142,6 +144,26 @@ def test_every_layout_of_channels_last(
         return array if array.ndim < 3 else LAYOUTS[layout](arrays.xp, array)
 
     check_channels_last(arrays, operator, draw(rng, USUAL._replace(channels=channels)), change)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_of_offset_groups(arrays: Arrays, rng: np.random.Generator, layout: str, dtype: str) -> None:
+    made = draw(rng, USUAL._replace(channels=6, offset_groups=2), dtype).on(arrays, dtype)
+    moved = made._replace(input=LAYOUTS[layout](arrays.xp, made.input))
+    for operator in CONVOLUTIONS:
+        check(arrays, operator, moved, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("operator", CONVOLUTIONS)
+def test_channels_last_of_planes(arrays: Arrays, rng: np.random.Generator, operator: str, dtype: str) -> None:
+    def planes(array: Any) -> Any:
+        xp = arrays.xp
+        return xp.moveaxis(xp.moveaxis(array, -1, 1).copy(order="C"), 1, -1) if array.ndim == 4 else array
+
+    problem = draw(rng, USUAL._replace(channels=6, offset_groups=2), dtype)
+    check_channels_last(arrays, operator, problem, planes, dtype)
 
 
 @EVERY_OPERATOR
