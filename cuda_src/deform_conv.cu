@@ -38,18 +38,12 @@ DEVICE unsigned* split_at(const DeformConvParams& p, const Piece& piece, index_t
 
 DEVICE void split_item(const DeformConvParams& p, index_t item) {
     const Geometry& g = p.geometry;
-    const index_t blocks = padded_outputs(p.cut) / PANEL, group = item / blocks, o = item % blocks * PANEL;
+    const index_t blocks = padded_outputs(p.cut) / PANEL, o = item % blocks * PANEL;
     bool fits = true;
-    for (index_t number = 0; number < (index_t)g.groups * chunks_in_group(g, p.cut); ++number) {
-        const Chunk chunk = chunk_of(g, p.cut, number);
-        for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
-            for_pieces(g, p.cut, chunk, tap, [&](const Piece& piece) {
-                if (piece.group != group) return;
-                const acc_t* panel = p.packed + piece.packed + o * piece.depth;
-                fits &= split_panel<DATA_PARTS>(piece.depth, NR, panel, NR, split_at(p, piece, o));
-            });
-        }
-    }
+    for_pieces_of(g, p.cut, item / blocks, [&](const Piece& piece) {
+        const acc_t* panel = p.packed + piece.packed + o * piece.depth;
+        fits &= split_panel<DATA_PARTS>(piece.depth, NR, panel, NR, split_at(p, piece, o));
+    });
     p.split[item] = fits;
 }
 
@@ -67,19 +61,38 @@ DEVICE bool multiply_tiles(const DeformConvParams& p, index_t count, const Piece
 }
 #endif
 
+DEVICE void pack_joined(const DeformConvParams& p, index_t item) {
+    const index_t blocks = padded_outputs(p.cut) / PANEL, first = item % blocks * PANEL;
+    for_pieces_of(p.geometry, p.cut, item / blocks, [&](const Piece& piece) {
+        acc_t* to = p.packed + piece.packed + first * piece.depth;
+        for (index_t i = 0; i < PANEL * piece.depth; ++i) to[i] = 0;
+        for_weights(p.geometry, p.cut, piece, [&](index_t o, index_t k, index_t at) {
+            if (o / PANEL == first / PANEL) p.packed[packed_at(piece, o, k)] = widen(p.weight[at]);
+        });
+    });
+}
+
+DEVICE void pack(const DeformConvParams& p, index_t item) {
+    for_strips(p.geometry, p.cut, item, [&](const Strip& s) {
+        for (index_t c = 0; c < s.channels; ++c) {
+            for (index_t t = 0; t < s.taps; ++t) {
+                acc_t* to = p.packed + s.at + (t * s.width + c) * NR;
+                const scalar_t* from = p.weight + s.user + c * s.all + t;
+                for (int i = 0; i < s.outputs; ++i) to[i] = widen(from[i * s.row]);
+                for (int i = s.outputs; i < STRIP; ++i) to[i] = 0;
+            }
+        }
+    });
+}
+
 // One item = PANEL output channels of a group.
 KERNEL(deform_conv_pack, DeformConvParams) {
     FOR_EACH(item, p.items) {
-        for_strips(p.geometry, p.cut, item, [&](const Strip& s) {
-            for (index_t c = 0; c < s.channels; ++c) {
-                for (index_t t = 0; t < s.taps; ++t) {
-                    acc_t* to = p.packed + s.at + (t * s.width + c) * NR;
-                    const scalar_t* from = p.weight + s.user + c * s.all + t;
-                    for (int i = 0; i < s.outputs; ++i) to[i] = widen(from[i * s.row]);
-                    for (int i = s.outputs; i < STRIP; ++i) to[i] = 0;
-                }
-            }
-        });
+        if (p.cut.joined > 1) {
+            pack_joined(p, item);
+        } else {
+            pack(p, item);
+        }
 #if AMX
         split_item(p, item);
 #endif
@@ -108,6 +121,28 @@ DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& ch
     }
 }
 
+// Adds the product of a piece's columns and weights to a tile of outputs.
+DEVICE void multiply_piece(const DeformConvParams& p, index_t count, const Piece& piece, const acc_t* columns,
+                           acc_t* total) {
+    const index_t outputs = group_outputs(p.cut), padded = padded_outputs(p.cut), row = output_row(p.cut);
+    acc_t* to = total + piece.group * padded;
+    if (p.cut.joined > 1 && !all_finite(columns + piece.column, count, COLUMNS, piece.depth)) {
+        for_weights(p.geometry, p.cut, piece, [&](index_t o, index_t k, index_t at) {
+            const acc_t* column = columns + piece.column + k;
+            const acc_t weight = widen(p.weight[at]);
+            for (index_t j = 0; j < count; ++j) to[j * row + o] += column[j * COLUMNS] * weight;
+        });
+        return;
+    }
+#if AMX
+    if (multiply_tiles(p, count, piece, columns, (unsigned*)(total + PIXELS * row), total)) return;
+#endif
+    for (index_t o = 0; o < outputs; o += NR) {
+        multiply_rows<true>(count, piece.depth, {(acc_t*)columns + piece.column, COLUMNS, 1},
+                            p.packed + piece.packed + o * piece.depth, NR, to + o, row);
+    }
+}
+
 KERNEL(deform_conv, DeformConvParams) {
     const Geometry& g = p.geometry;
     const Cut& cut = p.cut;
@@ -131,16 +166,8 @@ KERNEL(deform_conv, DeformConvParams) {
             const Chunk chunk = chunk_of(g, cut, number);
             for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
                 sample_columns(p, n, chunk, tap, base, bases, columns);
-                for_pieces(g, cut, chunk, tap, [&](const Piece& piece) {
-#if AMX
-                    if (multiply_tiles(p, count, piece, columns, (unsigned*)(total + PIXELS * row), total)) return;
-#endif
-                    for (index_t o = 0; o < outputs; o += NR) {
-                        multiply_rows<true>(count, piece.depth, {columns + piece.column, COLUMNS, 1},
-                                            p.packed + piece.packed + o * piece.depth, NR,
-                                            total + piece.group * padded + o, row);
-                    }
-                });
+                for_pieces(g, cut, chunk, tap,
+                           [&](const Piece& piece) { multiply_piece(p, count, piece, columns, total); });
             }
         }
         scalar_t* output = p.output + n * (index_t)p.output_stride[0] + first * (index_t)p.output_stride[2];

@@ -39,24 +39,36 @@ DEVICE index_t origin_of(const DeformConvBackwardParams& p, const Chunk& chunk) 
     return chunk.group * ((index_t)p.group_stride - (index_t)(p.geometry.channels / p.geometry.groups));
 }
 
-// The chunk's weights, piece after piece as panels of NR columns: [panel][output channel][NR]. Returns their end.
+// A piece's weights as panels of NR columns: [panel][output channel][NR].
+DEVICE void pack_piece(const DeformConvBackwardParams& p, const Piece& piece, acc_t* to) {
+    const index_t outputs = group_outputs(p.cut), taps = (index_t)p.geometry.taps,
+                  per_group = (index_t)(p.geometry.channels / p.cut.groups), width = piece.end - piece.begin;
+    for (index_t o = 0; o < outputs; ++o) {
+        const scalar_t* row =
+            p.weight + ((piece.group * outputs + o) * per_group + piece.begin % per_group) * taps + piece.tap;
+        for (index_t t = 0, k = 0; t < piece.taps; ++t) {
+            for (index_t c = 0; c < width; ++c, ++k)
+                to[(k / NR * outputs + o) * NR + k % NR] = widen(row[c * taps + t]);
+        }
+    }
+}
+
+// The chunk's weights, piece after piece. Returns their end.
 DEVICE acc_t* pack_chunk(const DeformConvBackwardParams& p, const Chunk& chunk, acc_t* to) {
     const Geometry& g = p.geometry;
-    const index_t outputs = group_outputs(p.cut), taps = (index_t)g.taps,
-                  per_group = (index_t)(g.channels / p.cut.groups);
-    for (index_t tap = 0; tap < taps; tap += taps_at_once(chunk)) {
+    const index_t outputs = group_outputs(p.cut);
+    for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
         for_pieces(g, p.cut, chunk, tap, [&](const Piece& piece) {
-            const index_t width = piece.end - piece.begin;
-            for (index_t o = 0; o < outputs; ++o) {
-                const scalar_t* row =
-                    p.weight + ((piece.group * outputs + o) * per_group + piece.begin % per_group) * taps + tap;
-                for (index_t t = 0, k = 0; t < piece.taps; ++t) {
-                    for (index_t c = 0; c < width; ++c, ++k) {
-                        to[(k / NR * outputs + o) * NR + k % NR] = widen(row[c * taps + t]);
-                    }
-                }
+            const index_t size = (piece.depth + NR - 1) / NR * NR * outputs;
+            if (p.cut.joined > 1) {
+                for (index_t i = 0; i < size; ++i) to[i] = 0;
+                for_weights(g, p.cut, piece, [&](index_t o, index_t k, index_t at) {
+                    to[(k / NR * outputs + o) * NR + k % NR] = widen(p.weight[at]);
+                });
+            } else {
+                pack_piece(p, piece, to);
             }
-            to += (piece.depth + NR - 1) / NR * NR * outputs;
+            to += size;
         });
     }
     return to;
@@ -105,6 +117,8 @@ DEVICE void visit_tile(const DeformConvBackwardParams& p, index_t n, const Chunk
     const Groups of = groups_of(g, cut, chunk);
     move_outputs<false>(cut, of, (scalar_t*)from, (index_t)p.output_stride[1], (index_t)p.output_stride[2], count,
                         s.grads);
+    s.finite = cut.joined == 1 || all_finite(s.grads + of.begin * padded_outputs(cut), count, output_row(cut),
+                                             (of.end - of.begin) * padded_outputs(cut));
 #if AMX
     split_grads(cut, of, count, s);
 #endif
@@ -113,7 +127,7 @@ DEVICE void visit_tile(const DeformConvBackwardParams& p, index_t n, const Chunk
         const index_t end = smaller(first_tap + taps_at_once(chunk), (index_t)g.taps);
         if (back) {
             for_pieces(g, cut, chunk, first_tap, [&](const Piece& piece) {
-                multiply_weights(cut, count, piece, s, panel);
+                multiply_weights(g, cut, count, piece, s, panel);
                 panel += (piece.depth + NR - 1) / NR;
             });
         }
@@ -168,36 +182,57 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
     }
 }
 
+DEVICE acc_t sum_of_slots(const DeformConvBackwardParams& p, const acc_t* from) {
+    acc_t sum = 0;
+    for (index_t slot = 0; slot < (index_t)p.slots; ++slot) sum += from[slot * (index_t)p.packed_size];
+    return sum;
+}
+
+DEVICE void unpack_joined(const DeformConvBackwardParams& p, index_t item) {
+    const index_t blocks = padded_outputs(p.cut) / PANEL, block = item % blocks;
+    for_pieces_of(p.geometry, p.cut, item / blocks, [&](const Piece& piece) {
+        for_weights(p.geometry, p.cut, piece, [&](index_t o, index_t k, index_t at) {
+            if (o / PANEL != block) return;
+            const index_t from = AMX ? piece.packed + o * padded_depth(piece) + k : packed_at(piece, o, k);
+            narrow(sum_of_slots(p, p.packed + from), p.grad_weight[at]);
+        });
+    });
+}
+
+DEVICE void unpack(const DeformConvBackwardParams& p, index_t item) {
+    for_strips(p.geometry, p.cut, item, [&](const Strip& s) {
+#if AMX
+        for (int i = 0; i < s.outputs; ++i) {
+            for (index_t c = 0; c < s.channels; ++c) {
+                for (index_t t = 0; t < s.taps; ++t) {
+                    const acc_t* from = p.packed + s.sums_at + i * s.sums_row + t * s.width + c;
+                    narrow(sum_of_slots(p, from), p.grad_weight[s.user + i * s.row + c * s.all + t]);
+                }
+            }
+        }
+#else
+        for (index_t c = 0; c < s.channels; ++c) {
+            for (index_t t = 0; t < s.taps; ++t) {
+                acc_t sum[STRIP] = {};
+                for (index_t slot = 0; slot < (index_t)p.slots; ++slot) {
+                    const acc_t* from = p.packed + slot * (index_t)p.packed_size + s.at + (t * s.width + c) * NR;
+                    SIMD for (int i = 0; i < STRIP; ++i) sum[i] += from[i];
+                }
+                scalar_t* to = p.grad_weight + s.user + c * s.all + t;
+                for (int i = 0; i < s.outputs; ++i) narrow(sum[i], to[i * s.row]);
+            }
+        }
+#endif
+    });
+}
+
 // grad_weight from the slots' sums. One item = PANEL output channels of a group.
 KERNEL(deform_conv_unpack, DeformConvBackwardParams) {
     FOR_EACH(item, p.items) {
-        for_strips(p.geometry, p.cut, item, [&](const Strip& s) {
-#if AMX
-            for (int i = 0; i < s.outputs; ++i) {
-                for (index_t c = 0; c < s.channels; ++c) {
-                    for (index_t t = 0; t < s.taps; ++t) {
-                        const acc_t* from = p.packed + s.sums_at + i * s.sums_row + t * s.width + c;
-                        acc_t sum = 0;
-                        for (index_t slot = 0; slot < (index_t)p.slots; ++slot) {
-                            sum += from[slot * (index_t)p.packed_size];
-                        }
-                        narrow(sum, p.grad_weight[s.user + i * s.row + c * s.all + t]);
-                    }
-                }
-            }
-#else
-            for (index_t c = 0; c < s.channels; ++c) {
-                for (index_t t = 0; t < s.taps; ++t) {
-                    acc_t sum[STRIP] = {};
-                    for (index_t slot = 0; slot < (index_t)p.slots; ++slot) {
-                        const acc_t* from = p.packed + slot * (index_t)p.packed_size + s.at + (t * s.width + c) * NR;
-                        SIMD for (int i = 0; i < STRIP; ++i) sum[i] += from[i];
-                    }
-                    scalar_t* to = p.grad_weight + s.user + c * s.all + t;
-                    for (int i = 0; i < s.outputs; ++i) narrow(sum[i], to[i * s.row]);
-                }
-            }
-#endif
-        });
+        if (p.cut.joined > 1) {
+            unpack_joined(p, item);
+        } else {
+            unpack(p, item);
+        }
     }
 }

@@ -6,6 +6,7 @@
 // A worker's memory.
 struct Scratch {
     acc_t *columns, *grads, *weights;
+    bool finite;  // the gradients of the output
 #if AMX
     unsigned *split_weights, *split_columns;  // right operands
     unsigned *rows, *turned;                  // left ones: the output's gradients by pixel, and by channel
@@ -63,9 +64,19 @@ DEVICE void split_grads(const Cut& cut, Groups of, index_t count, Scratch& s) {
 #endif
 
 // The gradients of a piece's columns.
-DEVICE void multiply_weights(const Cut& cut, index_t count, const Piece& piece, const Scratch& s, index_t panel) {
-    const index_t outputs = group_outputs(cut), padded = padded_outputs(cut);
+DEVICE void multiply_weights(const Geometry& g, const Cut& cut, index_t count, const Piece& piece, const Scratch& s,
+                             index_t panel) {
+    const index_t outputs = group_outputs(cut), padded = padded_outputs(cut), row = output_row(cut);
+    const acc_t *weights = s.weights + panel * NR * outputs, *grads = s.grads + piece.group * padded;
     acc_t* to = s.columns + piece.column;
+    if (cut.joined > 1 && !s.finite) {
+        clear(to, 1, COLUMNS, 0, piece.depth, count);
+        for_weights(g, cut, piece, [&](index_t o, index_t k, index_t) {
+            const acc_t weight = weights[(k / NR * outputs + o) * NR + k % NR];
+            for (index_t j = 0; j < count; ++j) to[j * COLUMNS + k] += grads[j * row + o] * weight;
+        });
+        return;
+    }
 #if AMX
     if (s.weights_fit && s.grads_fit) {
         const unsigned* rows = s.rows + piece.group * PIXELS * padded * DATA_PARTS / 2;
@@ -75,10 +86,8 @@ DEVICE void multiply_weights(const Cut& cut, index_t count, const Piece& piece, 
         return;
     }
 #endif
-    const acc_t* weights = s.weights + panel * NR * outputs;
     for (index_t k = 0; k < piece.depth; k += NR, weights += NR * outputs) {
-        multiply_rows<false>(count, outputs, {s.grads + piece.group * padded, output_row(cut), 1}, weights, NR, to + k,
-                             COLUMNS);
+        multiply_rows<false>(count, outputs, {(acc_t*)grads, row, 1}, weights, NR, to + k, COLUMNS);
     }
 }
 

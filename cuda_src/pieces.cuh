@@ -7,6 +7,10 @@
 //
 // Packed weights hold piece after piece, each as panels of NR output channels: [panel][depth][NR]. Where sums go in steps
 // (split.cuh), a piece has room for a whole number of them.
+//
+// Groups with few channels are joined: several are multiplied as one, whose weights from the channels of a member to the
+// outputs of another are zeros. Full vectors of zeros are faster than short ones of numbers; but as 0 * inf is NaN, tiles
+// with numbers that are not finite take each weight by itself.
 
 constexpr int LINE = 64 / (int)sizeof(acc_t);  // numbers in a line of the cache
 constexpr int PANEL = 2 * LINE;                // output channels of a group are padded to a multiple: NR at the widest
@@ -14,7 +18,8 @@ constexpr int COLUMNS = BLOCK + 3 * LINE;      // row of the columns' tile: room
 constexpr int DEPTH_STEP = AMX ? 32 : 1;
 
 struct Cut {
-    long long groups;         // of the convolution
+    long long groups;         // of the convolution, or joined ones
+    long long joined;         // the convolution's groups in each of these
     long long out_channels;   // of all groups
     long long channel_block;  // most channels of a chunk
     long long scratch;        // numbers that one worker may use
@@ -83,6 +88,48 @@ template <typename F> DEVICE void for_pieces(const Geometry& g, const Cut& cut, 
         begin = end;
         before += DEPTH_STEP - 1;
     }
+}
+
+// Calls f(piece) for all pieces of a group.
+template <typename F> DEVICE void for_pieces_of(const Geometry& g, const Cut& cut, index_t group, F f) {
+    for (index_t number = 0; number < (index_t)g.groups * chunks_in_group(g, cut); ++number) {
+        const Chunk chunk = chunk_of(g, cut, number);
+        for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
+            for_pieces(g, cut, chunk, tap, [&](const Piece& piece) {
+                if (piece.group == group) f(piece);
+            });
+        }
+    }
+}
+
+// Calls f(o, k, at) for each weight of a piece, zeros between joined groups left out: at output o of the group and number
+// k of the sum is the user's weight `at`.
+template <typename F> DEVICE void for_weights(const Geometry& g, const Cut& cut, const Piece& piece, F f) {
+    const index_t outputs = group_outputs(cut) / (index_t)cut.joined;
+    const index_t channels = (index_t)(g.channels / (cut.groups * cut.joined)), width = piece.end - piece.begin;
+    for (index_t c = piece.begin; c < piece.end; ++c) {
+        const index_t member = c / channels;
+        for (index_t o = member * outputs; o < (member + 1) * outputs; ++o) {
+            for (index_t t = 0; t < piece.taps; ++t) {
+                f(o - piece.group * group_outputs(cut), t * width + c - piece.begin,
+                  (o * channels + c % channels) * (index_t)g.taps + piece.tap + t);
+            }
+        }
+    }
+}
+
+// Whether a product with zeros is zero.
+DEVICE bool all_finite(const acc_t* from, index_t rows, index_t row, index_t width) {
+    acc_t sum = 0;
+    for (index_t j = 0; j < rows; ++j) {
+        SIMD_SUM(sum) for (index_t i = 0; i < width; ++i) sum += from[j * row + i] * acc_t(0);
+    }
+    return sum == 0;
+}
+
+// Where output o at number k of the sum is among a piece's packed weights.
+DEVICE index_t packed_at(const Piece& piece, index_t o, index_t k) {
+    return piece.packed + o / NR * NR * piece.depth + k * NR + o % NR;
 }
 
 // Weights that are packed or unpacked at a time: few enough for all taps' share of them to stay in cache where users want

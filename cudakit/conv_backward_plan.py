@@ -4,22 +4,22 @@ from math import prod
 from typing import NamedTuple
 
 from cudakit.array import CPU
-from cudakit.conv_plan import (
+from cudakit.conv_cut import (
     BLOCK,
     CUT_FIELDS,
     LINE_BYTES,
     PIXELS,
     STEP,
     VALUE_PARTS,
-    Access,
     Amount,
     Convolution,
     Size,
-    Slots,
     choose_amount,
     images_at_once,
+    join,
     with_tiles,
 )
+from cudakit.conv_plan import Access, Slots
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deform_plan import coordinates_from, gradient_layouts, plain_columns, wants_copy
 from cudakit.launch import Launch, load
@@ -94,6 +94,7 @@ class _Backward:
     def __init__(
         self, plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
     ) -> None:
+        conv = join(conv)
         self.plan, self.target, self.conv = plan, target, conv
         self.slots, self.grad_output, self.results = slots, grad_output, results
         d = conv.d

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
-from cudakit.conv_plan import Convolution, Slots
+from cudakit.conv_cut import Convolution
+from cudakit.conv_plan import Slots
 from cudakit.deform_geometry import Deformation
 from cudakit.deform_plan import (
     Columns,

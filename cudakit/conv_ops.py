@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from cudakit import checks, conv_backward_plan, conv_cuda_plan, conv_plan
 from cudakit.array import CPU, Spec
-from cudakit.conv_plan import Convolution, Slots
+from cudakit.conv_cut import Convolution
+from cudakit.conv_plan import Slots
 from cudakit.deform_geometry import (
     DATA_FORMATS,
     Window,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cudakit import amx, conv_plan, host, launch
+from cudakit import amx, conv_cut, conv_plan, host, launch
 
 from .conftest import Arrays
 from .deformable_problems import Geometry, call, check, draw
@@ -41,7 +41,7 @@ def forget() -> None:
 def want_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Find tiles worth it whatever the size."""
     for name in ("LEAST_OUTPUTS", "LEAST_DEPTH", "LEAST_PIXELS"):
-        monkeypatch.setattr(conv_plan, name, 0)
+        monkeypatch.setattr(conv_cut, name, 0)
 
 
 @pytest.fixture(params=["registers", "loops"])

@@ -1,0 +1,175 @@
+"""How a deformable convolution is cut on a CPU, for columns to stay in cache: groups, tiles, memory (pieces.cuh)."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cudakit import amx
+from cudakit.deform_geometry import Deformation, Integers
+from cudakit.deform_plan import HOST_TILE, Form, constants
+from cudakit.errors import InvalidArgument
+from cudakit.layout import COPY_BYTES, Image, accumulator, itemsize
+from cudakit.source import C_TYPES
+from cudakit.workspace import ALIGNMENT
+
+PIXELS = 96  # of an output tile: a multiple of HOST_TILE and of the rows that registers hold
+BLOCK = 320
+LINE_BYTES = 64
+MOST_WORKSPACES = 6
+SIMD_STEPS = 8  # multiply-adds that count as one step of work
+
+# Products by tile registers (split.cuh), which take a number of such an array in so many parts, one of a column in two.
+PARTS = {"bfloat16": 1, "float16": 2, "float32": 2}  # the last, if it may be rounded
+VALUE_PARTS = 2
+STEP = 32  # of a sum
+# Splitting pays where columns meet so many output channels for each part, and weights so many pixels.
+LEAST_OUTPUTS, LEAST_PIXELS = 32, 256
+LEAST_DEPTH = STEP
+
+BLOCK_ENDS, SAMPLE = 8, 32  # see `join`
+
+CUT_FIELDS = tuple((f"cut.{name}", 1) for name in ("groups", "joined", "out_channels", "channel_block", "scratch"))
+
+
+class Convolution(NamedTuple):
+    """One call, checked."""
+
+    d: Deformation
+    input: Image
+    groups: int
+    out_channels: int
+    output: Image  # or its gradient
+    workspace: int | None
+    tf32: bool  # whether float32 factors may be rounded
+    parts: int = 0  # of a number, if tile registers multiply
+    joined: int = 1  # groups of the user's in each of these
+
+    @property
+    def accumulator_bytes(self) -> int:
+        """Size of a number that sums are kept in."""
+        return itemsize(accumulator(self.d.dtype))
+
+    @property
+    def padded(self) -> int:
+        """Output channels of a group, as packed weights count them (`PANEL` in pieces.cuh)."""
+        panel = 2 * LINE_BYTES // self.accumulator_bytes
+        return -(-self.out_channels // (self.groups * panel)) * panel
+
+    def packed_size(self, channel_block: int) -> int:
+        """Return the numbers of the packed weights, with the gaps between their pieces (`gap_of` in pieces.cuh)."""
+        d, per_group = self.d, self.d.channels // self.groups
+        chunks = d.groups * -(-d.channels // (d.groups * channel_block))
+        rounds = -(-d.taps // (BLOCK // channel_block))
+        pieces = (channel_block + per_group - 2) // per_group + 1
+        gaps = chunks * rounds * pieces * (STEP - 1) if self.parts else 0
+        return (d.channels * d.taps + gaps) * self.padded
+
+    @property
+    def panels(self) -> int:
+        """Items that pack weights."""
+        return self.groups * self.padded * self.accumulator_bytes // (2 * LINE_BYTES)
+
+    @property
+    def tile_size(self) -> int:
+        """Numbers of a tile's columns and outputs (`COLUMNS` and `output_row` in pieces.cuh)."""
+        line = LINE_BYTES // self.accumulator_bytes
+        return PIXELS * (BLOCK + 3 * line + self.groups * self.padded + line)
+
+    @property
+    def work(self) -> int:
+        """Steps of one image."""
+        d = self.d
+        return d.channels * d.taps * d.pixels * (1 + self.out_channels // self.groups // SIMD_STEPS)
+
+    def prelude(self, layout: Image, channel_block: int) -> tuple[tuple[str, str | int], ...]:
+        """Return the constants of the kernels, which read images in that layout."""
+        weights = (self.packed_size(channel_block) * 2,)  # or their parts
+        sizes = ((weights, (1,)), (self.output.shape, self.output.strides), (layout.shape, layout.strides))
+        found = constants(self.d, Form(HOST_TILE, 1, BLOCK), *sizes)
+        return tuple(
+            (found | {"PIXELS": PIXELS, "BLOCK": BLOCK, "AMX": self.parts, "IMAGE": C_TYPES[layout.dtype][0]}).items()
+        )
+
+    def cut(self, channel_block: int) -> Integers:
+        """Return the values of `CUT_FIELDS` besides the scratch memory."""
+        return (self.groups, self.joined, self.out_channels, channel_block)
+
+    @property
+    def output_strides(self) -> Integers:
+        """The output's strides (batch, channel, pixel)."""
+        return (*self.output.strides[:2], self.output.strides[-1])
+
+
+def join(conv: Convolution) -> Convolution:
+    """Return the call with small groups joined (pieces.cuh), for the least work.
+
+    A column meets all outputs of its group, padded to panels. What does not grow with their number counts as so many of
+    them: a product's beginning and end, by its depth, and a sample, by how well its channels fill vectors.
+    """
+    d, channels, outputs = conv.d, conv.d.channels // conv.groups, conv.out_channels // conv.groups
+    line = LINE_BYTES // conv.accumulator_bytes
+
+    def work(joined: int) -> float:
+        width = min(channels * joined, d.channels // d.groups)
+        padded = -(-outputs * joined // (2 * line)) * 2 * line
+        return padded * (1 + BLOCK_ENDS / (width * d.taps)) + SAMPLE * -(-width // line) * line / width
+
+    joined = min((m for m in range(1, conv.groups + 1) if conv.groups % m == 0), key=work)
+    return conv._replace(groups=conv.groups // joined, joined=joined)
+
+
+class Amount(NamedTuple):
+    """How much is done at a time: threads, images whose weights' gradients are apart, images between two copies."""
+
+    workers: int
+    slots: int
+    images: int
+
+
+class Size(NamedTuple):
+    """Bytes of temporary memory: fixed, and for each worker, slot and image, without the alignment of workspaces."""
+
+    fixed: int
+    worker: int
+    slot: int
+    image: int
+
+    def of(self, amount: Amount) -> int:
+        """Return the bytes of an amount."""
+        aligned = (MOST_WORKSPACES + 1) * ALIGNMENT  # each, and the block that holds them
+        return aligned + self.fixed + sum(one * many for one, many in zip(self[1:], amount, strict=True))
+
+
+def choose_amount(conv: Convolution, most: Amount, size: Size) -> Amount:
+    """Return the largest amount up to `most` whose temporary memory the caller allows."""
+    few = min(most.images, most.workers)
+    candidates = (
+        most,
+        most._replace(images=few, slots=min(most.slots, few)),
+        Amount(most.workers, 1, 1),
+        Amount(1, 1, 1),
+    )
+    for amount in candidates:
+        needed = size.of(amount)
+        if conv.workspace is None or needed <= conv.workspace:
+            return amount
+    raise InvalidArgument("workspace", f"be at least {needed} bytes here", conv.workspace)
+
+
+def with_tiles(conv: Convolution, size: Callable[[Convolution], Size]) -> Convolution:
+    """Return the call with tile registers, if it is worth it and the caller allows the memory that they take."""
+    d, tiled = conv.d, conv._replace(parts=PARTS.get(conv.d.dtype, 0))
+    worth = (
+        tiled.parts > 0
+        and (conv.tf32 or d.dtype != "float32")
+        and conv.out_channels // conv.groups >= LEAST_OUTPUTS * tiled.parts
+        and d.channels // max(d.groups, conv.groups) * d.taps >= LEAST_DEPTH
+        and d.batch * d.pixels >= LEAST_PIXELS
+        and (conv.workspace is None or size(tiled).of(Amount(1, 1, 1)) <= conv.workspace)
+    )
+    return tiled if worth and amx.available() else conv
+
+
+def images_at_once(batch: int, image_bytes: int, threads: int) -> int:
+    """Return how many images to copy at a time, so that they stay in cache and every thread has one."""
+    images = max(1, COPY_BYTES // image_bytes) if image_bytes else batch
+    return min(batch, -(-images // threads) * threads)
