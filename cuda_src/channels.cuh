@@ -98,7 +98,10 @@ DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int 
 
 // Where taps are side by side in memory, a sum over channels is kept as SUMS of them until the end: compilers add up
 // the lanes of a SIMD reduction one after the other.
-constexpr int SUMS = TILE > 1 ? 64 / (int)sizeof(acc_t) : 1;
+DEVICE constexpr int sums_for(int width, int sums) {
+    return width && width <= sums / 2 ? sums_for(width, sums / 2) : sums;
+}
+constexpr int SUMS = TILE > 1 ? sums_for(WIDTH, 64 / (int)sizeof(acc_t)) : 1;
 
 // Calls visit(v, l) for each channel v, which is to be added to sum l.
 template <typename F> DEVICE void for_channels(int width, F visit) {

@@ -68,6 +68,12 @@ template <typename T> DEVICE T lane_sum(T value) {
 #define ADDS_FOUR 0
 #endif
 
+// Channels that a host works on together, where they are few and always as many: loops of constant length have neither
+// a beginning nor an end that is not SIMD code.
+#ifndef WIDTH
+#define WIDTH 0
+#endif
+
 typedef SCALAR scalar_t;
 #ifdef IMAGE
 typedef IMAGE image_t;  // what is sampled: a host may have it copied to a type that takes no time to widen
@@ -101,6 +107,8 @@ DEVICE index_t take_digit(index_t& number, index_t base) {
     number = rest;
     return digit;
 }
+
+DEVICE int width_of(index_t channels) { return WIDTH ? WIDTH : (int)channels; }
 
 template <int size, typename T> DEVICE void prefetch_line(const T* from) {
     for (int j = 0; j < size; j += 64 / (int)sizeof(T)) PREFETCH(from + j);

@@ -74,7 +74,7 @@ KERNEL(deform_col2im, DeformCol2imParams) {
         Dots dots = {};
         const index_t channel_stride = (index_t)p.layout.stride[1], pixel_stride = (index_t)p.layout.stride[3];
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
-            const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
+            const int width = LANES > 1 ? VEC : width_of(smaller(index_t(VEC), it.channel_end - c));
             acc_t tile[TILE][VEC], other[TILE * VEC];
             const index_t at = column_at(p.layout, it.n, c, it.tap, it.first);
             acc_t* column = load_tile(p.columns + at, channel_stride, pixel_stride, base.count, width, tile, other);

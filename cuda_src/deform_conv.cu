@@ -110,7 +110,7 @@ DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& ch
             TapSamples samples;
             look(g, p.offset, p.mask, n, chunk.group, tap, base[b], samples);
             for_pieces(g, p.cut, chunk, first_tap, [&](const Piece& piece) {
-                const int width = (int)(piece.end - piece.begin);
+                const int width = width_of(piece.end - piece.begin);
                 const image_t* from = image + (piece.begin - chunk.group * group);
                 acc_t* to = columns + b * TILE * COLUMNS + piece.column + (tap - first_tap) * width;
                 for (int j = 0; j < base[b].count; ++j) {

@@ -83,7 +83,7 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk&
     const bool slopes = p.part_offset || p.part_mask;
     Dots dots = {};
     for_pieces(g, p.cut, chunk, first_tap, [&](const Piece& piece) {
-        const int width = (int)(piece.end - piece.begin);
+        const int width = width_of(piece.end - piece.begin);
         const index_t at = origin_of(p, chunk) + piece.begin;
         const index_t image = n * (index_t)g.input_stride[0] + at;
         acc_t* column = columns + piece.column + (tap - first_tap) * width;

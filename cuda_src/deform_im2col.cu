@@ -35,7 +35,7 @@ KERNEL(deform_im2col, DeformIm2colParams) {
             look(g, p.offset, p.mask, n, group, tap, base, samples);
             const scalar_t* image = p.input + n * (index_t)g.input_stride[0];
             for (index_t c = LANE * VEC; c < count; c += LANES * VEC) {
-                const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), count - c);
+                const int width = LANES > 1 ? VEC : width_of(smaller(index_t(VEC), count - c));
                 const index_t channel = group * count + c;
                 acc_t tile[TILE][VEC];
                 for (int j = 0; j < base.count; ++j) {

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from cudakit import amx
 from cudakit.deform_geometry import Deformation, Integers
-from cudakit.deform_plan import HOST_TILE, Form, constants
+from cudakit.deform_plan import HOST_TILE, Form, constants, few
 from cudakit.errors import InvalidArgument
 from cudakit.layout import COPY_BYTES, Image, accumulator, itemsize
 from cudakit.source import C_TYPES
@@ -84,10 +84,11 @@ class Convolution(NamedTuple):
         """Return the constants of the kernels, which read images in that layout."""
         weights = (self.packed_size(channel_block) * 2,)  # or their parts
         sizes = ((weights, (1,)), (self.output.shape, self.output.strides), (layout.shape, layout.strides))
-        found = constants(self.d, Form(HOST_TILE, 1, BLOCK), *sizes)
-        return tuple(
-            (found | {"PIXELS": PIXELS, "BLOCK": BLOCK, "AMX": self.parts, "IMAGE": C_TYPES[layout.dtype][0]}).items()
-        )
+        own, joined = self.d.channels // self.d.groups, self.d.channels // self.groups
+        form = Form(HOST_TILE, 1, BLOCK, 0 if own % channel_block or joined % channel_block else few(channel_block))
+        found = constants(self.d, form, *sizes)
+        found |= {"PIXELS": PIXELS, "BLOCK": BLOCK, "AMX": self.parts, "IMAGE": C_TYPES[layout.dtype][0]}
+        return tuple(found.items())
 
     def cut(self, channel_block: int) -> Integers:
         """Return the values of `CUT_FIELDS` besides the scratch memory."""

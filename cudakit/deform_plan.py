@@ -22,6 +22,7 @@ from cudakit.structs import pack_tail
 
 HOST_TILE = 32
 HOST_VECTOR = 64
+FEW = 16
 CUDA_VECTOR_BYTES = 16
 LAYOUT_FIELDS = (("layout.stride", 4), ("layout.block", 1), ("layout.block_stride", 1))
 IM2COL = Kernel(
@@ -52,11 +53,15 @@ COL2IM = Kernel(
 
 
 class Form(NamedTuple):
-    """A kernel's compile-time sizes: pixels planned together, lanes of a pixel, channels of a lane."""
+    """A kernel's compile-time sizes: pixels planned together, lanes of a pixel, channels of a lane.
+
+    `width` is the number of channels that a host always works on together, 0 where it is none or changes.
+    """
 
     tile: int
     lanes: int
     vector: int
+    width: int = 0
 
 
 class Columns(NamedTuple):
@@ -82,8 +87,13 @@ def plain_columns(d: Deformation) -> Columns:
     return Columns(columns_strides(d), d.channels)
 
 
-def choose_form(d: Deformation, x: Image, columns: Columns, target: Target) -> Form:
-    """Choose how to read an image whose channels lie next to each other, or anyhow on a GPU."""
+def few(channels: int) -> int:
+    """Return a number of channels that kernels are compiled for, 0 where that is not worth it."""
+    return channels if channels <= FEW else 0
+
+
+def choose_form(d: Deformation, x: Image, columns: Columns, target: Target, run: int) -> Form:
+    """Choose how to read an image whose channels lie next to each other, or anyhow on a GPU; `run` of them an item."""
     count = d.channels // d.groups
     if target.device == CPU:
         vector = 4
@@ -92,7 +102,9 @@ def choose_form(d: Deformation, x: Image, columns: Columns, target: Target) -> F
         if columns.block < d.channels:  # a vector does not reach into the next block
             vector = min(vector, _power_of_two_in(gcd(count, columns.block)))
         # Longer runs of memory where a channel's pixels are neighbours: channels are far apart.
-        return Form(2 * HOST_TILE if columns.strides[3] == 1 else HOST_TILE, 1, vector)
+        even = count % run == 0 and (run <= vector or run % vector == 0)
+        width = few(min(run, vector)) if even else 0
+        return Form(2 * HOST_TILE if columns.strides[3] == 1 else HOST_TILE, 1, vector, width)
     vector = CUDA_VECTOR_BYTES // itemsize(d.dtype)
     steps = (count, columns.block, columns.block_stride, x.strides[0], *x.strides[2:])
     steps += (columns.strides[0], *columns.strides[2:])
@@ -119,14 +131,15 @@ def constants(d: Deformation, form: Form, *layouts: tuple[Integers, Integers]) -
     wide = is_wide(*layouts, ((offsets,), (1,)))
     found = type_constants(d.dtype, d.coordinates, wide)
     found |= {"NDIM": d.n, "MODE": "LINEAR", "PADDING": "ZEROS"}
-    return found | {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector}
+    found |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector}
+    return found | {"WIDTH": form.width} if form.width else found
 
 
 def add_im2col(
     plan: Plan, target: Target, d: Deformation, x: Image, columns: Columns, slots: tuple[Slot, Slot, Slot, Slot]
 ) -> None:
     """Append `deform_im2col`; `slots` are those of input, offset, mask and columns."""
-    form = choose_form(d, x, columns, target)
+    form = choose_form(d, x, columns, target, d.channels // d.groups)
     pairs, places = d.groups * d.taps, d.batch * -(-d.visited // form.tile)
     # One tap at a time gives a GPU the most threads, and keeps to few pages where the pixels of columns are neighbours;
     # else more of them share what a tile's pixels have in common.
@@ -179,12 +192,12 @@ def add_gradients(
 def _add_col2im(
     plan: Plan, target: Target, d: Deformation, x: Image, grad: Image, columns: Columns, slots: Gradients, opens: bool
 ) -> None:
-    form = choose_form(d, x if slots.input != NULL else grad, columns, target)
     count = d.channels // d.groups
     blocks = 1
     if target.device == CPU and slots.input == NULL:
         blocks = min(count, -(-target.threads // (d.batch * d.groups)))
     block = -(-count // blocks)
+    form = choose_form(d, x if slots.input != NULL else grad, columns, target, block)
     tiles = d.taps * -(-d.visited // form.tile)
     items = d.groups * -(-count // block) * d.batch * tiles
     layouts = [(x.shape, x.strides), (grad.shape, grad.strides), columns.span(d)]
