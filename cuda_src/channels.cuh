@@ -74,7 +74,7 @@ DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int 
             UNROLL for (int k = 0; k < PASS * TAPS; ++k) {
                 const int r = r0 + k / TAPS, t = k % TAPS;
                 tap[k] = image + row_at(s, r, j) + x.at[t][j];
-                weight[k] = row_weight(s, r, j) * x.weight[t][j];
+                weight[k] = row_weight(s, r, j) * weight_along(s, t, j);
             }
             SIMD for (int v = 0; v < width; ++v) {
                 acc_t value = r0 == 0 ? acc_t(0) : sum[v];
@@ -90,7 +90,7 @@ DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int 
             if (!(row_inside(s, r, j) & x.inside[t][j])) continue;
             acc_t value[VEC];
             load_channels(image + row_at(s, r, j) + x.at[t][j], width, value);
-            const acc_t weight = row_weight(s, r, j) * x.weight[t][j];
+            const acc_t weight = row_weight(s, r, j) * weight_along(s, t, j);
             SIMD for (int v = 0; v < width; ++v) sum[v] = fused(weight, value[v], sum[v]);
         }
     }
@@ -205,7 +205,7 @@ DEVICE void scatter_channels(const Samples& s, int j, acc_t* image, int width, c
         UNROLL for (int t = 0; t < TAPS; ++t) {
             if (!(row_inside(s, r, j) & x.inside[t][j])) continue;
             acc_t* target = image + row_at(s, r, j) + x.at[t][j];
-            const acc_t weight = row_weight(s, r, j) * x.weight[t][j];
+            const acc_t weight = row_weight(s, r, j) * weight_along(s, t, j);
             add_channels(target, weight, out_grad, width);
         }
     }

@@ -58,7 +58,6 @@ DEVICE acc_t grid_shift(const GridSampleParams& p) { return p.align_corners ? ac
 // The tile's coordinates as the grid has them, slowest dimension first.
 DEVICE void load_coordinates(const coord_t* grid, int count, acc_t coordinate[][TILE]) {
     if (count == TILE) {
-        prefetch_line<TILE * NDIM>(grid + TILE * NDIM);
         SIMD for (int j = 0; j < TILE; ++j) {
             UNROLL for (int d = 0; d < NDIM; ++d) coordinate[d][j] = widen(grid[j * NDIM + NDIM - 1 - d]);
         }
@@ -104,25 +103,27 @@ DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item&
 }
 
 // The rows of a turned grid are too far apart for the hardware to guess, so what a tile will read or add to is asked for
-// AHEAD tiles before: where each sample's last row of taps begins. The rows above have been there already where an image
-// is gone through downwards; one gone through upwards needs the first row instead.
-constexpr int AHEAD = 2;
+// AHEAD tiles before: where the last row of taps begins of EACH-th samples, as neighbours mostly share lines of the cache.
+// The rows above have been there already where an image is gone through downwards; one gone through upwards needs the
+// first row instead.
+constexpr int AHEAD = 2, EACH = TILE > 1 ? 2 : 1;
 constexpr acc_t FIRST_TAP = MODE == CUBIC ? acc_t(-1) : acc_t(0), LAST_TAP = acc_t(TAPS / 2);
 
-// Fill in the offsets for `fetch`; false where the image ends before.
+// Fill in the offsets for `fetch`, and ask for the grid that comes next; false where the image ends before.
 DEVICE bool look_ahead(const GridSampleParams& p, const long long* stride, const Item& it, index_t* at) {
     const index_t pixels = (index_t)p.pixels, first = it.first + AHEAD * TILE;
     if (first + TILE > pixels) return false;
     const coord_t *image = p.grid + it.n * pixels * NDIM, *grid = image + first * NDIM;
     const acc_t shift = grid_shift(p);
-    SIMD for (int j = 0; j < TILE; ++j) at[j] = 0;
+    prefetch_line<TILE * NDIM>(grid + 2 * TILE * NDIM);
+    SIMD for (int j = 0; j < TILE / EACH; ++j) at[j] = 0;
     UNROLL for (int d = 0; d < NDIM; ++d) {
         const int e = NDIM - 1 - d;
         const bool last = d < NDIM - 1 && widen(image[(pixels - 1) * NDIM + e]) > widen(image[e]);
         const acc_t scale = grid_scale(p, d), end = acc_t(p.size[d] - 1), tap = last ? LAST_TAP : FIRST_TAP;
         const index_t step = (index_t)stride[d];
-        SIMD for (int j = 0; j < TILE; ++j) {
-            const acc_t x = fused(widen(grid[j * NDIM + e]) + 1, scale, tap - shift);
+        SIMD for (int j = 0; j < TILE / EACH; ++j) {
+            const acc_t x = fused(widen(grid[EACH * j * NDIM + e]) + 1, scale, tap - shift);
             at[j] += (index_t)clip(x, 0, end).x * step;
         }
     }

@@ -25,7 +25,7 @@ DEVICE const scalar_t& tap_of(const Window& w, int c, int t, int j) {
 
 // Ask for the lines of the cache that each sample of a tile will begin at.
 template <typename T> DEVICE void fetch(const index_t* at, T* const* plane) {
-    for (int j = 0; j < TILE; ++j) {
+    for (int j = 0; j < TILE / EACH; ++j) {
         UNROLL for (int c = 0; c < (WINDOW == 2 ? 1 : GROUP); ++c) PREFETCH(plane[c] + at[j]);
     }
 }
@@ -64,7 +64,7 @@ template <bool CHECKED> DEVICE void sample_planes(const Samples& s, const scalar
             UNROLL for (int c = 0; c < GROUP; ++c) {
                 acc_t value = 0;
                 UNROLL for (int t = 0; t < TAPS; ++t) {
-                    value = fused(s.axis[NDIM - 1].weight[t][j], tap_value<CHECKED>(s, window, r, c, t, j), value);
+                    value = fused(weight_along(s, t, j), tap_value<CHECKED>(s, window, r, c, t, j), value);
                 }
                 sum[c][j] = fused(row_weight(s, r, j), value, r == 0 ? acc_t(0) : sum[c][j]);
             }
@@ -187,7 +187,7 @@ DEVICE void scatter_planes(const Samples& s, const acc_t out_grad[][TILE], acc_t
         UNROLL for (int r = 0; r < FLIGHT; ++r) {
             SIMD for (int j = 0; j < TILE; ++j) {
                 UNROLL for (int t = 0; t < TAPS; ++t) {
-                    const acc_t weight = row_weight(s, first + r, j) * x.weight[t][j];
+                    const acc_t weight = row_weight(s, first + r, j) * weight_along(s, t, j);
                     const int inside = !CHECKED || (row_inside(s, first + r, j) & x.inside[t][j]);
                     UNROLL for (int c = 0; c < GROUP; ++c) {
                         const acc_t product = out_grad[c][j] * weight;

@@ -77,8 +77,12 @@ DEVICE index_t row_at(const Samples& s, int r, int j) {
     return STORED ? s.row_at[r][j] : outer(s, r, j).at;
 }
 DEVICE acc_t row_weight(const Samples& s, int r, int j) {
+    if (MODE == NEAREST) return 1;
     if (NDIM < 3) return NDIM == 1 ? 1 : s.axis[0].weight[r][j];
     return STORED ? s.row_weight[r][j] : outer(s, r, j).weight;
+}
+DEVICE acc_t weight_along(const Samples& s, int t, int j) {
+    return MODE == NEAREST ? acc_t(1) : s.axis[NDIM - 1].weight[t][j];
 }
 DEVICE int row_inside(const Samples& s, int r, int j) {
     if (NDIM < 3) return NDIM == 1 ? 1 : s.axis[0].inside[r][j];
