@@ -57,7 +57,7 @@ class Form(NamedTuple):
 def choose_form(x: Image, pixels: int, target: Target, neighbours: bool, backward: bool = False) -> Form:
     """Choose how to read an image at so many places; `neighbours`: its channels lie next to each other, or will."""
     count = x.shape[1]
-    group = max(1, min(count, LARGEST_GROUP))
+    group = -(-count // -(-count // LARGEST_GROUP)) if count else 1  # groups of about the same size
     if target.device == CPU:
         vector = 4
         while vector < min(count, HOST_VECTOR):
