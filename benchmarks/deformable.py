@@ -64,6 +64,10 @@ SIZES = {
     "c128_56_og4": _square(1, 128, 56)._replace(offset_groups=4),
     "c128_56_g4og4": _square(1, 128, 56)._replace(offset_groups=4, groups=4),
 }
+MASKED_SIZES = {  # measured with a mask only: few channels for each offset, and for each weight
+    "c64_56_og8": _square(1, 64, 56)._replace(offset_groups=8),  # as video restoration aligns frames (EDVR)
+    "c256_28_g256": _square(1, 256, 28)._replace(groups=256),  # depthwise
+}
 SMALL_SIZES = {
     "n2c16_8": _square(2, 16, 8)._replace(outputs=24),
     "c32_6_g4og4": _square(1, 32, 6)._replace(offset_groups=4, groups=4),
@@ -125,7 +129,9 @@ def _variants(sizes: dict[str, Deform], masks: tuple[bool, ...]) -> Iterator[tup
 
 def rows(small: bool) -> list[Row]:
     """Return the family's rows on a CPU."""
-    return [row(*variant) for variant in _variants(SMALL_SIZES if small else SIZES, (False, True))]
+    if small:
+        return [row(*variant) for variant in _variants(SMALL_SIZES, (False, True))]
+    return [row(*variant) for variant in (*_variants(SIZES, (False, True)), *_variants(MASKED_SIZES, (True,)))]
 
 
 def gpu_rows(small: bool) -> list[Row]:
