@@ -166,8 +166,9 @@ DEVICE void add_slopes(acc_t factor, const Derivative& by, int l, acc_t sum[][SU
     sum[NDIM - 1][l] += factor * by.slope2;
 }
 
-// The parts of grad[d][j] += sum over channels of out_grad * d(sample j) / d(coordinate d). Where everything is inside, the slopes of
-// all taps are combined for each channel first, so that there is one sum over channels for each d and not for each tap.
+// The parts of grad[d][j] += sum over channels of out_grad * d(sample j) / d(coordinate d). Where everything is inside,
+// the slopes of all taps are combined for each channel first, so that there is one sum over channels for each d and not
+// for each tap.
 DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, int width, const acc_t* out_grad,
                                 acc_t grad[][TILE][PARTS]) {
     const Axis& x = s.axis[NDIM - 1];

@@ -67,7 +67,7 @@ DEVICE void pack_joined(const DeformConvParams& p, index_t item) {
         acc_t* to = p.packed + piece.packed + first * piece.depth;
         for (index_t i = 0; i < PANEL * piece.depth; ++i) to[i] = 0;
         for_weights(p.geometry, p.cut, piece, [&](index_t o, index_t k, index_t at) {
-            if (o / PANEL == first / PANEL) p.packed[packed_at(piece, o, k)] = widen(p.weight[at]);
+            if (o / PANEL == first / PANEL) p.packed[packed_at(p.geometry, p.cut, piece, o, k)] = widen(p.weight[at]);
         });
     });
 }
@@ -126,6 +126,13 @@ DEVICE void multiply_piece(const DeformConvParams& p, index_t count, const Piece
                            acc_t* total) {
     const index_t outputs = group_outputs(p.cut), padded = padded_outputs(p.cut), row = output_row(p.cut);
     acc_t* to = total + piece.group * padded;
+    if (is_depthwise(p.geometry, p.cut)) {
+        const acc_t *from = columns + piece.column, *weights = p.packed + piece.packed;
+        for_vectors(p.geometry, p.cut, piece, count, [&](index_t j, index_t k, index_t c) {
+            to[j * row + c] = fused(from[j * COLUMNS + k], weights[k], to[j * row + c]);
+        });
+        return;
+    }
     if (p.cut.joined > 1 && !all_finite(columns + piece.column, count, COLUMNS, piece.depth)) {
         for_weights(p.geometry, p.cut, piece, [&](index_t o, index_t k, index_t at) {
             const acc_t* column = columns + piece.column + k;

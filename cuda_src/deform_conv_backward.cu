@@ -57,13 +57,14 @@ DEVICE void pack_piece(const DeformConvBackwardParams& p, const Piece& piece, ac
 DEVICE acc_t* pack_chunk(const DeformConvBackwardParams& p, const Chunk& chunk, acc_t* to) {
     const Geometry& g = p.geometry;
     const index_t outputs = group_outputs(p.cut);
+    const bool depthwise = is_depthwise(g, p.cut);
     for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
         for_pieces(g, p.cut, chunk, tap, [&](const Piece& piece) {
             const index_t size = (piece.depth + NR - 1) / NR * NR * outputs;
             if (p.cut.joined > 1) {
                 for (index_t i = 0; i < size; ++i) to[i] = 0;
                 for_weights(g, p.cut, piece, [&](index_t o, index_t k, index_t at) {
-                    to[(k / NR * outputs + o) * NR + k % NR] = widen(p.weight[at]);
+                    to[depthwise ? k : (k / NR * outputs + o) * NR + k % NR] = widen(p.weight[at]);
                 });
             } else {
                 pack_piece(p, piece, to);
@@ -140,7 +141,7 @@ DEVICE void visit_tile(const DeformConvBackwardParams& p, index_t n, const Chunk
         }
         if (!packed) continue;
         for_pieces(g, cut, chunk, first_tap,
-                   [&](const Piece& piece) { multiply_columns(cut, count, piece, s, packed); });
+                   [&](const Piece& piece) { multiply_columns(g, cut, count, piece, s, packed); });
     }
 }
 
@@ -193,7 +194,8 @@ DEVICE void unpack_joined(const DeformConvBackwardParams& p, index_t item) {
     for_pieces_of(p.geometry, p.cut, item / blocks, [&](const Piece& piece) {
         for_weights(p.geometry, p.cut, piece, [&](index_t o, index_t k, index_t at) {
             if (o / PANEL != block) return;
-            const index_t from = AMX ? piece.packed + o * padded_depth(piece) + k : packed_at(piece, o, k);
+            const index_t from =
+                AMX ? piece.packed + o * padded_depth(piece) + k : packed_at(p.geometry, p.cut, piece, o, k);
             narrow(sum_of_slots(p, p.packed + from), p.grad_weight[at]);
         });
     });

@@ -69,6 +69,11 @@ DEVICE void multiply_weights(const Geometry& g, const Cut& cut, index_t count, c
     const index_t outputs = group_outputs(cut), padded = padded_outputs(cut), row = output_row(cut);
     const acc_t *weights = s.weights + panel * NR * outputs, *grads = s.grads + piece.group * padded;
     acc_t* to = s.columns + piece.column;
+    if (is_depthwise(g, cut)) {
+        for_vectors(g, cut, piece, count,
+                    [&](index_t j, index_t k, index_t c) { to[j * COLUMNS + k] = grads[j * row + c] * weights[k]; });
+        return;
+    }
     if (cut.joined > 1 && !s.finite) {
         clear(to, 1, COLUMNS, 0, piece.depth, count);
         for_weights(g, cut, piece, [&](index_t o, index_t k, index_t) {
@@ -92,10 +97,17 @@ DEVICE void multiply_weights(const Geometry& g, const Cut& cut, index_t count, c
 }
 
 // Adds to the gradients of a piece's weights.
-DEVICE void multiply_columns(const Cut& cut, index_t count, const Piece& piece, const Scratch& s, acc_t* packed) {
+DEVICE void multiply_columns(const Geometry& g, const Cut& cut, index_t count, const Piece& piece, const Scratch& s,
+                             acc_t* packed) {
     const index_t outputs = group_outputs(cut), padded = padded_outputs(cut), row = output_row(cut);
     const acc_t* columns = s.columns + piece.column;
     acc_t *grads = s.grads + piece.group * padded, *to = packed + piece.packed;
+    if (is_depthwise(g, cut)) {
+        for_vectors(g, cut, piece, count, [&](index_t j, index_t k, index_t c) {
+            to[k] = fused(columns[j * COLUMNS + k], grads[j * row + c], to[k]);
+        });
+        return;
+    }
 #if AMX
     const index_t deep = padded_depth(piece), panel = steps_of(count) * STEP * NR / 2 * VALUE_PARTS;
     bool fits = s.grads_fit;

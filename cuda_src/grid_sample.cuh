@@ -103,9 +103,9 @@ DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item&
 }
 
 // The rows of a turned grid are too far apart for the hardware to guess, so what a tile will read or add to is asked for
-// AHEAD tiles before: where the last row of taps begins of EACH-th samples, as neighbours mostly share lines of the cache.
-// The rows above have been there already where an image is gone through downwards; one gone through upwards needs the
-// first row instead.
+// AHEAD tiles before: where the last row of taps of every EACH-th sample begins, as neighbours mostly share lines of the
+// cache. The rows above have been there already where an image is gone through downwards; one gone through upwards needs
+// the first row instead.
 constexpr int AHEAD = 2, EACH = TILE > 1 ? 2 : 1;
 constexpr acc_t FIRST_TAP = MODE == CUBIC ? acc_t(-1) : acc_t(0), LAST_TAP = acc_t(TAPS / 2);
 

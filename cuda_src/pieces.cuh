@@ -10,7 +10,8 @@
 //
 // Groups with few channels are joined: several are multiplied as one, whose weights from the channels of a member to the
 // outputs of another are zeros. Full vectors of zeros are faster than short ones of numbers; but as 0 * inf is NaN, tiles
-// with numbers that are not finite take each weight by itself.
+// with numbers that are not finite take each weight by itself. Where every channel is a group with one output, a product
+// is that of vectors: weight k of the sum belongs to channel k % width, and is packed at k.
 
 constexpr int LINE = 64 / (int)sizeof(acc_t);  // numbers in a line of the cache
 constexpr int PANEL = 2 * LINE;                // output channels of a group are padded to a multiple: NR at the widest
@@ -90,6 +91,22 @@ template <typename F> DEVICE void for_pieces(const Geometry& g, const Cut& cut, 
     }
 }
 
+DEVICE bool is_depthwise(const Geometry& g, const Cut& cut) {
+    return cut.joined > 1 && cut.out_channels == g.channels && g.channels == cut.groups * cut.joined;
+}
+
+// Of a depthwise piece and `count` pixels: calls f(j, k, c) where number k of pixel j meets channel c of the group.
+template <typename F>
+DEVICE void for_vectors(const Geometry& g, const Cut& cut, const Piece& piece, index_t count, F f) {
+    const index_t first = piece.begin - piece.group * (index_t)(g.channels / cut.groups);
+    const index_t width = piece.end - piece.begin;
+    for (index_t j = 0; j < count; ++j) {
+        for (index_t k = 0; k < piece.depth; k += width) {
+            SIMD for (index_t c = 0; c < width; ++c) f(j, k + c, first + c);
+        }
+    }
+}
+
 // Calls f(piece) for all pieces of a group.
 template <typename F> DEVICE void for_pieces_of(const Geometry& g, const Cut& cut, index_t group, F f) {
     for (index_t number = 0; number < (index_t)g.groups * chunks_in_group(g, cut); ++number) {
@@ -128,8 +145,8 @@ DEVICE bool all_finite(const acc_t* from, index_t rows, index_t row, index_t wid
 }
 
 // Where output o at number k of the sum is among a piece's packed weights.
-DEVICE index_t packed_at(const Piece& piece, index_t o, index_t k) {
-    return piece.packed + o / NR * NR * piece.depth + k * NR + o % NR;
+DEVICE index_t packed_at(const Geometry& g, const Cut& cut, const Piece& piece, index_t o, index_t k) {
+    return piece.packed + (is_depthwise(g, cut) ? k : o / NR * NR * piece.depth + k * NR + o % NR);
 }
 
 // Weights that are packed or unpacked at a time: few enough for all taps' share of them to stay in cache where users want

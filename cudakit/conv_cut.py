@@ -49,6 +49,11 @@ class Convolution(NamedTuple):
         return itemsize(accumulator(self.d.dtype))
 
     @property
+    def depthwise(self) -> bool:
+        """Whether every channel is a group with one output (`is_depthwise` in pieces.cuh)."""
+        return self.d.channels == self.out_channels == self.groups * self.joined > 1
+
+    @property
     def padded(self) -> int:
         """Output channels of a group, as packed weights count them (`PANEL` in pieces.cuh)."""
         panel = 2 * LINE_BYTES // self.accumulator_bytes
@@ -161,6 +166,7 @@ def with_tiles(conv: Convolution, size: Callable[[Convolution], Size]) -> Convol
     d, tiled = conv.d, conv._replace(parts=PARTS.get(conv.d.dtype, 0))
     worth = (
         tiled.parts > 0
+        and not conv.depthwise
         and (conv.tf32 or d.dtype != "float32")
         and conv.out_channels // conv.groups >= LEAST_OUTPUTS * tiled.parts
         and d.channels // max(d.groups, conv.groups) * d.taps >= LEAST_DEPTH
