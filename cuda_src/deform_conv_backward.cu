@@ -118,8 +118,10 @@ DEVICE void visit_tile(const DeformConvBackwardParams& p, index_t n, const Chunk
     const Groups of = groups_of(g, cut, chunk);
     move_outputs<false>(cut, of, (scalar_t*)from, (index_t)p.output_stride[1], (index_t)p.output_stride[2], count,
                         s.grads);
-    s.finite = cut.joined == 1 || all_finite(s.grads + of.begin * padded_outputs(cut), count, output_row(cut),
-                                             (of.end - of.begin) * padded_outputs(cut));
+    s.finite = true;
+    for (index_t group = of.begin; cut.joined > 1 && group < of.end; ++group) {
+        s.finite &= all_finite(s.grads + group * padded_outputs(cut), count, output_row(cut), group_outputs(cut));
+    }
 #if AMX
     split_grads(cut, of, count, s);
 #endif
