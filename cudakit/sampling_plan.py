@@ -203,24 +203,22 @@ def plan_backward(
     empty = 0 in output.shape or 0 in x.shape
     direct = empty or grad == final
     added = direct and not clears(target)
-    constant = call.mode == "nearest"  # between two jumps: its slope is zero
-    zeros = wanted_grid and wanted_grid._replace(zero=empty or constant)
+    level = empty or call.mode == "nearest"  # has no slope between two jumps
+    sloped = bool(wanted_grid) and not level
+    zeros = wanted_grid and wanted_grid._replace(zero=level)
     plan = Plan(3, (wanted_input and wanted_input._replace(zero=empty or added), zeros))
-    if constant:
-        wanted_grid = None
-    if empty or not (wanted_input or wanted_grid):
+    if empty or not (wanted_input or sloped):
         return plan
     readable = x.strides[2:] == layout.strides[2:] and (not form.channels or x.strides[1] == 1)
-    copied = bool(wanted_grid) and not readable
+    copied = sloped and not readable
     summed = bool(wanted_input) and not direct
     rounds = list(chunks(x, target)) if copied or summed else [(0, x.shape[0])]
     size = rounds[0][1] * layout.strides[0]
     space = plan.workspace(size * itemsize(x.dtype)) if copied else NULL
     total = plan.workspace(size * itemsize(grad.dtype)) if summed else NULL
-    pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), plan.result(0))
-    if wanted_grid:
-        pointers = pointers._replace(grad_grid=plan.result(1))
-    if not wanted_grid or copied:  # without its gradient the grid's image is not read, but says where pixels lie
+    grads = plan.result(0), plan.result(1) if sloped else NULL
+    pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), *grads)
+    if not sloped or copied:  # without its gradient the grid's image is not read, but says where pixels lie
         call = call._replace(input=layout)
     for first, count in rounds:
         source = plan.input(1).at(first * x.strides[0] * itemsize(x.dtype))

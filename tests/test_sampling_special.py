@@ -132,6 +132,17 @@ def test_exact_knots(
     compare(arrays, x, grid, mode, padding_mode, align_corners)
 
 
+@pytest.mark.parametrize("needs", [("grid",), ("input", "grid")])
+def test_nearest_neighbours_have_no_slope(arrays: Arrays, needs: tuple[str, ...]) -> None:
+    image, grid = (
+        arrays.make(np.full((2, 3, 5, 4), np.nan)),
+        arrays.make(np.linspace(-1, 1, 2 * 6 * 2).reshape(2, 3, 2, 2)),
+    )
+    grads = cudakit.grid_sample_backward(arrays.make(np.ones((2, 3, 3, 2))), image, grid, mode="nearest", needs=needs)
+    assert not np.any(arrays.back(grads.grid))
+    assert (grads.input is None) == ("input" not in needs)
+
+
 def test_halves_round_to_even(arrays: Arrays) -> None:
     x, twice = np.arange(1.0, 5.0).reshape(1, 1, 4), np.arange(-2.0, 9.0)
     grid = ((twice + 1) / 4 - 1).reshape(1, -1, 1)
