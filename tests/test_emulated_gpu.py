@@ -17,7 +17,7 @@ from .processes import start
 TESTS = Path(__file__).parent
 # Two processes with about as much to do.
 PARTS = [
-    ("deformable", "deformable_gradients", "deformable_errors", "conv_cuda_plan"),
+    ("deformable", "deformable_gradients", "deformable_groups", "deformable_errors", "conv_cuda_plan"),
     ("sampling", "sampling_gradients", "sampling_special", "deformable_special", "errors", "frameworks", "wide"),
 ]
 FEWEST_TESTS = 600
@@ -59,8 +59,8 @@ def emulated() -> dict[str, str]:
 
 def test_what_runs_on_a_gpu(emulated: dict[str, str]) -> None:
     options = ("-m", "pytest", "-q", "--capture=sys", "-p", "no:cacheprovider", "-k", "cuda", "--rootdir", TESTS.parent)
-    for process in [start(emulated, *options, *(TESTS / f"test_{name}.py" for name in part)) for part in PARTS]:
-        printed, errors = process.communicate()
+    processes = [start(emulated, *options, *(TESTS / f"test_{name}.py" for name in part)) for part in PARTS]
+    for process, (printed, errors) in [(process, process.communicate()) for process in processes]:
         assert process.returncode == 0, printed + errors
         assert int(re.findall(r"(\d+) passed", printed)[-1]) >= FEWEST_TESTS, printed
 
