@@ -134,14 +134,14 @@ DEVICE acc_t whole_of(const acc_t* parts) {
     return sum;
 }
 
-// A sample in one channel, and its slopes along the dimensions: `slope2` along the last one, `slope0` along the first one
-// of several, `slope1` along the middle one of three.
+// A sample's slopes in one channel: `slope2` along the last dimension, `slope0` along the first one of several, `slope1`
+// along the middle one of three.
 struct Derivative {
-    acc_t value, slope0, slope1, slope2;
+    acc_t slope0, slope1, slope2;
 };
 
 // What the rows r0 ... r0 + PASS - 1 of sample j contribute in channel v.
-template <typename T> DEVICE Derivative derivative(const Samples& s, int j, int r0, const T* const* tap, int v) {
+DEVICE Derivative derivative(const Samples& s, int j, int r0, const scalar_t* const* tap, int v) {
     const Axis& x = s.axis[NDIM - 1];
     Derivative sum = {};
     UNROLL for (int r = 0; r < PASS; ++r) {
@@ -151,7 +151,6 @@ template <typename T> DEVICE Derivative derivative(const Samples& s, int j, int 
             value = fused(x.weight[t][j], pixel, value);
             slope = fused(x.slope[t][j], pixel, slope);
         }
-        sum.value = fused(row_weight(s, r0 + r, j), value, sum.value);
         if (NDIM > 1) sum.slope0 = fused(row_slope(s, 0, r0 + r, j), value, sum.slope0);
         if (NDIM > 2) sum.slope1 = fused(row_slope(s, NDIM > 2, r0 + r, j), value, sum.slope1);
         sum.slope2 = fused(row_weight(s, r0 + r, j), slope, sum.slope2);

@@ -82,7 +82,8 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk&
     TapSamples samples;
     look(g, p.offset, p.mask, n, chunk.group, tap, base, samples);
     const bool slopes = p.part_offset || p.part_mask;
-    Dots dots = {};
+    Dots dots;
+    if (slopes) dots = {};
     for_pieces(g, p.cut, chunk, first_tap, [&](const Piece& piece) {
         const int width = width_of(piece.end - piece.begin);
         const index_t at = origin_of(p, chunk) + piece.begin;

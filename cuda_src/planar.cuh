@@ -92,7 +92,7 @@ DEVICE void sample_pixels(const Samples& s, const scalar_t* image, acc_t sum[][T
                     const scalar_t* row = image + row_at(s, r, j) + x.at[0][j];
                     acc_t value = 0;
                     UNROLL for (int t = 0; t < TAPS; ++t) {
-                        value = fused(x.weight[t][j], widen(row[t * GROUP + v]), value);
+                        value = fused(weight_along(s, t, j), widen(row[t * GROUP + v]), value);
                     }
                     total = fused(row_weight(s, r, j), value, total);
                 }

@@ -22,7 +22,7 @@ from cudakit.structs import pack_tail
 
 HOST_TILE = 32
 HOST_VECTOR = 64
-FEW = 16
+FEW = 16  # channels that loops of constant length pay for
 CUDA_VECTOR_BYTES = 16
 LAYOUT_FIELDS = (("layout.stride", 4), ("layout.block", 1), ("layout.block_stride", 1))
 IM2COL = Kernel(
