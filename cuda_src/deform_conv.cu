@@ -21,6 +21,7 @@ struct DeformConvParams {
     scalar_t* output;
     acc_t* scratch;
     long long items;             // batch * tiles
+    long long tiles;             // of an image
     long long group_stride;      // from an offset group's channels in an image to those of the next
     long long output_stride[3];  // batch, channel, pixel
     Cut cut;
@@ -150,16 +151,24 @@ DEVICE void multiply_piece(const DeformConvParams& p, index_t count, const Piece
     }
 }
 
+// Where a tile begins. Tiles are full, or where there are more than need be, of about the same size, in whole blocks of
+// rows of a product.
+DEVICE index_t tile_begin(const DeformConvParams& p, index_t tile) {
+    const index_t pixels = (index_t)p.geometry.pixels, least = (pixels + PIXELS - 1) / PIXELS;
+    const index_t rows = p.tiles == least ? PIXELS : AMX ? 16 : MR, blocks = (pixels + rows - 1) / rows;
+    return smaller((index_t)(tile * (long long)blocks / p.tiles) * rows, pixels);
+}
+
 KERNEL(deform_conv, DeformConvParams) {
     const Geometry& g = p.geometry;
     const Cut& cut = p.cut;
-    const index_t tiles = ((index_t)g.pixels + PIXELS - 1) / PIXELS, row = output_row(cut);
+    const index_t tiles = (index_t)p.tiles, row = output_row(cut);
     const index_t outputs = group_outputs(cut), padded = padded_outputs(cut);
     acc_t* columns = p.scratch + worker * (index_t)cut.scratch;
     acc_t* total = columns + PIXELS * COLUMNS;
     FOR_EACH(item, p.items) {
-        const index_t n = item / tiles, first = (item - n * tiles) * PIXELS;
-        const index_t count = smaller(index_t(PIXELS), (index_t)g.pixels - first);
+        const index_t n = item / tiles, tile = item - n * tiles, first = tile_begin(p, tile);
+        const index_t count = tile_begin(p, tile + 1) - first;
         const int bases = (int)((count + TILE - 1) / TILE);
         Base base[PIXELS / TILE];
         for (int b = 0; b < bases; ++b) make_base(g, first + b * TILE, base[b]);

@@ -1,6 +1,7 @@
 """How a deformable convolution is cut on a CPU, for columns to stay in cache: groups, tiles, memory (pieces.cuh)."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 from cudakit import amx
@@ -12,6 +13,7 @@ from cudakit.source import C_TYPES
 from cudakit.workspace import ALIGNMENT
 
 PIXELS = 96  # of an output tile: a multiple of HOST_TILE and of the rows that registers hold
+LEAST_PIXELS_OF_TILE, TILE_COST = 16, 8  # see `tiles_of_image`
 BLOCK = 320
 LINE_BYTES = 64
 MOST_WORKSPACES = 6
@@ -180,3 +182,21 @@ def images_at_once(batch: int, image_bytes: int, threads: int) -> int:
     """Return how many images to copy at a time, so that they stay in cache and every thread has one."""
     images = max(1, COPY_BYTES // image_bytes) if image_bytes else batch
     return min(batch, -(-images // threads) * threads)
+
+
+def tiles_of_image(pixels: int, images: int, threads: int) -> int:
+    """Return how many tiles to cut each of some images into, for the thread that has most to do to have least.
+
+    Tiles are full, or if there are more than need be, equal (`tile_begin` in deform_conv.cu). Each costs as much as so
+    many pixels more, to read all weights.
+    """
+    least = -(-pixels // PIXELS)
+    most = max(least, min(least + threads - 1, -(-pixels // LEAST_PIXELS_OF_TILE)))
+
+    def longest(tiles: int) -> float:
+        size = pixels / tiles if tiles > least else PIXELS
+        ends = [k * images * tiles // threads for k in range(threads + 1)]  # `deal` in host_pool.cpp
+        missing = tiles * size - pixels  # in an image's last tile
+        return max((b - a) * (size + TILE_COST) - (b // tiles - a // tiles) * missing for a, b in pairwise(ends))
+
+    return min(range(least, most + 1), key=longest) if least else 0

@@ -14,6 +14,7 @@ from cudakit.conv_cut import (
     choose_amount,
     images_at_once,
     join,
+    tiles_of_image,
     with_tiles,
 )
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, Integers, geometry_values
@@ -28,7 +29,7 @@ from cudakit.workspace import aligned
 FORWARD_FIELDS = (
     *((name, 1) for name in ("input", "offset", "mask", "weight", "bias", "packed", "split")),
     *((name, 1) for name in ("output", "scratch")),
-    *(("items", 1), ("group_stride", 1), ("output_stride", 3)),
+    *(("items", 1), ("tiles", 1), ("group_stride", 1), ("output_stride", 3)),
     *CUT_FIELDS,
     *GEOMETRY_FIELDS,
 )
@@ -91,7 +92,8 @@ class _Forward:
         self.item, self.wide, self.block = itemsize(d.dtype), conv.accumulator_bytes, min(BLOCK, d.channels // d.groups)
         self.read = reading(conv.input, d.groups)
         self.image_bytes = self.read.strides[0] * itemsize(self.read.layout.dtype) if self.read.copied else 0
-        self.tiles = -(-d.pixels // PIXELS)
+        self.images = images_at_once(d.batch, self.image_bytes, target.threads)
+        self.tiles = tiles_of_image(d.pixels, self.images, target.threads)
         self.conv = with_tiles(conv, self._size)
 
     def _packed_bytes(self, conv: Convolution) -> int:
@@ -113,8 +115,7 @@ class _Forward:
         """Append all launches."""
         plan, conv, d, read = self.plan, self.conv, self.conv.d, self.read
         threads = min(self.target.threads, d.batch * self.tiles)
-        most = Amount(threads, 1, images_at_once(d.batch, self.image_bytes, self.target.threads))
-        amount = choose_amount(conv, most, self._size(conv))
+        amount = choose_amount(conv, Amount(threads, 1, self.images), self._size(conv))
         weights = plan.workspace(self._packed_bytes(conv))
         split = plan.workspace(self._split_bytes(conv)) if conv.parts else NULL
         scratch = plan.workspace(amount.workers * self._scratch(conv) * self.wide)
@@ -139,7 +140,7 @@ class _Forward:
         conv, read = self.conv, self.read
         cut = (*conv.cut(self.block), self._scratch(conv))
         geometry = geometry_values(d, read.strides)
-        tail = pack_tail(kernel, items, read.group_stride(d), conv.output_strides, *cut, *geometry)
+        tail = pack_tail(kernel, items, self.tiles, read.group_stride(d), conv.output_strides, *cut, *geometry)
         loaded = load(kernel, conv.prelude(read.layout, self.block), CPU)
         self.plan.launch(Launch(loaded, tail, items, 1, work, amount.workers), *pointers)
 

@@ -90,6 +90,23 @@ def test_the_number_of_threads_changes_no_bit(problem: tuple[Any, Any], channels
     np.testing.assert_array_equal(*results)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 17), (7, 7), (5, 19), (8, 12), (14, 14), (28, 28)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_convolution_is_cut_for_the_threads_and_changes_no_bit(
+    problem: tuple[Any, Any], batch: int, size: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(batch, 48, *size)).astype(np.float32)
+    offset = rng.normal(size=(batch, 18, *size)).astype(np.float32)
+    weight, bias = rng.normal(size=(40, 48, 3, 3)).astype(np.float32), rng.normal(size=40).astype(np.float32)
+    results = []
+    for number in (1, 2, 3, 16):
+        cudakit.set_num_threads(number)
+        results.append(cudakit.deform_conv2d(x, offset, weight, bias, padding=1))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
 @pytest.mark.parametrize("threads", [1, 4])
 def test_gradients_come_out_alike_on_every_run(problem: tuple[Any, Any], threads: int) -> None:
     x, grid = problem
