@@ -6,6 +6,9 @@
 #include "deform.cuh"
 #include "product.cuh"
 #include "pieces.cuh"
+#if GIVEN
+#include "given.cuh"
+#endif
 #if AMX
 #include "split.cuh"
 #endif
@@ -16,7 +19,7 @@ struct DeformConvParams {
     const coord_t* mask;     // null: none
     const scalar_t* weight;  // (out_channels, channels / groups, taps), contiguous
     const scalar_t* bias;    // null: none
-    acc_t* packed;           // the weights in pieces
+    acc_t* packed;           // the weights in pieces; not used where they are as given
     unsigned* split;         // the same as tiles, if AMX: for each panel whether it fits, then the pieces
     scalar_t* output;
     acc_t* scratch;
@@ -127,6 +130,11 @@ DEVICE void multiply_piece(const DeformConvParams& p, index_t count, const Piece
                            acc_t* total) {
     const index_t outputs = group_outputs(p.cut), padded = padded_outputs(p.cut), row = output_row(p.cut);
     acc_t* to = total + piece.group * padded;
+#if GIVEN
+    acc_t* panels = total + PIXELS * row;
+    make_panels(piece, count, columns, panels);
+    return multiply_given(p.geometry, p.cut, count, piece, p.weight, panels, total);
+#endif
     if (is_depthwise(p.geometry, p.cut)) {
         const acc_t *from = columns + piece.column, *weights = p.packed + piece.packed;
         for_vectors(p.geometry, p.cut, piece, count, [&](index_t j, index_t k, index_t c) {
@@ -155,15 +163,38 @@ DEVICE void multiply_piece(const DeformConvParams& p, index_t count, const Piece
 // rows of a product.
 DEVICE index_t tile_begin(const DeformConvParams& p, index_t tile) {
     const index_t pixels = (index_t)p.geometry.pixels, least = (pixels + PIXELS - 1) / PIXELS;
-    const index_t rows = p.tiles == least ? PIXELS : AMX ? 16 : MR, blocks = (pixels + rows - 1) / rows;
+    const index_t rows = GIVEN ? TILE : p.tiles == least ? PIXELS : AMX ? 16 : MR, blocks = (pixels + rows - 1) / rows;
     return smaller((index_t)(tile * (long long)blocks / p.tiles) * rows, pixels);
+}
+
+// A tile of outputs is [pixel][group][padded channel], or where weights are as given, [channel][pixel of PIXELS].
+DEVICE void begin_outputs(const DeformConvParams& p, index_t count, acc_t* total) {
+    const index_t outputs = group_outputs(p.cut), padded = padded_outputs(p.cut), row = output_row(p.cut);
+    for (index_t o = 0; o < (index_t)p.cut.out_channels; ++o) {
+        const acc_t bias = p.bias ? widen(p.bias[o]) : acc_t(0);
+        if (GIVEN) {
+            SIMD for (int j = 0; j < PIXELS; ++j) total[o * PIXELS + j] = bias;
+        } else {
+            total[o / outputs * padded + o % outputs] = bias;
+        }
+    }
+    for (index_t j = 1; !GIVEN && j < count; ++j) {
+        SIMD for (index_t o = 0; o < row; ++o) total[j * row + o] = total[o];
+    }
+}
+
+DEVICE void end_outputs(const DeformConvParams& p, index_t count, acc_t* total, scalar_t* output) {
+    const index_t channel = (index_t)p.output_stride[1], pixel = (index_t)p.output_stride[2];
+    if (!GIVEN) return move_outputs<true>(p.cut, {0, (index_t)p.cut.groups}, output, channel, pixel, count, total);
+    for (index_t o = 0; o < (index_t)p.cut.out_channels; ++o) {
+        store_line<PIXELS>(total + o * PIXELS, output + o * channel, pixel, (int)count);
+    }
 }
 
 KERNEL(deform_conv, DeformConvParams) {
     const Geometry& g = p.geometry;
     const Cut& cut = p.cut;
-    const index_t tiles = (index_t)p.tiles, row = output_row(cut);
-    const index_t outputs = group_outputs(cut), padded = padded_outputs(cut);
+    const index_t tiles = (index_t)p.tiles;
     acc_t* columns = p.scratch + worker * (index_t)cut.scratch;
     acc_t* total = columns + PIXELS * COLUMNS;
     FOR_EACH(item, p.items) {
@@ -172,12 +203,7 @@ KERNEL(deform_conv, DeformConvParams) {
         const int bases = (int)((count + TILE - 1) / TILE);
         Base base[PIXELS / TILE];
         for (int b = 0; b < bases; ++b) make_base(g, first + b * TILE, base[b]);
-        for (index_t o = 0; o < (index_t)cut.out_channels; ++o) {
-            total[o / outputs * padded + o % outputs] = p.bias ? widen(p.bias[o]) : acc_t(0);
-        }
-        for (index_t j = 1; j < count; ++j) {
-            SIMD for (index_t o = 0; o < row; ++o) total[j * row + o] = total[o];
-        }
+        begin_outputs(p, count, total);
         for (index_t number = 0; number < (index_t)g.groups * chunks_in_group(g, cut); ++number) {
             const Chunk chunk = chunk_of(g, cut, number);
             for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
@@ -187,7 +213,6 @@ KERNEL(deform_conv, DeformConvParams) {
             }
         }
         scalar_t* output = p.output + n * (index_t)p.output_stride[0] + first * (index_t)p.output_stride[2];
-        move_outputs<true>(cut, {0, (index_t)cut.groups}, output, (index_t)p.output_stride[1],
-                           (index_t)p.output_stride[2], count, total);
+        end_outputs(p, count, total, output);
     }
 }

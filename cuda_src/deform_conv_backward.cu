@@ -20,7 +20,8 @@ struct DeformConvBackwardParams {
     acc_t* grad_input;       // channels next to each other; null: not needed
     acc_t* part_offset;      // [chunk of the group][as offset]; null: not needed
     acc_t* part_mask;        // [chunk of the group][as mask]; null: not needed
-    acc_t* packed;           // [slot][as packed weights, or where tiles are: piece, output, depth]; null: not needed
+    acc_t* packed;           // [slot][as packed weights, or where tiles are: piece, output, depth]; null: not needed;
+                             // where weights are as given, their gradient
     scalar_t* grad_weight;   // written by deform_conv_unpack
     acc_t* scratch;
     long long items;  // slots * chunks
@@ -108,9 +109,35 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk&
     store_gradients(g, grads, part, chunk.group, tap, base, p.part_offset, p.part_mask);
 }
 
-// One tile of pixels of one image.
+// The gradients of a piece's columns.
+DEVICE void differentiate_columns(const DeformConvBackwardParams& p, index_t count, const Piece& piece,
+                                  const Scratch& s, index_t panel) {
+#if GIVEN
+    multiply_given_weights(p.geometry, p.cut, count, piece, p.weight, s.grads, s.weights);
+    turn_columns<true>(piece, count, s.weights, s.columns);
+#else
+    multiply_weights(p.geometry, p.cut, count, piece, s, panel);
+#endif
+}
+
+// Adds to the gradients of a piece's weights; `opens`: nothing has been added yet.
+DEVICE void differentiate_weights(const DeformConvBackwardParams& p, index_t count, const Piece& piece,
+                                  const Scratch& s, bool opens, acc_t* packed) {
+#if GIVEN
+    turn_columns<false>(piece, count, s.columns, s.weights);
+    if (opens) {
+        multiply_given_columns<false>(p.geometry, p.cut, count, piece, s.weights, s.grads, packed);
+    } else {
+        multiply_given_columns<true>(p.geometry, p.cut, count, piece, s.weights, s.grads, packed);
+    }
+#else
+    multiply_columns(p.geometry, p.cut, count, piece, s, packed);
+#endif
+}
+
+// One tile of pixels of one image; `opens`: the first.
 DEVICE void visit_tile(const DeformConvBackwardParams& p, index_t n, const Chunk& chunk, index_t chunk_in_group,
-                       index_t first, acc_t* packed, Scratch& s) {
+                       index_t first, bool opens, acc_t* packed, Scratch& s) {
     const Geometry& g = p.geometry;
     const Cut& cut = p.cut;
     const index_t count = smaller(index_t(PIXELS), (index_t)g.pixels - first);
@@ -131,7 +158,7 @@ DEVICE void visit_tile(const DeformConvBackwardParams& p, index_t n, const Chunk
         const index_t end = smaller(first_tap + taps_at_once(chunk), (index_t)g.taps);
         if (back) {
             for_pieces(g, cut, chunk, first_tap, [&](const Piece& piece) {
-                multiply_weights(g, cut, count, piece, s, panel);
+                differentiate_columns(p, count, piece, s, panel);
                 panel += (piece.depth + NR - 1) / NR;
             });
         }
@@ -144,7 +171,7 @@ DEVICE void visit_tile(const DeformConvBackwardParams& p, index_t n, const Chunk
         }
         if (!packed) continue;
         for_pieces(g, cut, chunk, first_tap,
-                   [&](const Piece& piece) { multiply_columns(g, cut, count, piece, s, packed); });
+                   [&](const Piece& piece) { differentiate_weights(p, count, piece, s, opens, packed); });
     }
 }
 
@@ -167,12 +194,14 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
         const index_t slot = item / chunks, number = item - slot * chunks;
         const Chunk chunk = chunk_of(g, cut, number);
         acc_t* packed = p.packed ? p.packed + slot * (index_t)p.packed_size : nullptr;
+#if !GIVEN
         acc_t* end = pack_chunk(p, chunk, s.weights);
+        if (packed && p.opens) clear_chunk(p, chunk, packed);
+#endif
 #if AMX
         s.split_weights = (unsigned*)end;
         split_weights(g, cut, chunk, s);
 #endif
-        if (packed && p.opens) clear_chunk(p, chunk, packed);
         for (index_t n = slot; n < (index_t)g.batch; n += (index_t)p.slots) {
             if (p.grad_input) {
                 const index_t at = n * (index_t)p.grad_stride[0] + origin_of(p, chunk);
@@ -180,7 +209,8 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
             }
             for (index_t tile = 0; tile < tiles; ++tile) {
                 const index_t first = tile_of_part(tile, tiles, number, chunks) * PIXELS;
-                visit_tile(p, n, chunk, number % chunks_in_group(g, cut), first, packed, s);
+                const bool opens = p.opens && n == slot && tile == 0;
+                visit_tile(p, n, chunk, number % chunks_in_group(g, cut), first, opens, packed, s);
             }
         }
     }

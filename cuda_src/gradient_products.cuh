@@ -3,10 +3,15 @@
 #include "split.cuh"
 #endif
 
+#if GIVEN
+#include "given.cuh"
+#endif
+
 // A worker's memory.
 struct Scratch {
-    acc_t *columns, *grads, *weights;
-    bool finite;  // the gradients of the output
+    acc_t *columns, *grads;
+    acc_t* weights;  // packed; or where they are as given, columns in their order
+    bool finite;     // the gradients of the output
 #if AMX
     unsigned *split_weights, *split_columns;  // right operands
     unsigned *rows, *turned;                  // left ones: the output's gradients by pixel, and by channel

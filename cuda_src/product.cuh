@@ -78,23 +78,25 @@ template <bool ADD> static __attribute__((noinline, noclone)) void multiply_bloc
     }
 }
 
-// The same for any number of rows: those that do not exist are worked out all the same (`a` must hold something there)
-// and left out.
+// The same for any number of rows. Where they are fewer than MR, `a` must hold something for the others.
 template <bool ADD> DEVICE void multiply_rows(index_t rows, index_t depth, Matrix a, const acc_t* b, index_t b_row,
                                               acc_t* to, index_t to_row) {
-    const index_t blocks = (rows + MR - 1) / MR, step = (NR + blocks - 1) / blocks;
+    const bool packed = b_row == NR;  // panel after panel, else neighbours
+    const index_t blocks = (rows + MR - 1) / MR, step = packed ? (NR + blocks - 1) / blocks : b_row;
     for (index_t m = 0; m < rows; m += MR) {
-        const acc_t* later = b + depth * b_row + m / MR * depth * step;
-        const Matrix left = {a.at + m * a.row, a.row, a.column};
-        if (m + MR <= rows) {
+        const acc_t* later = b + (packed ? (NR + m / MR * step) * depth : NR + m / MR % 2 * LENGTH);
+        const index_t begin = rows < MR ? 0 : smaller(m, rows - MR);  // some are worked out again
+        const Matrix left = {a.at + begin * a.row, a.row, a.column};
+        if (begin == m && m + MR <= rows) {
             multiply_block<ADD>(depth, left, b, b_row, to + m * to_row, to_row, later, step);
             continue;
         }
         acc_t edge[MR * NR];
         multiply_block<false>(depth, left, b, b_row, edge, NR, later, step);
-        for (index_t i = 0; i < rows - m; ++i) {
-            acc_t* line = to + (m + i) * to_row;
-            for (int j = 0; j < NR; ++j) line[j] = ADD ? line[j] + edge[i * NR + j] : edge[i * NR + j];
+        for (index_t i = m; i < rows; ++i) {
+            const acc_t* sum = edge + (i - begin) * NR;
+            acc_t* line = to + i * to_row;
+            for (int j = 0; j < NR; ++j) line[j] = ADD ? line[j] + sum[j] : sum[j];
         }
     }
 }

@@ -7,6 +7,7 @@ from cudakit.array import CPU
 from cudakit.conv_cut import (
     BLOCK,
     CUT_FIELDS,
+    GIVEN_STEP,
     LINE_BYTES,
     PIXELS,
     STEP,
@@ -51,9 +52,21 @@ class Split(NamedTuple):
     slots: int
 
 
-def split(d: Deformation, threads: int) -> Split:
+def as_given(conv: Convolution, threads: int) -> Convolution:
+    """Return the call, with weights as given where they meet few pixels, and channels are enough for all threads."""
+    d = conv.d
+    few = 0 < d.batch * d.pixels <= conv.out_channels // conv.groups
+    return conv._replace(given=few and conv.may_be_given and d.channels // GIVEN_STEP >= threads)
+
+
+def split(conv: Convolution, threads: int) -> Split:
     """Give every thread images of its own where there are enough, else channels of its own."""
+    d = conv.d
     count = d.channels // d.groups
+    if conv.given:
+        parts = max(-(-count // conv.given_block), -(-threads // d.groups))
+        block = -(-count // (parts * GIVEN_STEP)) * GIVEN_STEP
+        return Split(-(-count // block), block, 1)
     parts, slots = -(-count // BLOCK), 1
     if parts * d.groups < 4 * threads and parts * d.groups % threads:
         slots = min(d.batch, threads)
@@ -94,12 +107,12 @@ class _Backward:
     def __init__(
         self, plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
     ) -> None:
-        conv = join(conv)
+        conv = as_given(join(conv), target.threads)
         self.plan, self.target, self.conv = plan, target, conv
         self.slots, self.grad_output, self.results = slots, grad_output, results
         d = conv.d
         self.item, self.wide = itemsize(d.dtype), conv.accumulator_bytes
-        self.split = split(d, target.threads)
+        self.split = split(conv, target.threads)
         self.reads = any(slot != NULL for slot in (results.offset, results.mask, results.weight))
         self._lay_out(target)
         # One chunk and one dtype: the sums are the results.
@@ -128,7 +141,7 @@ class _Backward:
         buffers = self._buffers(amount)
         for first in range(0, conv.d.batch, amount.images):
             self._round(first, min(amount.images, conv.d.batch - first), amount, buffers)
-        if results.weight != NULL:
+        if results.weight != NULL and not conv.given:
             pointers = [NULL] * 11
             pointers[8:10] = buffers.packed, results.weight
             self._launch(UNPACK, conv.d, amount, conv.panels, conv.packed_size(self.split.block), tuple(pointers))
@@ -147,6 +160,8 @@ class _Backward:
 
     def _scratch(self, conv: Convolution) -> int:
         """Return the numbers of one worker: a tile, and a chunk's weights as the kernel packs them (`scratch_of`)."""
+        if conv.given:
+            return 2 * conv.tile_size
         block, outputs = self.split.block, conv.out_channels // conv.groups
         panel = conv.padded // max(1, conv.panels // conv.groups)
         pieces = -(-conv.d.taps // max(1, BLOCK // block)) * (block // (conv.d.channels // conv.groups) + 2)
@@ -160,7 +175,8 @@ class _Backward:
 
     def _size(self, conv: Convolution) -> Size:
         """Return the temporary memory of a call."""
-        packed_bytes = conv.packed_size(self.split.block) * self.wide if self.results.weight != NULL else 0
+        packs = self.results.weight != NULL and not conv.given
+        packed_bytes = conv.packed_size(self.split.block) * self.wide if packs else 0
         return Size(0, self._scratch(conv) * self.wide, packed_bytes, self._image_bytes())
 
     def _amount(self) -> Amount:
@@ -178,7 +194,7 @@ class _Backward:
             plan.workspace(image * self.wide) if self.grad.copied else NULL,
             plan.workspace(parts * d.offset_channels) if self.parted and results.offset != NULL else NULL,
             plan.workspace(parts * d.mask_channels) if self.parted and results.mask != NULL else NULL,
-            plan.workspace(size.slot * amount.slots) if results.weight != NULL else NULL,
+            results.weight if self.conv.given else plan.workspace(size.slot * amount.slots) if size.slot else NULL,
             plan.workspace(size.worker * amount.workers),
         )
 

@@ -13,7 +13,7 @@ from cudakit.source import C_TYPES
 from cudakit.workspace import ALIGNMENT
 
 PIXELS = 96  # of an output tile: a multiple of HOST_TILE and of the rows that registers hold
-LEAST_PIXELS_OF_TILE, TILE_COST = 16, 8  # see `tiles_of_image`
+ROWS = 12  # of a tile that a product takes at a time
 BLOCK = 320
 LINE_BYTES = 64
 MOST_WORKSPACES = 6
@@ -28,6 +28,8 @@ LEAST_OUTPUTS, LEAST_PIXELS = 32, 256
 LEAST_DEPTH = STEP
 
 BLOCK_ENDS, SAMPLE = 8, 32  # see `join`
+GIVEN_STEP = 32  # channels that pieces are multiples of, where weights are as given
+TILE_COST, PACKING, TURNING = 8, 42, 41  # see `Shares`
 
 CUT_FIELDS = tuple((f"cut.{name}", 1) for name in ("groups", "joined", "out_channels", "channel_block", "scratch"))
 
@@ -44,6 +46,7 @@ class Convolution(NamedTuple):
     tf32: bool  # whether float32 factors may be rounded
     parts: int = 0  # of a number, if tile registers multiply
     joined: int = 1  # groups of the user's in each of these
+    given: bool = False  # whether weights are used as users give them
 
     @property
     def accumulator_bytes(self) -> int:
@@ -54,6 +57,24 @@ class Convolution(NamedTuple):
     def depthwise(self) -> bool:
         """Whether every channel is a group with one output (`is_depthwise` in pieces.cuh)."""
         return self.d.channels == self.out_channels == self.groups * self.joined > 1
+
+    @property
+    def may_be_given(self) -> bool:
+        """Whether the products can use weights in the order in which users give them (given.cuh)."""
+        d = self.d
+        return (
+            itemsize(d.dtype) == self.accumulator_bytes
+            and self.joined == 1
+            and not self.parts
+            and self.out_channels // self.groups >= GIVEN_STEP
+            and BLOCK // d.taps >= GIVEN_STEP
+            and not any(d.channels // groups % GIVEN_STEP for groups in (d.groups, self.groups))
+        )
+
+    @property
+    def given_block(self) -> int:
+        """Channels of a chunk where weights are as given: with all taps they are at most `BLOCK` numbers."""
+        return BLOCK // self.d.taps // GIVEN_STEP * GIVEN_STEP
 
     @property
     def padded(self) -> int:
@@ -94,7 +115,13 @@ class Convolution(NamedTuple):
         own, joined = self.d.channels // self.d.groups, self.d.channels // self.groups
         form = Form(HOST_TILE, 1, BLOCK, 0 if own % channel_block or joined % channel_block else few(channel_block))
         found = constants(self.d, form, *sizes)
-        found |= {"PIXELS": PIXELS, "BLOCK": BLOCK, "AMX": self.parts, "IMAGE": C_TYPES[layout.dtype][0]}
+        found |= {
+            "PIXELS": PIXELS,
+            "BLOCK": BLOCK,
+            "AMX": self.parts,
+            "GIVEN": int(self.given),
+            "IMAGE": C_TYPES[layout.dtype][0],
+        }
         return tuple(found.items())
 
     def cut(self, channel_block: int) -> Integers:
@@ -169,6 +196,7 @@ def with_tiles(conv: Convolution, size: Callable[[Convolution], Size]) -> Convol
     worth = (
         tiled.parts > 0
         and not conv.depthwise
+        and not conv.given
         and (conv.tf32 or d.dtype != "float32")
         and conv.out_channels // conv.groups >= LEAST_OUTPUTS * tiled.parts
         and d.channels // max(d.groups, conv.groups) * d.taps >= LEAST_DEPTH
@@ -184,19 +212,50 @@ def images_at_once(batch: int, image_bytes: int, threads: int) -> int:
     return min(batch, -(-images // threads) * threads)
 
 
-def tiles_of_image(pixels: int, images: int, threads: int) -> int:
-    """Return how many tiles to cut each of some images into, for the thread that has most to do to have least.
+class Shares(NamedTuple):
+    """How many pixels' worth of work the thread with most to do has, if images are cut into so many tiles each.
 
-    Tiles are full, or if there are more than need be, equal (`tile_begin` in deform_conv.cu). Each costs as much as so
-    many pixels more, to read all weights.
+    A tile costs as much as so many pixels more, to read all weights; to pack all weights takes as long as to multiply
+    them with some, and to turn a column, as to multiply it with some weights (measured on Zen 5).
     """
-    least = -(-pixels // PIXELS)
-    most = max(least, min(least + threads - 1, -(-pixels // LEAST_PIXELS_OF_TILE)))
 
-    def longest(tiles: int) -> float:
-        size = pixels / tiles if tiles > least else PIXELS
-        ends = [k * images * tiles // threads for k in range(threads + 1)]  # `deal` in host_pool.cpp
-        missing = tiles * size - pixels  # in an image's last tile
-        return max((b - a) * (size + TILE_COST) - (b // tiles - a // tiles) * missing for a, b in pairwise(ends))
+    conv: Convolution
+    images: int
+    threads: int
 
-    return min(range(least, most + 1), key=longest) if least else 0
+    @property
+    def unit(self) -> int:
+        """Pixels that a product takes at a time."""
+        return HOST_TILE if self.conv.given else ROWS
+
+    @property
+    def most_tiles(self) -> int:
+        """Tiles of an image that are worth trying."""
+        pixels = self.conv.d.pixels
+        return max(1, min(-(-pixels // PIXELS) + self.threads - 1, -(-pixels // self.unit)))
+
+    def longest(self, tiles: int) -> float:
+        """Return the work."""
+        conv, images, threads = self
+        pixels = conv.d.pixels
+        least = -(-pixels // PIXELS)
+        step = PIXELS if tiles == least and not conv.given else self.unit  # as `tile_begin` in deform_conv.cu
+        image, blocks = -(-pixels // self.unit) * self.unit, -(-pixels // step)
+        ends = [k * images * tiles // threads for k in range(threads + 1)]  # as `deal` in host_pool.cpp
+        begins = [end // tiles * image + end % tiles * blocks // tiles * step + end * TILE_COST for end in ends]
+        work = max(b - a for a, b in pairwise(begins))
+        if conv.given:
+            return work * (1 + TURNING * conv.groups / conv.out_channels)
+        return work + PACKING / threads
+
+
+def choose_tiles(conv: Convolution, images: int, threads: int) -> tuple[Convolution, int]:
+    """Return the call, with weights as given if that is less work, and how many tiles to cut an image into."""
+    least = -(-conv.d.pixels // PIXELS)
+    if not least:
+        return conv, 0
+    ways = [conv._replace(given=given) for given in sorted({False, conv.may_be_given})]
+    shares = [Shares(way, images, threads) for way in ways]
+    found = [(one, tiles) for one in shares for tiles in range(least, one.most_tiles + 1)]
+    chosen, tiles = min(found, key=lambda pair: pair[0].longest(pair[1]))
+    return chosen.conv, tiles

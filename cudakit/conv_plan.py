@@ -12,9 +12,9 @@ from cudakit.conv_cut import (
     Convolution,
     Size,
     choose_amount,
+    choose_tiles,
     images_at_once,
     join,
-    tiles_of_image,
     with_tiles,
 )
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, Integers, geometry_values
@@ -89,23 +89,27 @@ class _Forward:
     def __init__(self, plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
         self.plan, self.target, self.slots, self.output = plan, target, slots, output
         conv, d = join(conv), conv.d
-        self.item, self.wide, self.block = itemsize(d.dtype), conv.accumulator_bytes, min(BLOCK, d.channels // d.groups)
+        self.item, self.wide = itemsize(d.dtype), conv.accumulator_bytes
         self.read = reading(conv.input, d.groups)
         self.image_bytes = self.read.strides[0] * itemsize(self.read.layout.dtype) if self.read.copied else 0
         self.images = images_at_once(d.batch, self.image_bytes, target.threads)
-        self.tiles = tiles_of_image(d.pixels, self.images, target.threads)
-        self.conv = with_tiles(conv, self._size)
+        self.conv, self.tiles = choose_tiles(with_tiles(conv, self._size), self.images, target.threads)
+        self.block = self._block(self.conv)
+
+    def _block(self, conv: Convolution) -> int:
+        """Return the most channels of a chunk."""
+        return min(conv.given_block if conv.given else BLOCK, conv.d.channels // conv.d.groups)
 
     def _packed_bytes(self, conv: Convolution) -> int:
-        return conv.packed_size(self.block) * self.wide
+        return 0 if conv.given else conv.packed_size(self._block(conv)) * self.wide
 
     def _split_bytes(self, conv: Convolution) -> int:
         """Return the size of the packed weights' parts (`split_at` in deform_conv.cu)."""
-        return aligned(4 * conv.panels) + 2 * conv.parts * conv.packed_size(self.block) if conv.parts else 0
+        return aligned(4 * conv.panels) + 2 * conv.parts * conv.packed_size(self._block(conv)) if conv.parts else 0
 
     def _scratch(self, conv: Convolution) -> int:
-        """Return the numbers of one worker: a tile, and a piece's columns in parts."""
-        return conv.tile_size + (PIXELS * BLOCK * VALUE_PARTS // 2 if conv.parts else 0)
+        """Return the numbers of one worker: a tile, and a piece's columns in parts or in the order of weights."""
+        return conv.tile_size + (PIXELS * BLOCK * VALUE_PARTS // 2 if conv.parts or conv.given else 0)
 
     def _size(self, conv: Convolution) -> Size:
         fixed = self._packed_bytes(conv) + self._split_bytes(conv)
@@ -116,12 +120,13 @@ class _Forward:
         plan, conv, d, read = self.plan, self.conv, self.conv.d, self.read
         threads = min(self.target.threads, d.batch * self.tiles)
         amount = choose_amount(conv, Amount(threads, 1, self.images), self._size(conv))
-        weights = plan.workspace(self._packed_bytes(conv))
+        weights = NULL if conv.given else plan.workspace(self._packed_bytes(conv))
         split = plan.workspace(self._split_bytes(conv)) if conv.parts else NULL
         scratch = plan.workspace(amount.workers * self._scratch(conv) * self.wide)
         space = plan.workspace(amount.images * self.image_bytes) if read.copied else NULL
-        packing = (NULL, NULL, NULL, self.slots.weight, NULL, weights, split, NULL, NULL)
-        self._launch(PACK, d, amount, conv.panels, conv.packed_size(self.block), packing)
+        if not conv.given:
+            packing = (NULL, NULL, NULL, self.slots.weight, NULL, weights, split, NULL, NULL)
+            self._launch(PACK, d, amount, conv.panels, conv.packed_size(self.block), packing)
         for first in range(0, d.batch, amount.images):
             count = min(amount.images, d.batch - first)
             source = self.slots.input.at(first * conv.input.strides[0] * self.item)
