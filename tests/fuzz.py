@@ -61,6 +61,7 @@ DEFORM_SETTINGS = [
     DeformSetting("float32", "float32", 2, 8, 2, "channels_last"),
     DeformSetting("bfloat16", "float32", 2, 17),
     DeformSetting("float64", "float64", 2, 4, 4),
+    DeformSetting("float32", "float32", 2, 64, 2),  # the weights as they are given, for few pixels
     DeformSetting("float16", "float32", 3, 5, 1, "channels_last"),
     DeformSetting("float32", "float32", 3, 66, 2),
 ]
@@ -184,7 +185,7 @@ class Fuzzer:
         grad = self.array(columns.shape, dtype)
         run(cudakit.deform_im2col_backward, grad, x, offset, kernel, *places, needs=needs, **options)
 
-        count = group * int(self.rng.choice((1, 3, 20)))
+        count = group * int(self.rng.choice((1, 3, 20, 150)))
         weight = self.array((count, channels // group, *kernel), dtype)
         arguments = (x, offset, weight, self.array((count,), dtype) if self.rng.integers(2) else None, *places)
         convolve = getattr(cudakit, f"deform_conv{n}d")
