@@ -40,11 +40,11 @@ DEVICE index_t origin_of(const DeformConvBackwardParams& p, const Chunk& chunk) 
     return chunk.group * ((index_t)p.group_stride - (index_t)(p.geometry.channels / p.geometry.groups));
 }
 
-// A piece's weights as panels of NR columns: [panel][output channel][NR].
-DEVICE void pack_piece(const DeformConvBackwardParams& p, const Piece& piece, acc_t* to) {
+// The weights of some of a piece's outputs, in panels of NR columns: [panel][output channel][NR].
+DEVICE void pack_piece(const DeformConvBackwardParams& p, const Piece& piece, index_t begin, index_t end, acc_t* to) {
     const index_t outputs = group_outputs(p.cut), taps = (index_t)p.geometry.taps,
                   per_group = (index_t)(p.geometry.channels / p.cut.groups), width = piece.end - piece.begin;
-    for (index_t o = 0; o < outputs; ++o) {
+    for (index_t o = begin; o < end; ++o) {
         const scalar_t* row =
             p.weight + ((piece.group * outputs + o) * per_group + piece.begin % per_group) * taps + piece.tap;
         for (index_t t = 0, k = 0; t < piece.taps; ++t) {
@@ -54,26 +54,35 @@ DEVICE void pack_piece(const DeformConvBackwardParams& p, const Piece& piece, ac
     }
 }
 
-// The chunk's weights, piece after piece. Returns their end.
+DEVICE void pack_joined(const DeformConvBackwardParams& p, const Piece& piece, acc_t* to) {
+    const Geometry& g = p.geometry;
+    const index_t outputs = group_outputs(p.cut), size = (piece.depth + NR - 1) / NR * NR * outputs;
+    const bool depthwise = is_depthwise(g, p.cut);
+    for (index_t i = 0; i < size; ++i) to[i] = 0;
+    for_weights(g, p.cut, piece, [&](index_t o, index_t k, index_t at) {
+        to[depthwise ? k : (k / NR * outputs + o) * NR + k % NR] = widen(p.weight[at]);
+    });
+}
+
+// The chunk's weights, piece after piece. Returns their end. A few outputs go through all pieces while the cache has them.
 DEVICE acc_t* pack_chunk(const DeformConvBackwardParams& p, const Chunk& chunk, acc_t* to) {
     const Geometry& g = p.geometry;
-    const index_t outputs = group_outputs(p.cut);
-    const bool depthwise = is_depthwise(g, p.cut);
-    for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
-        for_pieces(g, p.cut, chunk, tap, [&](const Piece& piece) {
-            const index_t size = (piece.depth + NR - 1) / NR * NR * outputs;
-            if (p.cut.joined > 1) {
-                for (index_t i = 0; i < size; ++i) to[i] = 0;
-                for_weights(g, p.cut, piece, [&](index_t o, index_t k, index_t at) {
-                    to[depthwise ? k : (k / NR * outputs + o) * NR + k % NR] = widen(p.weight[at]);
-                });
-            } else {
-                pack_piece(p, piece, to);
-            }
-            to += size;
-        });
+    const index_t outputs = group_outputs(p.cut), few = p.cut.joined > 1 ? outputs : 16;
+    acc_t* end = to;
+    for (index_t o = 0; o < outputs; o += few) {
+        end = to;
+        for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
+            for_pieces(g, p.cut, chunk, tap, [&](const Piece& piece) {
+                if (p.cut.joined > 1) {
+                    pack_joined(p, piece, end);
+                } else {
+                    pack_piece(p, piece, o, smaller(o + few, outputs), end);
+                }
+                end += (piece.depth + NR - 1) / NR * NR * outputs;
+            });
+        }
     }
-    return to;
+    return end;
 }
 
 // What one tap of a tile adds to every gradient but the weights'; leaves in `columns` what those are made of.

@@ -41,6 +41,7 @@ BACKWARD, UNPACK = (
     Kernel("deform_conv_backward.cu", name, "DeformConvBackwardParams", FIELDS, pointers=11)
     for name in ("deform_conv_backward", "deform_conv_unpack")
 )
+CACHED_OUTPUTS = 256
 CHANNEL_STEP = 16  # a chunk of channels is a multiple of it, where there are that many
 
 
@@ -53,9 +54,12 @@ class Split(NamedTuple):
 
 
 def as_given(conv: Convolution, threads: int) -> Convolution:
-    """Return the call, with weights as given where they meet few pixels, and channels are enough for all threads."""
-    d = conv.d
-    few = 0 < d.batch * d.pixels <= conv.out_channels // conv.groups
+    """Return the call, with weights as given where they meet few pixels, and channels are enough for all threads.
+
+    Columns are turned twice, weights packed and their gradients unpacked once, beyond the cache if they are many.
+    """
+    d, outputs = conv.d, conv.out_channels // conv.groups
+    few = 0 < d.batch * d.pixels <= outputs * max(1, outputs // CACHED_OUTPUTS)
     return conv._replace(given=few and conv.may_be_given and d.channels // GIVEN_STEP >= threads)
 
 
