@@ -13,7 +13,7 @@ from cudakit.source import C_TYPES
 from cudakit.workspace import ALIGNMENT
 
 PIXELS = 96  # of an output tile: a multiple of HOST_TILE and of the rows that registers hold
-ROWS = 12  # of a tile that a product takes at a time
+ROWS, TILE_ROWS = 12, 16  # that a product takes at a time, of an output tile
 BLOCK = 320
 LINE_BYTES = 64
 MOST_WORKSPACES = 6
@@ -226,7 +226,7 @@ class Shares(NamedTuple):
     @property
     def unit(self) -> int:
         """Pixels that a product takes at a time."""
-        return HOST_TILE if self.conv.given else ROWS
+        return HOST_TILE if self.conv.given else TILE_ROWS if self.conv.parts else ROWS
 
     @property
     def most_tiles(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import cudakit
 from cudakit import amx, conv_cut, conv_plan, host, launch
 
 from .conftest import Arrays
@@ -110,6 +111,20 @@ def test_numbers_that_tiles_cannot_hold(
             expected = arrays.back(values)
             typical = np.median(np.abs(expected[np.isfinite(expected)]))
             np.testing.assert_allclose(arrays.back(results[name]), expected, rtol=2.0**-6, atol=2.0**-6 * typical)
+
+
+@pytest.mark.parametrize("largest", [1, 1e38], ids=["tiles", "a weight that tiles cannot hold"])
+def test_many_threads_share_an_image(arrays: Arrays, rng: np.random.Generator, tiles: None, largest: float) -> None:
+    problem = draw(rng, Geometry((7, 7), (3, 3), padding=1, channels=32, out_channels=32, batch=1), "bfloat16")
+    problem.weight[3, 2, 1, 1] = largest
+    made, before, results = problem.on(arrays, "bfloat16"), cudakit.get_num_threads(), []
+    try:
+        for threads in (1, 16):
+            cudakit.set_num_threads(threads)
+            results.append(arrays.back(call("deform_conv", made)["output"]))
+    finally:
+        cudakit.set_num_threads(before)
+    np.testing.assert_allclose(*results, rtol=2.0**-6, atol=1e-2)
 
 
 def test_float32_is_exact_unless_it_may_be_rounded(arrays: Arrays, rng: np.random.Generator, tiles: None) -> None:
