@@ -67,18 +67,21 @@ def run(args: argparse.Namespace) -> int:
     record, report = import_module(".record", __package__), import_module(".report", __package__)
     from rich.console import Console
 
-    results = record.measure_all(
-        record.Choice(
-            families=args.family or NAMES,
-            device=args.device,
-            dtypes=args.dtype or (DTYPES if args.device == "cuda" else DTYPES[:1]),
-            peers=tuple(PEERS) if args.peers is None else args.peers,
-            threads=args.threads or sorted({1, cores()}),
-            rows=args.rows,
-            small=args.small,
-            extras=not (args.no_extras or args.small),
-        )
+    choice = record.Choice(
+        families=args.family or NAMES,
+        device=args.device,
+        dtypes=args.dtype or (DTYPES if args.device == "cuda" else DTYPES[:1]),
+        peers=tuple(PEERS) if args.peers is None else args.peers,
+        threads=args.threads or sorted({1, cores()}),
+        rows=args.rows,
+        small=args.small,
+        extras=not (args.no_extras or args.small),
     )
+    families = [FAMILIES[name] for name in choice.families if name != GROWTH]
+    if families and not any(True for family in families for _ in record.matching(family, choice)):
+        names = ", ".join(family.name for family in families)
+        raise UserError(f"no row of {names} has a name with {args.rows!r} in it")
+    results = record.measure_all(choice)
     console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     report.show(results, console)
     if before is not None:

@@ -10,7 +10,9 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby, product
 from math import ceil
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import cudakit
@@ -81,17 +83,24 @@ def commit() -> str:
     return name + (" with changes" if _output("git", "status", "--porcelain", "--", "cudakit", "cuda_src") else "")
 
 
+def matching(family: Family, choice: Choice) -> Iterator[tuple[str, Row]]:
+    """Yield the rows that were asked for, each with its dtype."""
+    rows = family.gpu_rows if choice.device == "cuda" else family.rows
+    for dtype, row in product(choice.dtypes, rows(choice.small)):
+        found = in_dtype(row, dtype)
+        if re.search(choice.rows, found.name):
+            yield dtype, found
+
+
 def chosen(family: Family, choice: Choice) -> Iterator[tuple[Family, Row, Device]]:
     """Yield the rows that were asked for, each with the sides that can take its arrays, and with its device."""
     family = family.only(choice.peers)
-    rows = family.gpu_rows if choice.device == "cuda" else family.rows
-    for dtype in choice.dtypes:
+    for dtype, rows in groupby(matching(family, choice), key=itemgetter(0)):
         on_numpy = choice.device == "cpu" and dtype == "float32"
         sides = family if on_numpy else family.only(family.on_tensors)
         device = CPU if on_numpy else tensors.on_cpu() if choice.device == "cpu" else gpu.device()
-        for row in (in_dtype(row, dtype) for row in rows(choice.small)):
-            if re.search(choice.rows, row.name):
-                yield sides, row, device
+        for _, row in rows:
+            yield sides, row, device
 
 
 def measure_rows(family: Family, choice: Choice, label: str, threads: int) -> Result:
