@@ -29,7 +29,7 @@ LEAST_DEPTH = STEP
 
 BLOCK_ENDS, SAMPLE = 8, 32  # see `join`
 GIVEN_STEP = 32  # channels that pieces are multiples of, where weights are as given
-TILE_COST, PACKING, TURNING = 8, 42, 41  # see `Shares`
+TILE_COST, PACKING, CROSSING, TURNING = 8, 42, 20, 41  # see `Shares`
 
 CUT_FIELDS = tuple((f"cut.{name}", 1) for name in ("groups", "joined", "out_channels", "channel_block", "scratch"))
 
@@ -216,7 +216,8 @@ class Shares(NamedTuple):
     """How many pixels' worth of work the thread with most to do has, if images are cut into so many tiles each.
 
     A tile costs as much as so many pixels more, to read all weights; to pack all weights takes as long as to multiply
-    them with some, and to turn a column, as to multiply it with some weights (measured on Zen 5).
+    them with some, to get those that other cores packed as with some more (on Zen 5 few of one die, 50 of two), and to
+    turn a column, as to multiply it with some weights.
     """
 
     conv: Convolution
@@ -246,7 +247,7 @@ class Shares(NamedTuple):
         work = max(b - a for a, b in pairwise(begins))
         if conv.given:
             return work * (1 + TURNING * conv.groups / conv.out_channels)
-        return work + PACKING / threads
+        return work + PACKING / threads + CROSSING * (threads > 1)
 
 
 def choose_tiles(conv: Convolution, images: int, threads: int) -> tuple[Convolution, int]:
