@@ -157,13 +157,18 @@ KERNEL(grid_sample_channels, GridSampleParams) {
         const Item it = item_of(p, i);
         Samples s;
         plan(p, p.input_stride + 2, it, s);
+        const coord_t* grid = p.grid + (it.n * (index_t)p.pixels + it.first) * NDIM;
+        const Frontier frontier = frontier_of(p, it.n, grid, it.count);
         const scalar_t* image = p.input + it.n * (index_t)p.input_stride[0];
         scalar_t* output = p.output + it.n * (index_t)p.output_stride[0] + it.first * (index_t)p.output_stride[2];
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
             const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
             acc_t sum[TILE][VEC];
             if (width == VEC) {  // a constant, for straight SIMD code
-                for (int j = 0; j < it.count; ++j) sample_channels(s, j, image + c, VEC, sum[j]);
+                for (int j = 0; j < it.count; ++j) {
+                    fetch_soon<VEC>(s, frontier, j, it.count, image + c);
+                    sample_channels(s, j, image + c, VEC, sum[j]);
+                }
             } else {
                 for (int j = 0; j < it.count; ++j) sample_channels(s, j, image + c, width, sum[j]);
             }
@@ -174,15 +179,21 @@ KERNEL(grid_sample_channels, GridSampleParams) {
 }
 
 // Both gradients of a tile in the channels c ... c + width - 1.
-DEVICE void channel_gradients(const GridSampleParams& p, const Samples& s, const Item& it, index_t c, int width,
-                              const acc_t* out_grad, acc_t grad[][TILE][PARTS]) {
+DEVICE void channel_gradients(const GridSampleParams& p, const Samples& s, const Frontier& frontier, const Item& it,
+                              index_t c, int width, const acc_t* out_grad, acc_t grad[][TILE][PARTS]) {
     if (p.grad_grid) {
         const scalar_t* image = p.input + it.n * (index_t)p.input_stride[0] + c;
-        for (int j = 0; j < it.count; ++j) coordinate_gradient(s, j, image, width, out_grad + j * VEC, grad);
+        for (int j = 0; j < it.count; ++j) {
+            fetch_soon<VEC>(s, frontier, j, it.count, image);
+            coordinate_gradient(s, j, image, width, out_grad + j * VEC, grad);
+        }
     }
     if (p.grad_input) {
         acc_t* image = p.grad_input + it.n * (index_t)p.grad_stride[0] + c;
-        for (int j = 0; j < it.count; ++j) scatter_channels(s, j, image, width, out_grad + j * VEC);
+        for (int j = 0; j < it.count; ++j) {
+            fetch_soon<VEC>(s, frontier, j, it.count, image);
+            scatter_channels(s, j, image, width, out_grad + j * VEC);
+        }
     }
 }
 
@@ -192,6 +203,8 @@ KERNEL(grid_sample_channels_backward, GridSampleParams) {
         clear_target(p, it);
         Samples s;
         plan(p, p.input_stride + 2, it, s);
+        const coord_t* grid = p.grid + (it.n * (index_t)p.pixels + it.first) * NDIM;
+        const Frontier frontier = frontier_of(p, it.n, grid, it.count);
         const scalar_t* grad_output =
             p.grad_output + it.n * (index_t)p.output_stride[0] + it.first * (index_t)p.output_stride[2];
         acc_t parts[NDIM][TILE][PARTS] = {};
@@ -202,9 +215,9 @@ KERNEL(grid_sample_channels_backward, GridSampleParams) {
                 load_tile(grad_output + c * (index_t)p.output_stride[1], (index_t)p.output_stride[1],
                           (index_t)p.output_stride[2], it.count, width, tile, other);
             if (width == VEC) {
-                channel_gradients(p, s, it, c, VEC, out_grad, parts);
+                channel_gradients(p, s, frontier, it, c, VEC, out_grad, parts);
             } else {
-                channel_gradients(p, s, it, c, width, out_grad, parts);
+                channel_gradients(p, s, frontier, it, c, width, out_grad, parts);
             }
         }
         if (!p.grad_grid) continue;

@@ -102,42 +102,63 @@ DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item&
     s.whole = interior || all_inside(s);
 }
 
-// The rows of a turned grid are too far apart for the hardware to guess, so what a tile will read or add to is asked for
-// AHEAD tiles before, for every EACH-th sample, as neighbours mostly share lines of the cache.
-//
-// Most of it has been read by the line of samples before. What is new is the last row of taps where an image is gone
-// through downwards (the first where upwards), and of that row one end: which one, the direction tells in which the
-// samples of a tile leave their rows. MARGIN pixels beyond that end are new to the next samples and lines.
+// The rows of a turned grid are too far apart for the hardware to guess, so what samples will read or add to is asked for
+// before. Most of it has been read by the line of samples before. What is new is the last row of taps where an image is
+// gone through downwards (the first where upwards), and of that row one end: which one, the direction tells in which the
+// samples of a tile leave their rows.
+struct Frontier {
+    bool last[NDIM];  // whether a dimension's last taps are new, or its first ones
+};
+
+// Of `count` samples in image n that look where `grid` says.
+DEVICE Frontier frontier_of(const GridSampleParams& p, index_t n, const coord_t* grid, int count) {
+    const coord_t *begin = p.grid + n * (index_t)p.pixels * NDIM, *end = begin + ((index_t)p.pixels - 1) * NDIM;
+    Frontier frontier;
+    acc_t leaving = NDIM == 1 ? -1 : 0;  // the direction in which samples leave their rows, against that of the lines
+    UNROLL for (int d = 0; d < NDIM; ++d) {
+        const int e = NDIM - 1 - d;
+        const acc_t along = widen(grid[(count - 1) * NDIM + e]) - widen(grid[e]);
+        frontier.last[d] = d < NDIM - 1 ? widen(end[e]) > widen(begin[e]) : leaving * along <= 0;
+        if (leaving == 0) leaving = frontier.last[d] ? along : -along;
+    }
+    return frontier;
+}
+
+// Where planar tiles will look, AHEAD tiles before, for every EACH-th sample, as neighbours mostly share lines of the cache.
+// MARGIN pixels beyond the end of a row that is new are new to the next samples and lines.
 constexpr int AHEAD = 2, EACH = TILE > 1 ? 2 : 1;
 constexpr acc_t MARGIN = WINDOW == 2 ? 2 : 4;
 constexpr acc_t FIRST_TAP = MODE == CUBIC ? acc_t(-1) : acc_t(0), LAST_TAP = acc_t(TAPS / 2);
-
-// at[j] += the element along dimension d, `tap` from where sample EACH * j lies.
-DEVICE void look_along(const GridSampleParams& p, const coord_t* grid, int d, acc_t tap, index_t step, index_t* at) {
-    const acc_t scale = grid_scale(p, d), end = acc_t(p.size[d] - 1), shift = grid_shift(p);
-    SIMD for (int j = 0; j < TILE / EACH; ++j) {
-        const acc_t x = fused(widen(grid[EACH * j * NDIM + NDIM - 1 - d]) + 1, scale, tap - shift);
-        at[j] += (index_t)clip(x, 0, end).x * step;
-    }
-}
 
 // Fill in the offsets for `fetch`, and ask for the grid that comes next; false where the image ends before.
 DEVICE bool look_ahead(const GridSampleParams& p, const long long* stride, const Item& it, index_t* at) {
     const index_t pixels = (index_t)p.pixels, first = it.first + AHEAD * TILE;
     if (first + TILE > pixels) return false;
-    const coord_t *image = p.grid + it.n * pixels * NDIM, *grid = image + first * NDIM;
+    const coord_t* grid = p.grid + (it.n * pixels + first) * NDIM;
     prefetch_line<TILE * NDIM>(grid + 2 * TILE * NDIM);
+    const Frontier frontier = frontier_of(p, it.n, grid, TILE);
+    const acc_t shift = grid_shift(p);
     SIMD for (int j = 0; j < TILE / EACH; ++j) at[j] = 0;
-    acc_t leaving = 0;  // the direction in which samples leave their rows, against that of the lines
-    UNROLL for (int d = 0; d < NDIM - 1; ++d) {
-        const int e = NDIM - 1 - d;
-        const acc_t along = widen(grid[(TILE - 1) * NDIM + e]) - widen(grid[e]);
-        const bool last = widen(image[(pixels - 1) * NDIM + e]) > widen(image[e]);
-        if (leaving == 0) leaving = last ? along : -along;
-        look_along(p, grid, d, last ? LAST_TAP : FIRST_TAP, (index_t)stride[d], at);
+    UNROLL for (int d = 0; d < NDIM; ++d) {
+        const acc_t scale = grid_scale(p, d), end = acc_t(p.size[d] - 1), margin = d < NDIM - 1 ? acc_t(0) : MARGIN;
+        const acc_t tap = (frontier.last[d] ? LAST_TAP + margin : FIRST_TAP - margin) - shift;
+        const index_t step = (index_t)stride[d];
+        SIMD for (int j = 0; j < TILE / EACH; ++j) {
+            const acc_t x = fused(widen(grid[EACH * j * NDIM + NDIM - 1 - d]) + 1, scale, tap);
+            at[j] += (index_t)clip(x, 0, end).x * step;
+        }
     }
-    const bool begins = leaving * (widen(grid[(TILE - 1) * NDIM]) - widen(grid[0])) > 0;
-    const acc_t tap = NDIM == 1 ? FIRST_TAP : begins ? FIRST_TAP - MARGIN : LAST_TAP + MARGIN;
-    look_along(p, grid, NDIM - 1, tap, (index_t)stride[NDIM - 1], at);
     return true;
+}
+
+// Ask for `size` channels of the new tap of a sample that comes soon after number j of `count`, where channels lie next to
+// each other. A cubic one takes so long that the hardware is there before.
+constexpr int SOON = 12;
+template <int size, typename T>
+DEVICE void fetch_soon(const Samples& s, const Frontier& frontier, int j, int count, T* image) {
+    if (TILE == 1 || MODE == CUBIC) return;
+    const int k = smaller(j + SOON, count - 1);
+    index_t at = 0;
+    UNROLL for (int d = 0; d < NDIM; ++d) at += s.axis[d].at[frontier.last[d] ? TAPS - 1 : 0][k];
+    UNROLL for (int c = 0; c < size; c += 64 / (int)sizeof(T)) PREFETCH(image + at + c);
 }
