@@ -164,9 +164,10 @@ KERNEL(grid_sample_channels, GridSampleParams) {
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
             const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
             acc_t sum[TILE][VEC];
-            if (width == VEC) {  // a constant, for straight SIMD code
+            constexpr bool WIDE = VEC * (int)sizeof(scalar_t) >= 256;  // of fewer lines the hardware fetches enough
+            if (width == VEC) {                                        // a constant, for straight SIMD code
                 for (int j = 0; j < it.count; ++j) {
-                    fetch_soon<VEC>(s, frontier, j, it.count, image + c);
+                    if (WIDE) fetch_soon<VEC>(s, frontier, j, it.count, image + c);
                     sample_channels(s, j, image + c, VEC, sum[j]);
                 }
             } else {
