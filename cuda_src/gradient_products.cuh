@@ -2,7 +2,6 @@
 #if AMX
 #include "split.cuh"
 #endif
-
 #if GIVEN
 #include "given.cuh"
 #endif

@@ -157,8 +157,7 @@ KERNEL(grid_sample_channels, GridSampleParams) {
         const Item it = item_of(p, i);
         Samples s;
         plan(p, p.input_stride + 2, it, s);
-        const coord_t* grid = p.grid + (it.n * (index_t)p.pixels + it.first) * NDIM;
-        const Frontier frontier = frontier_of(p, it.n, grid, it.count);
+        const Frontier frontier = frontier_of(p, it.n, it.first, it.count);
         const scalar_t* image = p.input + it.n * (index_t)p.input_stride[0];
         scalar_t* output = p.output + it.n * (index_t)p.output_stride[0] + it.first * (index_t)p.output_stride[2];
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
@@ -204,8 +203,7 @@ KERNEL(grid_sample_channels_backward, GridSampleParams) {
         clear_target(p, it);
         Samples s;
         plan(p, p.input_stride + 2, it, s);
-        const coord_t* grid = p.grid + (it.n * (index_t)p.pixels + it.first) * NDIM;
-        const Frontier frontier = frontier_of(p, it.n, grid, it.count);
+        const Frontier frontier = frontier_of(p, it.n, it.first, it.count);
         const scalar_t* grad_output =
             p.grad_output + it.n * (index_t)p.output_stride[0] + it.first * (index_t)p.output_stride[2];
         acc_t parts[NDIM][TILE][PARTS] = {};

@@ -55,6 +55,11 @@ DEVICE acc_t grid_scale(const GridSampleParams& p, int d) {
 
 DEVICE acc_t grid_shift(const GridSampleParams& p) { return p.align_corners ? acc_t(0) : acc_t(0.5); }
 
+// Where the grid has a pixel of image n.
+DEVICE const coord_t* grid_at(const GridSampleParams& p, index_t n, index_t pixel) {
+    return p.grid + (n * (index_t)p.pixels + pixel) * NDIM;
+}
+
 // The tile's coordinates as the grid has them, slowest dimension first.
 DEVICE void load_coordinates(const coord_t* grid, int count, acc_t coordinate[][TILE]) {
     if (count == TILE) {
@@ -73,7 +78,7 @@ DEVICE void load_coordinates(const coord_t* grid, int count, acc_t coordinate[][
 // Most tiles lie in the interior of an image, where no tap needs a padding: those are spared it.
 DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item& it, Samples& s) {
     acc_t coordinate[NDIM][TILE];
-    load_coordinates(p.grid + (it.n * (index_t)p.pixels + it.first) * NDIM, it.count, coordinate);
+    load_coordinates(grid_at(p, it.n, it.first), it.count, coordinate);
     const acc_t shift = grid_shift(p);
     int interior = 1;
     UNROLL for (int d = 0; d < NDIM; ++d) {
@@ -110,9 +115,9 @@ struct Frontier {
     bool last[NDIM];  // whether a dimension's last taps are new, or its first ones
 };
 
-// Of `count` samples in image n that look where `grid` says.
-DEVICE Frontier frontier_of(const GridSampleParams& p, index_t n, const coord_t* grid, int count) {
-    const coord_t *begin = p.grid + n * (index_t)p.pixels * NDIM, *end = begin + ((index_t)p.pixels - 1) * NDIM;
+// Of `count` samples of image n, from `first` on.
+DEVICE Frontier frontier_of(const GridSampleParams& p, index_t n, index_t first, int count) {
+    const coord_t *begin = grid_at(p, n, 0), *end = grid_at(p, n, (index_t)p.pixels - 1), *grid = grid_at(p, n, first);
     Frontier frontier;
     acc_t leaving = NDIM == 1 ? -1 : 0;  // the direction in which samples leave their rows, against that of the lines
     UNROLL for (int d = 0; d < NDIM; ++d) {
@@ -134,9 +139,9 @@ constexpr acc_t FIRST_TAP = MODE == CUBIC ? acc_t(-1) : acc_t(0), LAST_TAP = acc
 DEVICE bool look_ahead(const GridSampleParams& p, const long long* stride, const Item& it, index_t* at) {
     const index_t pixels = (index_t)p.pixels, first = it.first + AHEAD * TILE;
     if (first + TILE > pixels) return false;
-    const coord_t* grid = p.grid + (it.n * pixels + first) * NDIM;
+    const coord_t* grid = grid_at(p, it.n, first);
     prefetch_line<TILE * NDIM>(grid + 2 * TILE * NDIM);
-    const Frontier frontier = frontier_of(p, it.n, grid, TILE);
+    const Frontier frontier = frontier_of(p, it.n, first, TILE);
     const acc_t shift = grid_shift(p);
     SIMD for (int j = 0; j < TILE / EACH; ++j) at[j] = 0;
     UNROLL for (int d = 0; d < NDIM; ++d) {

@@ -87,7 +87,7 @@ template <bool ADD> DEVICE void multiply_rows(index_t rows, index_t depth, Matri
         const acc_t* later = b + (packed ? (NR + m / MR * step) * depth : NR + m / MR % 2 * LENGTH);
         const index_t begin = rows < MR ? 0 : smaller(m, rows - MR);  // some are worked out again
         const Matrix left = {a.at + begin * a.row, a.row, a.column};
-        if (begin == m && m + MR <= rows) {
+        if (m + MR <= rows) {
             multiply_block<ADD>(depth, left, b, b_row, to + m * to_row, to_row, later, step);
             continue;
         }

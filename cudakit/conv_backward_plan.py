@@ -41,7 +41,7 @@ BACKWARD, UNPACK = (
     Kernel("deform_conv_backward.cu", name, "DeformConvBackwardParams", FIELDS, pointers=11)
     for name in ("deform_conv_backward", "deform_conv_unpack")
 )
-CACHED_OUTPUTS = 256
+CACHED_OUTPUTS = 256  # whose packed weights a cache is likely to hold
 CHANNEL_STEP = 16  # a chunk of channels is a multiple of it, where there are that many
 
 

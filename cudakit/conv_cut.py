@@ -255,8 +255,8 @@ def choose_tiles(conv: Convolution, images: int, threads: int) -> tuple[Convolut
     least = -(-conv.d.pixels // PIXELS)
     if not least:
         return conv, 0
-    ways = [conv._replace(given=given) for given in sorted({False, conv.may_be_given})]
-    shares = [Shares(way, images, threads) for way in ways]
+    ways = (False, True) if conv.may_be_given else (False,)
+    shares = [Shares(conv._replace(given=given), images, threads) for given in ways]
     found = [(one, tiles) for one in shares for tiles in range(least, one.most_tiles + 1)]
     chosen, tiles = min(found, key=lambda pair: pair[0].longest(pair[1]))
     return chosen.conv, tiles

@@ -31,10 +31,10 @@ GEOMETRIES = [
 def only_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack no weights, in whatever time."""
     monkeypatch.setattr(conv_cut, "PACKING", float("inf"))
-    launched = conv_backward_plan.as_given
+    choose = conv_backward_plan.as_given
 
     def as_given(conv: conv_cut.Convolution, threads: int) -> conv_cut.Convolution:
-        found = launched(conv, threads)
+        found = choose(conv, threads)
         assert found.given
         return found
 
