@@ -64,6 +64,10 @@ template <typename T> DEVICE T lane_sum(T value) {
 }
 #endif
 
+#ifndef GATHERS
+#define GATHERS 0
+#endif
+
 #ifndef ADDS_FOUR
 #define ADDS_FOUR 0
 #endif

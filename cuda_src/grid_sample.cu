@@ -45,7 +45,7 @@ KERNEL(grid_sample_planar, GridSampleParams) {
             group_planes(image, first, it.channel_end, (index_t)p.input_stride[1], plane);
             if (ahead) fetch(later, plane);
             acc_t sum[GROUP][TILE];
-            if (WINDOW == 2 && s.whole && has_room(s, (index_t)(p.size[NDIM - 1] - 1) * GROUP)) {
+            if (fits_pixels(s, p.size[NDIM - 1])) {
                 sample_pixels(s, plane[0], sum);
             } else if (TILE > 1 && s.whole) {
                 sample_planes<false>(s, plane, sum);
@@ -115,7 +115,7 @@ DEVICE void group_gradients(const GridSampleParams& p, const Samples& s, const I
     acc_t out_grad[GROUP][TILE];
     load_group(p, it, first, out_grad);
     if (p.grad_grid) {
-        if (WINDOW == 2 && s.whole && has_room(s, (index_t)(p.size[NDIM - 1] - 1) * GROUP)) {
+        if (fits_pixels(s, p.size[NDIM - 1])) {
             pixel_gradients(s, plane[0], out_grad, grad);
         } else if (TILE > 1 && s.whole) {
             plane_gradients<false>(s, plane, out_grad, grad);

@@ -3,20 +3,17 @@
 // WINDOW says what makes a row one contiguous load: nothing (0), neighbouring pixels of a channel (1), or pixels whose
 // GROUP channels are all there is, interleaved (2).
 
+constexpr int LINE = WINDOW == 2 ? TAPS * GROUP : TAPS, LINES = WINDOW == 2 ? 1 : GROUP;
 struct Row {  // of one channel, or of all with WINDOW == 2
-    scalar_t tap[WINDOW == 2 ? TAPS * GROUP : TAPS];
+    scalar_t tap[LINE];
 };
-constexpr int ROW_SPACE = WINDOW != 2         ? TAPS
-                          : TAPS * GROUP <= 2 ? 2
-                          : TAPS * GROUP <= 4 ? 4
-                          : TAPS * GROUP <= 8 ? 8
-                                              : 16;
+constexpr int ROW_SPACE = WINDOW != 2 ? TAPS : LINE <= 2 ? 2 : LINE <= 4 ? 4 : LINE <= 8 ? 8 : 16;
 
 constexpr int FLIGHT = !STORED ? 1 : ROWS < 4 ? ROWS : 4;  // rows worked on together
 
 // One row of every sample of the tile.
 struct Window {
-    scalar_t value[WINDOW == 2 ? 1 : GROUP][TILE][ROW_SPACE];
+    scalar_t value[LINES][TILE][ROW_SPACE];
 };
 
 DEVICE const scalar_t& tap_of(const Window& w, int c, int t, int j) {
@@ -26,17 +23,40 @@ DEVICE const scalar_t& tap_of(const Window& w, int c, int t, int j) {
 // Ask for the lines of the cache that each sample of a tile will begin at.
 template <typename T> DEVICE void fetch(const index_t* at, T* const* plane) {
     for (int j = 0; j < TILE / EACH; ++j) {
-        UNROLL for (int c = 0; c < (WINDOW == 2 ? 1 : GROUP); ++c) PREFETCH(plane[c] + at[j]);
+        UNROLL for (int c = 0; c < LINES; ++c) PREFETCH(plane[c] + at[j]);
     }
+}
+
+// Rows that are as large as a word, gathered.
+template <typename T> struct Word {
+    T bits;
+} __attribute__((packed, may_alias));
+constexpr bool WORDS =
+    GATHERS && WINDOW && ROW_SPACE == LINE && (sizeof(Row) == sizeof(unsigned) || sizeof(Row) == sizeof(long long));
+
+template <typename T> DEVICE void gather(const scalar_t* plane, const index_t* at, scalar_t* row) {
+    T word[TILE];
+    SIMD for (int j = 0; j < TILE; ++j) word[j] = ((const Word<T>*)(plane + at[j]))->bits;
+    __builtin_memcpy(row, word, sizeof word);
 }
 
 template <bool CHECKED> DEVICE void load_row(const Samples& s, const scalar_t* const* plane, int r, Window& window) {
     const Axis& x = s.axis[NDIM - 1];
     index_t start[TILE];
     SIMD for (int j = 0; j < TILE; ++j) start[j] = row_at(s, r, j) + (WINDOW ? x.at[0][j] : index_t(0));
+    if constexpr (WORDS) {
+        UNROLL for (int c = 0; c < LINES; ++c) {
+            if (sizeof(Row) == sizeof(unsigned)) {
+                gather<unsigned>(plane[c], start, window.value[c][0]);
+            } else {
+                gather<long long>(plane[c], start, window.value[c][0]);
+            }
+        }
+        return;
+    }
     for (int j = 0; j < TILE; ++j) {
         const index_t at = start[j];
-        UNROLL for (int c = 0; c < (WINDOW == 2 ? 1 : GROUP); ++c) {
+        UNROLL for (int c = 0; c < LINES; ++c) {
             if (WINDOW) {
                 *(Row*)window.value[c][j] = *(const Row*)(plane[c] + at);
             } else {
@@ -72,15 +92,18 @@ template <bool CHECKED> DEVICE void sample_planes(const Samples& s, const scalar
     }
 }
 
-// Whether behind every tap another pixel follows in its row, so that PIXEL channels may be read where GROUP are meant.
+// Whether a pixel's channels may be read as a vector of PIXEL: they are neighbours, and behind every tap another pixel
+// follows in its row. Numbers of 16 bits take widening, which is cheaper for a vector of samples.
 constexpr int PIXEL = 4;
-DEVICE bool has_room(const Samples& s, index_t last) {
+DEVICE bool fits_pixels(const Samples& s, long long width) {
+    if (WINDOW != 2 || sizeof(scalar_t) < 4 || !s.whole) return false;
+    const index_t last = (index_t)(width - 1) * GROUP;
     int room = 1;
     SIMD for (int j = 0; j < TILE; ++j) room &= s.axis[NDIM - 1].at[TAPS - 1][j] < last;
     return room;
 }
 
-// sample_planes<false> to the same bits, with WINDOW == 2 and room: a pixel's channels are a vector.
+// sample_planes<false> to the same bits, by pixels.
 DEVICE void sample_pixels(const Samples& s, const scalar_t* image, acc_t sum[][TILE]) {
     const Axis& x = s.axis[NDIM - 1];
     acc_t pixel[TILE][PIXEL];
@@ -168,7 +191,6 @@ DEVICE void pixel_gradients(const Samples& s, const scalar_t* image, const acc_t
 // bytes apart, where processors take addresses of one for those of another.
 constexpr int STREAMS = TILE > 16 ? 16 / FLIGHT : 1;
 
-constexpr int LINE = WINDOW == 2 ? TAPS * GROUP : TAPS, LINES = WINDOW == 2 ? 1 : GROUP;
 struct Line {  // as `Row`, of sums
     acc_t tap[LINE];
 };

@@ -1,0 +1,57 @@
+"""Taps gathered by one instruction, and loaded sample by sample: both ways on every processor, to the same bits."""
+
+import numpy as np
+import pytest
+
+import cudakit
+from cudakit import host
+
+from .conftest import Arrays
+from .test_tiles import forget
+from .tolerances import Floats
+
+# What makes a row of taps one word.
+CASES = [
+    pytest.param("float32", "bilinear", 3, "channels_first", (19, 37), id="two taps"),
+    pytest.param("float16", "bilinear", 3, "channels_first", (19, 37), id="two halves"),
+    pytest.param("float32", "nearest", 1, "channels_first", (19, 37), id="one tap"),
+    pytest.param("float64", "nearest", 1, "channels_first", (19, 37), id="one double"),
+    pytest.param("bfloat16", "bicubic", 3, "channels_first", (19, 37), id="four halves"),
+    pytest.param("float32", "bilinear", 1, "channels_last", (19, 37), id="the only channel"),
+    pytest.param("float32", "nearest", 2, "channels_last", (19, 37), id="two channels"),
+    pytest.param("bfloat16", "bilinear", 2, "channels_last", (19, 37), id="two taps of two channels"),
+    pytest.param("float32", "bilinear", 2, "channels_first", (7, 9, 11), id="a volume"),
+    pytest.param("float32", "bilinear", 2, "channels_first", (50,), id="a line"),
+]
+
+
+@pytest.mark.parametrize(("dtype", "mode", "channels", "data_format", "sizes"), CASES)
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflection"])
+def test_both_ways(
+    arrays: Arrays,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    mode: str,
+    channels: int,
+    data_format: str,
+    sizes: tuple[int, ...],
+    padding_mode: str,
+) -> None:
+    if arrays.device != "cpu":
+        pytest.skip("a GPU gathers by itself")
+    shape = (2, *sizes, channels) if data_format == "channels_last" else (2, channels, *sizes)
+    x, grad_output = (arrays.make(rng.normal(size=shape), dtype) for _ in range(2))
+    grid = arrays.make(rng.uniform(-1.1, 1.1, size=(2, *sizes, len(sizes))), dtype)
+    results: list[list[Floats]] = []
+    flags = host.FLAGS
+    for gathers in (0, 1):
+        monkeypatch.setattr(host, "FLAGS", (*flags, f"-DGATHERS={gathers}"))
+        forget()
+        values = cudakit.grid_sample(x, grid, mode, padding_mode, data_format=data_format)
+        gradients = cudakit.grid_sample_backward(grad_output, x, grid, mode, padding_mode, data_format=data_format)
+        results.append([arrays.back(result) for result in (values, *gradients)])
+    monkeypatch.undo()
+    forget()
+    for scattered, gathered in zip(*results, strict=True):
+        np.testing.assert_array_equal(gathered, scattered)
