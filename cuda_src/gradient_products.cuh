@@ -60,7 +60,7 @@ DEVICE void split_grads(const Cut& cut, Groups of, index_t count, Scratch& s) {
         unsigned* rows = s.rows + group * PIXELS * padded * DATA_PARTS / 2;
         s.grads_fit &= split_rows<DATA_PARTS>(count, outputs, grads, row, rows);
         for (index_t o = 0; o < outputs; o += NR) {
-            split_panel<DATA_PARTS>(count, outputs - o, grads + o, row, s.split_columns);
+            s.grads_fit &= split_panel<DATA_PARTS>(count, outputs - o, grads + o, row, s.split_columns);
             turn_panel<DATA_PARTS>(count, s.split_columns, s.turned + (group * padded + o) / 16 * block);
         }
     }

@@ -11,7 +11,6 @@ from cudakit.conv_cut import (
     LINE_BYTES,
     PIXELS,
     STEP,
-    VALUE_PARTS,
     Amount,
     Convolution,
     Size,
@@ -173,7 +172,7 @@ class _Backward:
         line = LINE_BYTES // self.wide
         split = 0
         if conv.parts:
-            split = PIXELS * (BLOCK * VALUE_PARTS // 2 + conv.groups * conv.padded * conv.parts)
+            split = PIXELS * (BLOCK * conv.value_parts // 2 + conv.groups * conv.padded * conv.parts)
             split += weights * -(-outputs // STEP) * STEP * conv.parts // 2
         return conv.tile_size + split + -(-weights * outputs // line) * line
 

@@ -19,13 +19,15 @@ LINE_BYTES = 64
 MOST_WORKSPACES = 6
 SIMD_STEPS = 8  # multiply-adds that count as one step of work
 
-# Products by tile registers (split.cuh), which take a number of such an array in so many parts, one of a column in two.
-PARTS = {"bfloat16": 1, "float16": 2, "float32": 2}  # the last, if it may be rounded
-VALUE_PARTS = 2
+# Products by tile registers (split.cuh), which take a number of such an array in so many parts: a float32 number in two
+# if it may be rounded.
+PARTS = {"bfloat16": 1, "float16": 2, "float32": 3}
+LEAST_VALUE_PARTS = 2  # of a column's
 STEP = 32  # of a sum
-# Splitting pays where columns meet so many output channels for each part, and weights so many pixels.
-LEAST_OUTPUTS, LEAST_PIXELS = 32, 256
-LEAST_DEPTH = STEP
+# Splitting pays where columns meet so many output channels, sums are so deep, and weights meet so many pixels.
+LEAST_OUTPUTS = {1: 32, 2: 48, 3: 48}  # by parts
+LEAST_DEPTH = {1: 32, 2: 32, 3: 144}
+LEAST_PIXELS = 192
 
 BLOCK_ENDS, SAMPLE = 8, 32  # see `join`
 GIVEN_STEP = 32  # channels that pieces are multiples of, where weights are as given
@@ -90,6 +92,11 @@ class Convolution(NamedTuple):
         pieces = (channel_block + per_group - 2) // per_group + 1
         gaps = chunks * rounds * pieces * (STEP - 1) if self.parts else 0
         return (d.channels * d.taps + gaps) * self.padded
+
+    @property
+    def value_parts(self) -> int:
+        """Parts of a column's number, if tile registers multiply (`VALUE_PARTS` in split.cuh)."""
+        return max(self.parts, LEAST_VALUE_PARTS)
 
     @property
     def panels(self) -> int:
@@ -192,14 +199,14 @@ def choose_amount(conv: Convolution, most: Amount, size: Size) -> Amount:
 
 def with_tiles(conv: Convolution, size: Callable[[Convolution], Size]) -> Convolution:
     """Return the call with tile registers, if it is worth it and the caller allows the memory that they take."""
-    d, tiled = conv.d, conv._replace(parts=PARTS.get(conv.d.dtype, 0))
+    d, parts = conv.d, PARTS.get(conv.d.dtype, 0)
+    tiled = conv._replace(parts=LEAST_VALUE_PARTS if conv.tf32 and d.dtype == "float32" else parts)
     worth = (
         tiled.parts > 0
         and not conv.depthwise
         and not conv.given
-        and (conv.tf32 or d.dtype != "float32")
-        and conv.out_channels // conv.groups >= LEAST_OUTPUTS * tiled.parts
-        and d.channels // max(d.groups, conv.groups) * d.taps >= LEAST_DEPTH
+        and conv.out_channels // conv.groups >= LEAST_OUTPUTS[tiled.parts]
+        and d.channels // max(d.groups, conv.groups) * d.taps >= LEAST_DEPTH[tiled.parts]
         and d.batch * d.pixels >= LEAST_PIXELS
         and (conv.workspace is None or size(tiled).of(Amount(1, 1, 1)) <= conv.workspace)
     )

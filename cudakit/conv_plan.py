@@ -7,7 +7,6 @@ from cudakit.conv_cut import (
     BLOCK,
     CUT_FIELDS,
     PIXELS,
-    VALUE_PARTS,
     Amount,
     Convolution,
     Size,
@@ -109,7 +108,7 @@ class _Forward:
 
     def _scratch(self, conv: Convolution) -> int:
         """Return the numbers of one worker: a tile, and a piece's columns in parts or in the order of weights."""
-        return conv.tile_size + (PIXELS * BLOCK * VALUE_PARTS // 2 if conv.parts or conv.given else 0)
+        return conv.tile_size + (PIXELS * BLOCK * conv.value_parts // 2 if conv.parts or conv.given else 0)
 
     def _size(self, conv: Convolution) -> Size:
         fixed = self._packed_bytes(conv) + self._split_bytes(conv)

@@ -41,8 +41,9 @@ def forget() -> None:
 
 def want_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Find tiles worth it whatever the size."""
-    for name in ("LEAST_OUTPUTS", "LEAST_DEPTH", "LEAST_PIXELS"):
-        monkeypatch.setattr(conv_cut, name, 0)
+    for name in ("LEAST_OUTPUTS", "LEAST_DEPTH"):
+        monkeypatch.setattr(conv_cut, name, dict.fromkeys((1, 2, 3), 0))
+    monkeypatch.setattr(conv_cut, "LEAST_PIXELS", 0)
 
 
 @pytest.fixture(params=["registers", "loops"])
@@ -85,6 +86,7 @@ def test_rounded_float32(
     assert (arrays.back(some[name]) != arrays.back(exact[name])).any()
 
 
+@pytest.mark.parametrize(("dtype", "precision"), [("bfloat16", 2.0**-6), ("float32", 1e-5)])
 @pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan, 1e38, 1e-30, 1e-38], ids=str)
 @pytest.mark.parametrize("place", ["input", "weight", "output"])
 def test_numbers_that_tiles_cannot_hold(
@@ -94,14 +96,16 @@ def test_numbers_that_tiles_cannot_hold(
     monkeypatch: pytest.MonkeyPatch,
     place: str,
     number: float,
+    dtype: str,
+    precision: float,
 ) -> None:
     """Results are those of a processor without tiles: one number is spoilt, or all are tiny."""
     geometry = Geometry((13, 11), (3, 3), padding=1, channels=32, out_channels=32, biased=False)
-    problem = draw(rng, geometry, "bfloat16")
+    problem = draw(rng, geometry, dtype)
     spoilt = getattr(problem, place) * (number if abs(number) < 1 else 1)
     if not abs(number) < 1:
         spoilt[0, 3, 1, 2] = number
-    problem = problem._replace(**{place: spoilt}).on(arrays, "bfloat16")
+    problem = problem._replace(**{place: spoilt}).on(arrays, dtype)
     operator = "deform_conv_backward" if place == "output" else "deform_conv"
     results = call(operator, problem)
     monkeypatch.setattr(amx, "available", lambda: False)
@@ -110,7 +114,24 @@ def test_numbers_that_tiles_cannot_hold(
         if values is not None:
             expected = arrays.back(values)
             typical = np.median(np.abs(expected[np.isfinite(expected)]))
-            np.testing.assert_allclose(arrays.back(results[name]), expected, rtol=2.0**-6, atol=2.0**-6 * typical)
+            actual = arrays.back(results[name])
+            np.testing.assert_allclose(actual, expected, rtol=precision, atol=precision * typical)
+
+
+@pytest.mark.parametrize("place", ["weight", "output"])
+def test_tiny_numbers_of_one_channel(arrays: Arrays, rng: np.random.Generator, tiles: None, place: str) -> None:
+    """Tiles would lose them beside ordinary ones of other channels."""
+    problem = draw(rng, Geometry((13, 11), (3, 3), channels=32, out_channels=32, biased=False))
+    shrunk = getattr(problem, place).copy()
+    channel = (slice(None), 5) if place == "output" else 5
+    shrunk[channel] = (shrunk[channel] * 1e-36).astype(np.float32)
+    operator, name = ("deform_conv_backward", "weight") if place == "output" else ("deform_conv", "output")
+    results = []
+    for dtype in ("float32", "float64"):
+        result = call(operator, problem._replace(**{place: shrunk}).on(arrays, dtype, dtype))[name]
+        results.append(arrays.back(result)[5 if place == "output" else (slice(None), 5)])
+    actual, expected = results
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.median(np.abs(expected)))
 
 
 @pytest.mark.parametrize("largest", [1, 1e38], ids=["tiles", "a weight that tiles cannot hold"])
@@ -127,10 +148,11 @@ def test_many_threads_share_an_image(arrays: Arrays, rng: np.random.Generator, t
     np.testing.assert_allclose(*results, rtol=2.0**-6, atol=1e-2)
 
 
-def test_float32_is_exact_unless_it_may_be_rounded(arrays: Arrays, rng: np.random.Generator, tiles: None) -> None:
-    problem = draw(rng, Geometry((13, 11), (3, 3), channels=32, out_channels=32)).on(arrays)
-    for operator in ("deform_conv", "deform_conv_backward"):
-        check(arrays, operator, problem)
+@OPERATORS
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_float32(arrays: Arrays, rng: np.random.Generator, tiles: None, geometry: Geometry, operator: str) -> None:
+    """As exact as any other float32 product, unless it may be rounded."""
+    check(arrays, operator, draw(rng, geometry).on(arrays))
 
 
 def test_the_least_workspace_does_without(
