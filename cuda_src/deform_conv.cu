@@ -3,6 +3,7 @@
 //     output[n, o, p] = bias[o] + sum over c, i of weight[o, c, i] columns[n, c, i, p]             (see deform_im2col.cu)
 //
 // One item = a tile of PIXELS output pixels: a block of its columns is sampled, multiplied, and overwritten by the next.
+// Where weights are as given, pixels are few, and tiles may be shared out by parts of the output channels, too.
 #include "deform.cuh"
 #include "product.cuh"
 #include "pieces.cuh"
@@ -23,8 +24,9 @@ struct DeformConvParams {
     unsigned* split;         // the same as tiles, if AMX: for each panel whether it fits, then the pieces
     scalar_t* output;
     acc_t* scratch;
-    long long items;             // batch * tiles
+    long long items;             // batch * tiles * parts
     long long tiles;             // of an image
+    long long parts;             // of the outputs, 1 unless weights are as given
     long long group_stride;      // from an offset group's channels in an image to those of the next
     long long output_stride[3];  // batch, channel, pixel
     Cut cut;
@@ -125,16 +127,60 @@ DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& ch
     }
 }
 
+// Where a tile begins. Tiles are full, or where there are more than need be, of about the same size, in whole blocks of
+// rows of a product.
+DEVICE index_t tile_begin(const DeformConvParams& p, index_t tile) {
+    const index_t pixels = (index_t)p.geometry.pixels, least = (pixels + PIXELS - 1) / PIXELS;
+    const index_t rows = GIVEN ? TILE : p.tiles == least ? PIXELS : AMX ? 16 : MR, blocks = (pixels + rows - 1) / rows;
+    return smaller((index_t)(tile * (long long)blocks / p.tiles) * rows, pixels);
+}
+
+#if GIVEN
+// An item's outputs; a tile of them is [output][pixel of PIXELS].
+DEVICE Outputs outputs_of(const DeformConvParams& p, index_t part) {
+    const index_t all = (index_t)p.cut.out_channels, blocks = (all + MR - 1) / MR, parts = (index_t)p.parts;
+    return {part * blocks / parts * MR, smaller((part + 1) * blocks / parts * MR, all)};
+}
+
+DEVICE void begin_outputs(const DeformConvParams& p, Outputs of, index_t, acc_t* total) {
+    for (index_t o = of.begin; o < of.end; ++o) {
+        const acc_t bias = p.bias ? widen(p.bias[o]) : acc_t(0);
+        SIMD for (int j = 0; j < PIXELS; ++j) total[o * PIXELS + j] = bias;
+    }
+}
+
+DEVICE void multiply_piece(const DeformConvParams& p, Outputs of, index_t count, const Piece& piece,
+                           const acc_t* columns, acc_t* total) {
+    acc_t* panels = total + PIXELS * output_row(p.cut);
+    make_panels(piece, count, columns, panels);
+    multiply_given(p.geometry, p.cut, of, count, piece, p.weight, panels, total);
+}
+
+DEVICE void end_outputs(const DeformConvParams& p, Outputs of, index_t count, acc_t* total, scalar_t* output) {
+    for (index_t o = of.begin; o < of.end; ++o) {
+        store_line<PIXELS>(total + o * PIXELS, output + o * (index_t)p.output_stride[1], (index_t)p.output_stride[2],
+                           (int)count);
+    }
+}
+#else
+// All; a tile of them is [pixel][group][padded channel].
+DEVICE Outputs outputs_of(const DeformConvParams& p, index_t) { return {0, (index_t)p.cut.out_channels}; }
+
+DEVICE void begin_outputs(const DeformConvParams& p, Outputs of, index_t count, acc_t* total) {
+    const index_t outputs = group_outputs(p.cut), padded = padded_outputs(p.cut), row = output_row(p.cut);
+    for (index_t o = of.begin; o < of.end; ++o) {
+        total[o / outputs * padded + o % outputs] = p.bias ? widen(p.bias[o]) : acc_t(0);
+    }
+    for (index_t j = 1; j < count; ++j) {
+        SIMD for (index_t o = 0; o < row; ++o) total[j * row + o] = total[o];
+    }
+}
+
 // Adds the product of a piece's columns and weights to a tile of outputs.
-DEVICE void multiply_piece(const DeformConvParams& p, index_t count, const Piece& piece, const acc_t* columns,
+DEVICE void multiply_piece(const DeformConvParams& p, Outputs, index_t count, const Piece& piece, const acc_t* columns,
                            acc_t* total) {
     const index_t outputs = group_outputs(p.cut), padded = padded_outputs(p.cut), row = output_row(p.cut);
     acc_t* to = total + piece.group * padded;
-#if GIVEN
-    acc_t* panels = total + PIXELS * row;
-    make_panels(piece, count, columns, panels);
-    return multiply_given(p.geometry, p.cut, count, piece, p.weight, panels, total);
-#endif
     if (is_depthwise(p.geometry, p.cut)) {
         const acc_t *from = columns + piece.column, *weights = p.packed + piece.packed;
         for_vectors(p.geometry, p.cut, piece, count, [&](index_t j, index_t k, index_t c) {
@@ -159,37 +205,11 @@ DEVICE void multiply_piece(const DeformConvParams& p, index_t count, const Piece
     }
 }
 
-// Where a tile begins. Tiles are full, or where there are more than need be, of about the same size, in whole blocks of
-// rows of a product.
-DEVICE index_t tile_begin(const DeformConvParams& p, index_t tile) {
-    const index_t pixels = (index_t)p.geometry.pixels, least = (pixels + PIXELS - 1) / PIXELS;
-    const index_t rows = GIVEN ? TILE : p.tiles == least ? PIXELS : AMX ? 16 : MR, blocks = (pixels + rows - 1) / rows;
-    return smaller((index_t)(tile * (long long)blocks / p.tiles) * rows, pixels);
+DEVICE void end_outputs(const DeformConvParams& p, Outputs, index_t count, acc_t* total, scalar_t* output) {
+    move_outputs<true>(p.cut, {0, (index_t)p.cut.groups}, output, (index_t)p.output_stride[1],
+                       (index_t)p.output_stride[2], count, total);
 }
-
-// A tile of outputs is [pixel][group][padded channel], or where weights are as given, [channel][pixel of PIXELS].
-DEVICE void begin_outputs(const DeformConvParams& p, index_t count, acc_t* total) {
-    const index_t outputs = group_outputs(p.cut), padded = padded_outputs(p.cut), row = output_row(p.cut);
-    for (index_t o = 0; o < (index_t)p.cut.out_channels; ++o) {
-        const acc_t bias = p.bias ? widen(p.bias[o]) : acc_t(0);
-        if (GIVEN) {
-            SIMD for (int j = 0; j < PIXELS; ++j) total[o * PIXELS + j] = bias;
-        } else {
-            total[o / outputs * padded + o % outputs] = bias;
-        }
-    }
-    for (index_t j = 1; !GIVEN && j < count; ++j) {
-        SIMD for (index_t o = 0; o < row; ++o) total[j * row + o] = total[o];
-    }
-}
-
-DEVICE void end_outputs(const DeformConvParams& p, index_t count, acc_t* total, scalar_t* output) {
-    const index_t channel = (index_t)p.output_stride[1], pixel = (index_t)p.output_stride[2];
-    if (!GIVEN) return move_outputs<true>(p.cut, {0, (index_t)p.cut.groups}, output, channel, pixel, count, total);
-    for (index_t o = 0; o < (index_t)p.cut.out_channels; ++o) {
-        store_line<PIXELS>(total + o * PIXELS, output + o * channel, pixel, (int)count);
-    }
-}
+#endif
 
 KERNEL(deform_conv, DeformConvParams) {
     const Geometry& g = p.geometry;
@@ -198,21 +218,23 @@ KERNEL(deform_conv, DeformConvParams) {
     acc_t* columns = p.scratch + worker * (index_t)cut.scratch;
     acc_t* total = columns + PIXELS * COLUMNS;
     FOR_EACH(item, p.items) {
-        const index_t n = item / tiles, tile = item - n * tiles, first = tile_begin(p, tile);
+        index_t n = item;
+        const Outputs of = outputs_of(p, take_digit(n, (index_t)p.parts));
+        const index_t tile = take_digit(n, tiles), first = tile_begin(p, tile);
         const index_t count = tile_begin(p, tile + 1) - first;
         const int bases = (int)((count + TILE - 1) / TILE);
         Base base[PIXELS / TILE];
         for (int b = 0; b < bases; ++b) make_base(g, first + b * TILE, base[b]);
-        begin_outputs(p, count, total);
+        begin_outputs(p, of, count, total);
         for (index_t number = 0; number < (index_t)g.groups * chunks_in_group(g, cut); ++number) {
             const Chunk chunk = chunk_of(g, cut, number);
             for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
                 sample_columns(p, n, chunk, tap, base, bases, columns);
                 for_pieces(g, cut, chunk, tap,
-                           [&](const Piece& piece) { multiply_piece(p, count, piece, columns, total); });
+                           [&](const Piece& piece) { multiply_piece(p, of, count, piece, columns, total); });
             }
         }
         scalar_t* output = p.output + n * (index_t)p.output_stride[0] + first * (index_t)p.output_stride[2];
-        end_outputs(p, count, total, output);
+        end_outputs(p, of, count, total, output);
     }
 }

@@ -12,36 +12,6 @@ DEVICE index_t given_at(const Geometry& g, const Cut& cut, const Piece& piece) {
     return piece.group * group_outputs(cut) * row + piece.begin % per_group * (index_t)g.taps;
 }
 
-// panels[j / NR][c * taps + t][j % NR] = column t * width + c of pixel j
-DEVICE void make_panels(const Piece& piece, index_t count, const acc_t* columns, acc_t* panels) {
-    const index_t width = piece.end - piece.begin;
-    acc_t tile[TILE * TILE], other[TILE * TILE];
-    for (index_t j = 0; j < count; j += TILE) {
-        for (index_t t = 0; t < piece.taps; ++t) {
-            for (index_t c = 0; c < width; c += TILE) {
-                const acc_t* from = columns + j * COLUMNS + piece.column + t * width + c;
-                for (int i = 0; i < TILE; ++i) load_line<TILE>(from + i * COLUMNS, 1, TILE, tile + i * TILE);
-                const acc_t* turned = transpose<TILE, TILE>(tile, other);
-                for (int i = 0; i < TILE * TILE; i += NR) {
-                    const index_t k = (c + i / TILE) * piece.taps + t, panel = (j + i % TILE) / NR;
-                    store_line<NR>(turned + i, panels + (panel * piece.depth + k) * NR, 1, NR);
-                }
-            }
-        }
-    }
-}
-
-// Adds the product of a piece's weights and columns to a tile of outputs, [output][pixel of PIXELS].
-DEVICE void multiply_given(const Geometry& g, const Cut& cut, index_t count, const Piece& piece,
-                           const scalar_t* weights, const acc_t* panels, acc_t* total) {
-    const index_t outputs = group_outputs(cut), row = given_row(g, cut);
-    const Matrix left = {(acc_t*)weights + given_at(g, cut, piece), row, 1};
-    for (index_t j = 0; j < count; j += NR) {
-        multiply_rows<true>(outputs, piece.depth, left, panels + j * piece.depth, NR,
-                            total + piece.group * outputs * PIXELS + j, PIXELS);
-    }
-}
-
 // to[j][c * taps + t] = from[j][t * width + c], or with BACK the other way round, for all pixels j of a tile.
 template <bool BACK> DEVICE void turn_columns(const Piece& piece, index_t count, const acc_t* from, acc_t* to) {
     const index_t width = piece.end - piece.begin;
@@ -53,6 +23,91 @@ template <bool BACK> DEVICE void turn_columns(const Piece& piece, index_t count,
                 const index_t tap_first = t * width + c, channel_first = c * piece.taps + t;
                 turned[BACK ? tap_first : channel_first] = line[BACK ? channel_first : tap_first];
             }
+        }
+    }
+}
+
+// How a tile's columns meet weights: vectors of pixels in pairs, the last perhaps without another, and a few pixels alone.
+constexpr int FEW_PIXELS = 2;
+
+struct Lanes {
+    index_t vectors, alone;
+};
+
+DEVICE Lanes lanes_of(index_t count) {
+    const index_t rest = count % LENGTH;
+    return rest > FEW_PIXELS ? Lanes{count / LENGTH + 1, 0} : Lanes{count / LENGTH, rest};
+}
+
+// A pair's columns are a panel [c * taps + t][pixel], those of a vector without another, too; after them come pixels alone.
+DEVICE void make_panels(const Piece& piece, index_t count, const acc_t* columns, acc_t* panels) {
+    const Lanes lanes = lanes_of(count);
+    const index_t width = piece.end - piece.begin;
+    acc_t tile[TILE * TILE], other[TILE * TILE];
+    for (index_t j = 0; j < lanes.vectors * LENGTH; j += TILE) {
+        for (index_t t = 0; t < piece.taps; ++t) {
+            for (index_t c = 0; c < width; c += TILE) {
+                const acc_t* from = columns + j * COLUMNS + piece.column + t * width + c;
+                for (int i = 0; i < TILE; ++i) load_line<TILE>(from + i * COLUMNS, 1, TILE, tile + i * TILE);
+                const acc_t* turned = transpose<TILE, TILE>(tile, other);
+                const index_t end = smaller(j / LENGTH + TILE / LENGTH, lanes.vectors);
+                for (index_t v = j / LENGTH; v < end; ++v, turned += LENGTH) {
+                    const index_t row = v / 2 * 2 + 1 < lanes.vectors ? NR : LENGTH;
+                    acc_t* to = panels + v / 2 * NR * piece.depth + v % 2 * LENGTH;
+                    for (int i = 0; i < TILE; ++i) {
+                        *(loose_vector_t*)(to + ((c + i) * piece.taps + t) * row) =
+                            *(const loose_vector_t*)(turned + i * TILE);
+                    }
+                }
+            }
+        }
+    }
+    const index_t paired = lanes.vectors * LENGTH;
+    turn_columns<false>(piece, lanes.alone, columns + paired * COLUMNS, panels + paired * piece.depth);
+}
+
+// Adds products of rows of weights with one column to outputs, PIXELS apart.
+DEVICE void multiply_alone(index_t outputs, index_t depth, const scalar_t* weights, index_t row, const acc_t* column,
+                           acc_t* to) {
+    constexpr int TOGETHER = 4;  // sums, or each addition would wait for the one before
+    for (index_t o = 0; o < outputs; o += TOGETHER) {
+        const scalar_t* from[TOGETHER];
+        UNROLL for (int i = 0; i < TOGETHER; ++i) from[i] = weights + smaller(o + i, outputs - 1) * row;
+        acc_t sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0;
+        SIMD_SUM(sum0, sum1, sum2, sum3) for (index_t k = 0; k < depth; ++k) {
+            sum0 = fused(from[0][k], column[k], sum0);
+            sum1 = fused(from[1][k], column[k], sum1);
+            sum2 = fused(from[2][k], column[k], sum2);
+            sum3 = fused(from[3][k], column[k], sum3);
+        }
+        const acc_t sum[TOGETHER] = {sum0, sum1, sum2, sum3};
+        for (index_t i = 0; i < smaller(index_t(TOGETHER), outputs - o); ++i) to[(o + i) * PIXELS] += sum[i];
+    }
+}
+
+// Adds the product of a piece's weights and columns to a tile of outputs, [output][pixel of PIXELS].
+DEVICE void multiply_given(const Geometry& g, const Cut& cut, Outputs of, index_t count, const Piece& piece,
+                           const scalar_t* weights, const acc_t* panels, acc_t* total) {
+    const Lanes lanes = lanes_of(count);
+    const index_t outputs = group_outputs(cut), row = given_row(g, cut), depth = piece.depth;
+    const index_t begin = larger(of.begin, piece.group * outputs), end = smaller(of.end, (piece.group + 1) * outputs);
+    weights += given_at(g, cut, piece) + (begin - piece.group * outputs) * row;
+    total += begin * PIXELS;
+    const index_t paired = lanes.vectors * LENGTH;
+    // A few rows of weights meet all pixels while they are in the nearest cache. The last ones are no fewer than MR.
+    for (index_t o = begin, rows = MR; o < end; o += rows, weights += rows * row, total += rows * PIXELS) {
+        if (end - o < 2 * MR) rows = end - o;
+        const Matrix left = {(acc_t*)weights, row, 1};
+        index_t v = 0;
+        for (; v + 1 < lanes.vectors; v += 2) {
+            multiply_rows<true>(rows, depth, left, panels + v * LENGTH * depth, NR, total + v * LENGTH, PIXELS);
+        }
+        if (v < lanes.vectors) {
+            multiply_rows<true, 1>(rows, depth, left, panels + v * LENGTH * depth, LENGTH, total + v * LENGTH, PIXELS);
+        }
+        for (index_t j = 0; j < lanes.alone; ++j) {
+            const acc_t* column = panels + paired * depth + j * COLUMNS + piece.column;
+            multiply_alone(rows, depth, weights, row, column, total + paired + j);
         }
     }
 }

@@ -35,6 +35,9 @@ struct Chunk {
 struct Groups {
     index_t begin, end;
 };
+struct Outputs {
+    index_t begin, end;  // of all groups
+};
 
 struct Piece {
     index_t begin, end, group;  // channels, of that group of the convolution

@@ -46,16 +46,17 @@ struct Matrix {
     index_t row, column;  // strides
 };
 
-// to[m][n] (+)= sum over k < depth of a[m][k] b[k][n], for MR rows and NR columns; those of `b` and `to` are neighbours.
-// Meanwhile asks for later[0], later[step], ...: the panel of `b` after this one, which the hardware does not foresee.
-// Not for GCC to clone: where it knows that numbers of `a` are neighbours, it loads vectors of them for the first alone.
-template <bool ADD> static __attribute__((noinline, noclone)) void multiply_block(index_t depth, Matrix a,
-                                                                                  const acc_t* b, index_t b_row,
-                                                                                  acc_t* to, index_t to_row,
-                                                                                  const acc_t* later, index_t step) {
-    vector_t sum[MR][2];
+// to[m][n] (+)= sum over k < depth of a[m][k] b[k][n], for MR rows and `width` vectors of columns; those of `b` and `to`
+// are neighbours. Meanwhile asks for later[0], later[step], ...: the panel of `b` after this one, which the hardware does
+// not foresee. Not for GCC to clone: where it knows that numbers of `a` are neighbours, it loads vectors of them for the
+// first alone.
+template <bool ADD, int width>
+static __attribute__((noinline, noclone)) void multiply_block(index_t depth, Matrix a, const acc_t* b, index_t b_row,
+                                                              acc_t* to, index_t to_row, const acc_t* later,
+                                                              index_t step) {
+    vector_t sum[MR][width];
     UNROLL for (int m = 0; m < MR; ++m) {
-        UNROLL for (int v = 0; v < 2; ++v) {
+        UNROLL for (int v = 0; v < width; ++v) {
             sum[m][v] = ADD ? *(const loose_vector_t*)(to + m * to_row + v * LENGTH) : vector_t{};
         }
     }
@@ -65,38 +66,41 @@ template <bool ADD> static __attribute__((noinline, noclone)) void multiply_bloc
     UNROLL for (int m = 0; m < MR / 3; ++m) left[m] = a.at + 3 * m * row;
     for (index_t k = 0; k < depth; ++k) {
         PREFETCH_FAR(later + k * (long long)step);
-        const vector_t right[2] = {*(const loose_vector_t*)b, *(const loose_vector_t*)(b + LENGTH)};
+        vector_t right[width];
+        UNROLL for (int v = 0; v < width; ++v) right[v] = *(const loose_vector_t*)(b + v * LENGTH);
         UNROLL for (int m = 0; m < MR; ++m) {
             const vector_t one = spread(left[m / 3][m % 3 * row]);
-            UNROLL for (int v = 0; v < 2; ++v) sum[m][v] = multiply_add(one, right[v], sum[m][v]);
+            UNROLL for (int v = 0; v < width; ++v) sum[m][v] = multiply_add(one, right[v], sum[m][v]);
         }
         b += b_row;
         UNROLL for (int m = 0; m < MR / 3; ++m) left[m] += a.column;
     }
     UNROLL for (int m = 0; m < MR; ++m) {
-        UNROLL for (int v = 0; v < 2; ++v) * (loose_vector_t*)(to + m * to_row + v * LENGTH) = sum[m][v];
+        UNROLL for (int v = 0; v < width; ++v) * (loose_vector_t*)(to + m * to_row + v * LENGTH) = sum[m][v];
     }
 }
 
 // The same for any number of rows. Where they are fewer than MR, `a` must hold something for the others.
-template <bool ADD> DEVICE void multiply_rows(index_t rows, index_t depth, Matrix a, const acc_t* b, index_t b_row,
-                                              acc_t* to, index_t to_row) {
-    const bool packed = b_row == NR;  // panel after panel, else neighbours
-    const index_t blocks = (rows + MR - 1) / MR, step = packed ? (NR + blocks - 1) / blocks : b_row;
+template <bool ADD, int width = NR / LENGTH> DEVICE void multiply_rows(index_t rows, index_t depth, Matrix a,
+                                                                       const acc_t* b, index_t b_row, acc_t* to,
+                                                                       index_t to_row) {
+    constexpr int columns = width * LENGTH;
+    const bool packed = b_row == columns;  // panel after panel, else neighbours
+    const index_t blocks = (rows + MR - 1) / MR, step = packed ? (columns + blocks - 1) / blocks : b_row;
     for (index_t m = 0; m < rows; m += MR) {
-        const acc_t* later = b + (packed ? (NR + m / MR * step) * depth : NR + m / MR % 2 * LENGTH);
+        const acc_t* later = b + (packed ? (columns + m / MR * step) * depth : columns + m / MR % width * LENGTH);
         const index_t begin = rows < MR ? 0 : smaller(m, rows - MR);  // some are worked out again
         const Matrix left = {a.at + begin * a.row, a.row, a.column};
         if (m + MR <= rows) {
-            multiply_block<ADD>(depth, left, b, b_row, to + m * to_row, to_row, later, step);
+            multiply_block<ADD, width>(depth, left, b, b_row, to + m * to_row, to_row, later, step);
             continue;
         }
-        acc_t edge[MR * NR];
-        multiply_block<false>(depth, left, b, b_row, edge, NR, later, step);
+        acc_t edge[MR * columns];
+        multiply_block<false, width>(depth, left, b, b_row, edge, columns, later, step);
         for (index_t i = m; i < rows; ++i) {
-            const acc_t* sum = edge + (i - begin) * NR;
+            const acc_t* sum = edge + (i - begin) * columns;
             acc_t* line = to + i * to_row;
-            for (int j = 0; j < NR; ++j) line[j] = ADD ? line[j] + sum[j] : sum[j];
+            for (int j = 0; j < columns; ++j) line[j] = ADD ? line[j] + sum[j] : sum[j];
         }
     }
 }

@@ -1,6 +1,6 @@
 """How a deformable convolution is cut on a CPU, for columns to stay in cache: groups, tiles, memory (pieces.cuh)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -30,6 +30,8 @@ LEAST_DEPTH = {1: 32, 2: 32, 3: 144}
 LEAST_PIXELS = 192
 
 BLOCK_ENDS, SAMPLE = 8, 32  # see `join`
+FEW_PIXELS = 2  # that meet weights one by one, where those are as given (given.cuh)
+LEAST_PART = 24  # outputs, where they are shared out
 GIVEN_STEP = 32  # channels that pieces are multiples of, where weights are as given
 TILE_COST, PACKING, CROSSING, TURNING = 8, 42, 20, 41  # see `Shares`
 
@@ -220,50 +222,70 @@ def images_at_once(batch: int, image_bytes: int, threads: int) -> int:
 
 
 class Shares(NamedTuple):
-    """How many pixels' worth of work the thread with most to do has, if images are cut into so many tiles each.
+    """How many pixels' worth of work the thread with most to do has, if images and outputs are cut like that.
 
     A tile costs as much as so many pixels more, to read all weights; to pack all weights takes as long as to multiply
     them with some, to get those that other cores packed as with some more (on Zen 5 few of one die, 50 of two), and to
-    turn a column, as to multiply it with some weights.
+    turn a column, as to multiply it with some weights. To sample one takes as long for every part of the outputs.
     """
 
     conv: Convolution
     images: int
     threads: int
+    tiles: int  # of an image
+    parts: int = 1  # of the outputs
 
     @property
     def unit(self) -> int:
         """Pixels that a product takes at a time."""
         return HOST_TILE if self.conv.given else TILE_ROWS if self.conv.parts else ROWS
 
-    @property
-    def most_tiles(self) -> int:
-        """Tiles of an image that are worth trying."""
-        pixels = self.conv.d.pixels
-        return max(1, min(-(-pixels // PIXELS) + self.threads - 1, -(-pixels // self.unit)))
+    def _lanes(self, pixels: int) -> int:
+        """Return how many pixels' time the first ones of an image take (`lanes_of` in given.cuh)."""
+        lanes = LINE_BYTES // self.conv.accumulator_bytes if self.conv.given else self.unit
+        rest = pixels % lanes
+        return pixels if self.conv.given and rest <= FEW_PIXELS else pixels - rest + lanes * (rest > 0)
 
-    def longest(self, tiles: int) -> float:
-        """Return the work."""
-        conv, images, threads = self
-        pixels = conv.d.pixels
+    def _work(self, items: int) -> float:
+        """Return that of the first items."""
+        pixels = self.conv.d.pixels
         least = -(-pixels // PIXELS)
-        step = PIXELS if tiles == least and not conv.given else self.unit  # as `tile_begin` in deform_conv.cu
-        image, blocks = -(-pixels // self.unit) * self.unit, -(-pixels // step)
-        ends = [k * images * tiles // threads for k in range(threads + 1)]  # as `deal` in host_pool.cpp
-        begins = [end // tiles * image + end % tiles * blocks // tiles * step + end * TILE_COST for end in ends]
-        work = max(b - a for a, b in pairwise(begins))
+        step = PIXELS if self.tiles == least and not self.conv.given else self.unit  # as `tile_begin` in deform_conv.cu
+        blocks = -(-pixels // step)
+
+        def begin(tile: int) -> int:
+            images, tile = divmod(tile, self.tiles)
+            within = self._lanes(min(tile * blocks // self.tiles * step, pixels))
+            return images * (self._lanes(pixels) + self.tiles * TILE_COST) + within + tile * TILE_COST
+
+        tile, part = divmod(items, self.parts)
+        return begin(tile) + (begin(tile + 1) - begin(tile)) * part / self.parts if part else begin(tile)
+
+    @property
+    def longest(self) -> float:
+        """The work."""
+        conv, images, threads = self.conv, self.images, self.threads
+        ends = [k * images * self.tiles * self.parts // threads for k in range(threads + 1)]  # `deal` in host_pool.cpp
+        work = max(b - a for a, b in pairwise(map(self._work, ends)))
         if conv.given:
-            return work * (1 + TURNING * conv.groups / conv.out_channels)
+            return work * (1 + (self.parts * (TURNING + SAMPLE) - SAMPLE) * conv.groups / conv.out_channels)
         return work + PACKING / threads + CROSSING * (threads > 1)
 
 
-def choose_tiles(conv: Convolution, images: int, threads: int) -> tuple[Convolution, int]:
-    """Return the call, with weights as given if that is less work, and how many tiles to cut an image into."""
-    least = -(-conv.d.pixels // PIXELS)
-    if not least:
-        return conv, 0
-    ways = (False, True) if conv.may_be_given else (False,)
-    shares = [Shares(conv._replace(given=given), images, threads) for given in ways]
-    found = [(one, tiles) for one in shares for tiles in range(least, one.most_tiles + 1)]
-    chosen, tiles = min(found, key=lambda pair: pair[0].longest(pair[1]))
-    return chosen.conv, tiles
+def cuts(conv: Convolution, images: int, threads: int) -> Iterator[Shares]:
+    """Yield the ways to cut that are worth trying."""
+    pixels = conv.d.pixels
+    least = -(-pixels // PIXELS)
+    for given in (False, True) if conv.may_be_given else (False,):
+        one = Shares(conv._replace(given=given), images, threads, least)
+        for tiles in range(least, max(1, min(least + threads - 1, -(-pixels // one.unit))) + 1):
+            most = min(-(-threads // (images * tiles)), conv.out_channels // LEAST_PART)
+            for parts in range(1, max(1, most if given and conv.groups == 1 else 1) + 1):
+                yield one._replace(tiles=tiles, parts=parts)
+
+
+def choose_cut(conv: Convolution, images: int, threads: int) -> Shares:
+    """Return the way to cut a call with least work: with weights as given or not, into tiles, and parts of outputs."""
+    if not conv.d.pixels:
+        return Shares(conv, images, threads, 0)
+    return min(cuts(conv, images, threads), key=lambda way: way.longest)

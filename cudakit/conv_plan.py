@@ -11,7 +11,7 @@ from cudakit.conv_cut import (
     Convolution,
     Size,
     choose_amount,
-    choose_tiles,
+    choose_cut,
     images_at_once,
     join,
     with_tiles,
@@ -28,7 +28,7 @@ from cudakit.workspace import aligned
 FORWARD_FIELDS = (
     *((name, 1) for name in ("input", "offset", "mask", "weight", "bias", "packed", "split")),
     *((name, 1) for name in ("output", "scratch")),
-    *(("items", 1), ("tiles", 1), ("group_stride", 1), ("output_stride", 3)),
+    *(("items", 1), ("tiles", 1), ("parts", 1), ("group_stride", 1), ("output_stride", 3)),
     *CUT_FIELDS,
     *GEOMETRY_FIELDS,
 )
@@ -92,7 +92,8 @@ class _Forward:
         self.read = reading(conv.input, d.groups)
         self.image_bytes = self.read.strides[0] * itemsize(self.read.layout.dtype) if self.read.copied else 0
         self.images = images_at_once(d.batch, self.image_bytes, target.threads)
-        self.conv, self.tiles = choose_tiles(with_tiles(conv, self._size), self.images, target.threads)
+        cut = choose_cut(with_tiles(conv, self._size), self.images, target.threads)
+        self.conv, self.tiles, self.parts = cut.conv, cut.tiles, cut.parts
         self.block = self._block(self.conv)
 
     def _block(self, conv: Convolution) -> int:
@@ -117,7 +118,7 @@ class _Forward:
     def run(self) -> None:
         """Append all launches."""
         plan, conv, d, read = self.plan, self.conv, self.conv.d, self.read
-        threads = min(self.target.threads, d.batch * self.tiles)
+        threads = min(self.target.threads, d.batch * self.tiles * self.parts)
         amount = choose_amount(conv, Amount(threads, 1, self.images), self._size(conv))
         weights = NULL if conv.given else plan.workspace(self._packed_bytes(conv))
         split = plan.workspace(self._split_bytes(conv)) if conv.parts else NULL
@@ -136,7 +137,7 @@ class _Forward:
             to = self.output.at(first * conv.output.strides[0] * self.item)
             arrays = (space if read.copied else source, offset, mask, self.slots.weight, self.slots.bias)
             pointers = (*arrays, weights, split, to, scratch)
-            self._launch(FORWARD, d.part(count), amount, count * self.tiles, count * conv.work, pointers)
+            self._launch(FORWARD, d.part(count), amount, count * self.tiles * self.parts, count * conv.work, pointers)
 
     def _launch(
         self, kernel: Kernel, d: Deformation, amount: Amount, items: int, work: int, pointers: tuple[Slot, ...]
@@ -144,7 +145,9 @@ class _Forward:
         conv, read = self.conv, self.read
         cut = (*conv.cut(self.block), self._scratch(conv))
         geometry = geometry_values(d, read.strides)
-        tail = pack_tail(kernel, items, self.tiles, read.group_stride(d), conv.output_strides, *cut, *geometry)
+        tail = pack_tail(
+            kernel, items, self.tiles, self.parts, read.group_stride(d), conv.output_strides, *cut, *geometry
+        )
         loaded = load(kernel, conv.prelude(read.layout, self.block), CPU)
         self.plan.launch(Launch(loaded, tail, items, 1, work, amount.workers), *pointers)
 

@@ -71,6 +71,22 @@ def test_against_the_oracle(
     check(arrays, operator, draw(rng, geometry, dtype).on(arrays, dtype), dtype)
 
 
+@pytest.mark.parametrize("pixels", [1, 2, 3, 15, 16, 17, 18, 19, 31, 33, 49, 98, 130])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_threads_share_outputs_and_change_no_bit(
+    arrays: Arrays, rng: np.random.Generator, given: None, pixels: int, dtype: str
+) -> None:
+    """Whatever the number of pixels: vectors of them in pairs, without another, and pixels alone."""
+    problem = draw(rng, Geometry((pixels,), (3,), padding=1, batch=1, channels=64, out_channels=133), dtype)
+    made = problem.on(arrays, dtype)
+    results = []
+    for threads in (1, 2, 5, 16):
+        cudakit.set_num_threads(threads)
+        results.append(arrays.back(call("deform_conv", made)["output"]))
+        np.testing.assert_array_equal(results[-1], results[0])
+    check(arrays, "deform_conv", made, dtype)
+
+
 @OPERATORS
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_packs_its_weights(arrays: Arrays, rng: np.random.Generator, operator: str, dtype: str) -> None:
