@@ -138,7 +138,7 @@ KERNEL(grid_sample_planar_backward, GridSampleParams) {
         const Item it = item_of(p, i);
         clear_target(p, it);
         Samples s;
-        plan(p, p.input_stride + 2, it, s);
+        if (!plan(p, p.input_stride + 2, it, s)) continue;
         index_t later[TILE];
         const bool ahead = TILE > 1 && look_ahead(p, p.input_stride + 2, it, later);
         acc_t grad[NDIM][TILE] = {};
@@ -202,7 +202,7 @@ KERNEL(grid_sample_channels_backward, GridSampleParams) {
         const Item it = item_of(p, i);
         clear_target(p, it);
         Samples s;
-        plan(p, p.input_stride + 2, it, s);
+        if (!plan(p, p.input_stride + 2, it, s)) continue;
         const Frontier frontier = frontier_of(p, it.n, it.first, it.count);
         const scalar_t* grad_output =
             p.grad_output + it.n * (index_t)p.output_stride[0] + it.first * (index_t)p.output_stride[2];

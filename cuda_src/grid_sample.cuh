@@ -10,10 +10,11 @@ struct GridSampleParams {
     const scalar_t* grad_output;  // backward: read; strides as output's
     acc_t* grad_input;            // backward: added to, on a host zeroed first; null: not needed
     coord_t* grad_grid;           // backward: written, (N, L, NDIM); null: not needed
-    long long items;              // work items: channel blocks * batch * tiles
+    long long items;              // work items: channel blocks * slabs * batch * tiles
     long long batch;
     long long channels;
     long long channel_block;  // channels of one item
+    long long slabs;          // of the input's slowest dimension, to which different items add; 1 unless SLABS
     long long pixels;         // L
     long long align_corners;
     long long size[3];           // of input, slowest dimension first
@@ -24,7 +25,8 @@ struct GridSampleParams {
 
 struct Item {
     index_t n, first, channel, channel_end;
-    int count;  // pixels of the tile that exist
+    index_t low, high;  // of the slowest dimension
+    int count;          // pixels of the tile that exist
 };
 
 DEVICE Item item_of(const GridSampleParams& p, index_t item) {
@@ -33,7 +35,11 @@ DEVICE Item item_of(const GridSampleParams& p, index_t item) {
     Item it;
     it.first = (item - image * tiles) * TILE;
     it.n = image % (index_t)p.batch;
-    it.channel = image / (index_t)p.batch * (index_t)p.channel_block;
+    index_t block = image / (index_t)p.batch;
+    const index_t slab = SLABS ? take_digit(block, (index_t)p.slabs) : 0;
+    it.low = SLABS ? (index_t)(slab * p.size[0] / p.slabs) : 0;
+    it.high = SLABS ? (index_t)((slab + 1) * p.size[0] / p.slabs) : (index_t)p.size[0];
+    it.channel = block * (index_t)p.channel_block;
     it.channel_end = smaller(it.channel + (index_t)p.channel_block, (index_t)p.channels);
     it.count = TILE == 1 ? 1 : (int)smaller(index_t(TILE), (index_t)p.pixels - it.first);
     return it;
@@ -42,10 +48,10 @@ DEVICE Item item_of(const GridSampleParams& p, index_t item) {
 // The first item of those that add to one target zeroes it.
 DEVICE void clear_target(const GridSampleParams& p, const Item& it) {
     if (!CLEARS || !p.grad_input || it.first != 0) return;
-    index_t pixels = 1;
-    UNROLL for (int d = 0; d < NDIM; ++d) pixels *= (index_t)p.size[d];
-    clear(p.grad_input + it.n * (index_t)p.grad_stride[0], (index_t)p.grad_stride[1], (index_t)p.grad_stride[1 + NDIM],
-          it.channel, it.channel_end, pixels);
+    index_t pixels = it.high - it.low;
+    UNROLL for (int d = 1; d < NDIM; ++d) pixels *= (index_t)p.size[d];
+    clear(p.grad_input + it.n * (index_t)p.grad_stride[0] + it.low * (index_t)p.grad_stride[2],
+          (index_t)p.grad_stride[1], (index_t)p.grad_stride[1 + NDIM], it.channel, it.channel_end, pixels);
 }
 
 // d(pixel coordinate) / d(grid coordinate): unnormalised = (grid + 1) * scale - shift.
@@ -75,8 +81,33 @@ DEVICE void load_coordinates(const coord_t* grid, int count, acc_t coordinate[][
     }
 }
 
-// Most tiles lie in the interior of an image, where no tap needs a padding: those are spared it.
-DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item& it, Samples& s) {
+// Whether some coordinate, in pixels, may have taps in the item's slab.
+DEVICE bool near_slab(const acc_t* coordinate, const Item& it) {
+    const acc_t low = acc_t(it.low - TAPS), high = acc_t(it.high + TAPS);
+    int near = 0;
+    SIMD for (int j = 0; j < TILE; ++j) near |= (coordinate[j] > low) & (coordinate[j] < high);
+    return near;
+}
+
+// Leave out the taps of other slabs, which go to the first row of this one; false where none is left.
+DEVICE bool keep_slab(Axis& axis, const Item& it, index_t step) {
+    const index_t low = it.low * step, high = it.high * step;
+    int any = 0;
+    UNROLL for (int t = 0; t < TAPS; ++t) {
+        SIMD for (int j = 0; j < TILE; ++j) {
+            const index_t at = axis.at[t][j];
+            const int here = axis.inside[t][j] & (at >= low) & (at < high);
+            axis.at[t][j] = here ? at : low;
+            axis.inside[t][j] = here;
+            any |= here;
+        }
+    }
+    return any;
+}
+
+// Most tiles lie in the interior of an image, where no tap needs a padding: those are spared it. False where none of the
+// item's slab is among the taps.
+DEVICE bool plan(const GridSampleParams& p, const long long* stride, const Item& it, Samples& s) {
     acc_t coordinate[NDIM][TILE];
     load_coordinates(grid_at(p, it.n, it.first), it.count, coordinate);
     const acc_t shift = grid_shift(p);
@@ -90,21 +121,24 @@ DEVICE void plan(const GridSampleParams& p, const long long* stride, const Item&
             coordinate[d][j] = fused(finite + 1, scale, -shift);
             interior &= is_interior(coordinate[d][j], (index_t)p.size[d]);
         }
+        if (SLABS && PADDING == ZEROS && d == 0 && !near_slab(coordinate[0], it)) return false;
     }
     UNROLL for (int d = 0; d < NDIM; ++d) {
         const index_t size = (index_t)p.size[d], step = (index_t)stride[d];
         if (TILE > 1 && interior) {
             SIMD for (int j = 0; j < TILE; ++j) locate_interior(s.axis[d], j, coordinate[d][j], step);
-            continue;
+        } else {
+            const bool align_corners = p.align_corners;
+            SIMD for (int j = 0; j < TILE; ++j) { locate(s.axis[d], j, coordinate[d][j], size, step, align_corners); }
+            if (WINDOW && d == NDIM - 1) {
+                SIMD for (int j = 0; j < TILE; ++j) make_window(s.axis[d], j, size, step);
+            }
         }
-        const bool align_corners = p.align_corners;
-        SIMD for (int j = 0; j < TILE; ++j) { locate(s.axis[d], j, coordinate[d][j], size, step, align_corners); }
-        if (WINDOW && d == NDIM - 1) {
-            SIMD for (int j = 0; j < TILE; ++j) make_window(s.axis[d], j, size, step);
-        }
+        if (SLABS && d == 0 && !keep_slab(s.axis[0], it, step)) return false;
     }
     make_rows(s);
-    s.whole = interior || all_inside(s);
+    s.whole = (interior && !SLABS) || all_inside(s);
+    return true;
 }
 
 // The rows of a turned grid are too far apart for the hardware to guess, so what samples will read or add to is asked for

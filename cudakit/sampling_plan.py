@@ -27,10 +27,11 @@ MANY_CHANNELS = {"nearest": 32, "bilinear": 16, "bicubic": 16}  # from here on c
 FEW_CHANNELS = 4  # up to here the planar form is taken even where channels are neighbours
 LARGEST_GROUP = 4  # channels that the planar form reads together
 CUDA_VECTOR_BYTES = 16
+PLANNING = 0.2  # of the time of an image's gradient, what each slab takes beyond its part
 
 SAMPLE_FIELDS = (
     *((name, 1) for name in ("input", "grid", "output", "grad_output", "grad_input", "grad_grid")),
-    *((name, 1) for name in ("items", "batch", "channels", "channel_block", "pixels", "align_corners")),
+    *((name, 1) for name in ("items", "batch", "channels", "channel_block", "slabs", "pixels", "align_corners")),
     *(("size", 3), ("input_stride", 5), ("output_stride", 3), ("grad_stride", 5)),
 )
 SAMPLE_KERNELS = {
@@ -116,34 +117,35 @@ def add_sampling(
     pointers: Pointers,
     output: Image,
     grad: Image | None = None,
-    blocks: int = 1,
+    shares: int = 1,
 ) -> None:
     """Append a sampling kernel.
 
     `output` is the layout of the output or of its gradient, `grad` that of the gradient of the input. The latter makes
-    the pixels of an image belong together, so that no two CPU threads add to one target; the channels are then split
-    into `blocks`.
+    the pixels of an image belong together, so that no two CPU threads add to one target; there may be so many `shares`
+    of it: slabs of an image, or, as a line cannot be cut without cutting rows of taps, channels.
     """
     x = call.input
     n = len(x.space)
+    slabs, blocks = (shares, 1) if n > 1 else (1, shares)
     block = -(-x.shape[1] // blocks)
     if form.channels:
         block = -(-block // form.vector) * form.vector if target.device != CPU else block
     blocks = -(-x.shape[1] // block) if block else 1
     form = form._replace(group=max(1, min(form.group, block)))
     tiles = -(-call.pixels // form.tile)
-    items = blocks * x.shape[0] * tiles
+    items = blocks * slabs * x.shape[0] * tiles
     layouts = [(x.shape, x.strides), (output.shape, output.strides), ((items * form.lanes,), (1,))]
     layouts += [((x.shape[0] * call.pixels * n,), (1,))] + ([(grad.shape, grad.strides)] if grad else [])
     constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts))
     constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
     constants |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector, "GROUP": form.group}
-    constants["WINDOW"] = row_window(x, form, call.mode, target)
+    constants |= {"WINDOW": row_window(x, form, call.mode, target), "SLABS": int(slabs > 1)}
     name = f"grid_sample_{'channels' if form.channels else 'planar'}"
     kernel = SAMPLE_KERNELS[name + ("" if pointers.output != NULL else "_backward")]
     tail = pack_tail(
         kernel,
-        *(items, x.shape[0], x.shape[1], block, call.pixels, int(call.align_corners), x.space, x.strides),
+        *(items, x.shape[0], x.shape[1], block, slabs, call.pixels, int(call.align_corners), x.space, x.strides),
         *((*output.strides[:2], output.strides[-1]), grad.strides if grad else ()),
     )
     work = x.shape[0] * x.shape[1] * call.pixels * call.taps
@@ -197,8 +199,8 @@ def plan_backward(
     x = call.input
     if not x.flat:
         return Plan(3, copies=(1,))
-    together = not wanted_input or _fills_threads(x.shape[0], target)
-    form, layout = _backward_form(call, target, together)
+    shares = _shares(x, target) if wanted_input else 1
+    form, layout = _backward_form(call, target, together=shares == 1 or len(x.space) > 1)
     grad = layout._replace(dtype=accumulator(x.dtype))
     empty = 0 in output.shape or 0 in x.shape
     direct = empty or grad == final
@@ -230,21 +232,29 @@ def plan_backward(
         where = _shifted(pointers, first, call, output)
         where = where._replace(input=space if copied else source, grad_input=total if summed else goal)
         piece = call._replace(input=part(call.input, count))
-        _add_gradients(plan, target, piece, form, where, part(output, count), part(grad, count))
+        _add_gradients(plan, target, piece, form, where, part(output, count), part(grad, count), shares)
         if summed:
             add_copy(plan, target, (total, part(grad, count)), (goal, part(final, count)))
     return plan
 
 
-def _fills_threads(batch: int, target: Target) -> bool:
-    """Whether all threads have something to do where an image's gradient is one thread's work."""
-    return target.device != CPU or batch % target.threads == 0 or batch >= 4 * target.threads
+def _shares(x: Image, target: Target) -> int:
+    """Return into how many slabs, or parts of its channels, to cut the gradient of an image, for the least time."""
+    if target.device != CPU:
+        return 1
+    batch, threads = max(x.shape[0], 1), target.threads
+    most = min(threads, x.space[0] if len(x.space) > 1 else x.shape[1])
+
+    def time(shares: int) -> float:
+        return -(-shares * batch // threads) * (1 / shares + PLANNING * (shares > 1))
+
+    return min(range(1, max(most, 1) + 1), key=time)
 
 
 def _backward_form(call: Sampling, target: Target, together: bool) -> tuple[Form, Image]:
     """Choose the form, and the layout that the image and its gradient have in common.
 
-    Unless the channels of an image stay `together`, threads that divide them write to planes of their own: neighbours
+    Unless the channels of a pixel stay `together`, threads that divide them write to planes of their own: neighbours
     in memory would be lines of the cache that all of them want.
     """
     x = call.input
@@ -258,14 +268,14 @@ def _backward_form(call: Sampling, target: Target, together: bool) -> tuple[Form
 
 
 def _add_gradients(
-    plan: Plan, target: Target, call: Sampling, form: Form, both: Pointers, output: Image, grad: Image
+    plan: Plan, target: Target, call: Sampling, form: Form, both: Pointers, output: Image, grad: Image, shares: int
 ) -> None:
-    """Append one kernel for both gradients, or two where one image a thread would leave threads idle."""
+    """Append one kernel for both gradients, or two where an image is shared out."""
     if both.grad_input == NULL:
         add_sampling(plan, target, call, form, both, output)
-    elif _fills_threads(call.input.shape[0], target):
+    elif shares == 1:
         add_sampling(plan, target, call, form, both, output, grad)
     else:
         if both.grad_grid != NULL:
             add_sampling(plan, target, call, form, both._replace(grad_input=NULL), output)
-        add_sampling(plan, target, call, form, both._replace(grad_grid=NULL), output, grad, blocks=target.threads)
+        add_sampling(plan, target, call, form, both._replace(grad_grid=NULL), output, grad, shares)
