@@ -199,8 +199,8 @@ def plan_backward(
     x = call.input
     if not x.flat:
         return Plan(3, copies=(1,))
-    shares = _shares(x, target) if wanted_input else 1
-    form, layout = _backward_form(call, target, together=shares == 1 or len(x.space) > 1)
+    together = not wanted_input or len(x.space) > 1 or _shares(x, target) == 1
+    form, layout = _backward_form(call, target, together)
     grad = layout._replace(dtype=accumulator(x.dtype))
     empty = 0 in output.shape or 0 in x.shape
     direct = empty or grad == final
@@ -232,7 +232,7 @@ def plan_backward(
         where = _shifted(pointers, first, call, output)
         where = where._replace(input=space if copied else source, grad_input=total if summed else goal)
         piece = call._replace(input=part(call.input, count))
-        _add_gradients(plan, target, piece, form, where, part(output, count), part(grad, count), shares)
+        _add_gradients(plan, target, piece, form, where, part(output, count), part(grad, count))
         if summed:
             add_copy(plan, target, (total, part(grad, count)), (goal, part(final, count)))
     return plan
@@ -268,9 +268,10 @@ def _backward_form(call: Sampling, target: Target, together: bool) -> tuple[Form
 
 
 def _add_gradients(
-    plan: Plan, target: Target, call: Sampling, form: Form, both: Pointers, output: Image, grad: Image, shares: int
+    plan: Plan, target: Target, call: Sampling, form: Form, both: Pointers, output: Image, grad: Image
 ) -> None:
     """Append one kernel for both gradients, or two where an image is shared out."""
+    shares = _shares(call.input, target)
     if both.grad_input == NULL:
         add_sampling(plan, target, call, form, both, output)
     elif shares == 1:
