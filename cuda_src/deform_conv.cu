@@ -10,7 +10,7 @@
 #if GIVEN
 #include "given.cuh"
 #endif
-#if AMX
+#if SPLIT
 #include "split.cuh"
 #endif
 
@@ -21,7 +21,7 @@ struct DeformConvParams {
     const scalar_t* weight;  // (out_channels, channels / groups, taps), contiguous
     const scalar_t* bias;    // null: none
     acc_t* packed;           // the weights in pieces; not used where they are as given
-    unsigned* split;         // the same as tiles, if AMX: for each panel whether it fits, then the pieces
+    unsigned* split;         // the same as tiles, if SPLIT: for each panel whether it fits, then the pieces
     scalar_t* output;
     acc_t* scratch;
     long long items;             // batch * tiles * parts
@@ -33,7 +33,7 @@ struct DeformConvParams {
     Geometry geometry;
 };
 
-#if AMX
+#if SPLIT
 DEVICE index_t panels_of(const Cut& cut) { return (index_t)cut.groups * padded_outputs(cut) / PANEL; }
 
 // Where the tiles of a piece's panel are: numbers take DATA_PARTS halves of a word.
@@ -99,7 +99,7 @@ KERNEL(deform_conv_pack, DeformConvParams) {
         } else {
             pack(p, item);
         }
-#if AMX
+#if SPLIT
         split_item(p, item);
 #endif
     }
@@ -131,7 +131,11 @@ DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& ch
 // rows of a product.
 DEVICE index_t tile_begin(const DeformConvParams& p, index_t tile) {
     const index_t pixels = (index_t)p.geometry.pixels, least = (pixels + PIXELS - 1) / PIXELS;
-    const index_t rows = GIVEN ? TILE : p.tiles == least ? PIXELS : AMX ? 16 : MR, blocks = (pixels + rows - 1) / rows;
+    const index_t rows = GIVEN              ? TILE
+                         : p.tiles == least ? PIXELS
+                         : SPLIT            ? 16
+                                            : MR,
+                  blocks = (pixels + rows - 1) / rows;
     return smaller((index_t)(tile * (long long)blocks / p.tiles) * rows, pixels);
 }
 
@@ -196,7 +200,7 @@ DEVICE void multiply_piece(const DeformConvParams& p, Outputs, index_t count, co
         });
         return;
     }
-#if AMX
+#if SPLIT
     if (multiply_tiles(p, count, piece, columns, (unsigned*)(total + PIXELS * row), total)) return;
 #endif
     for (index_t o = 0; o < outputs; o += NR) {

@@ -21,7 +21,7 @@ struct DeformConvBackwardParams {
     acc_t* part_offset;      // [chunk of the group][as offset]; null: not needed
     acc_t* part_mask;        // [chunk of the group][as mask]; null: not needed
     acc_t* packed;           // [slot][as packed weights, or where tiles are: piece, output, depth]; null: not needed;
-                             // where weights are as given, their gradient
+                             // where weights are as given, the sums of their gradient in the same order
     scalar_t* grad_weight;   // written by deform_conv_unpack
     acc_t* scratch;
     long long items;  // slots * chunks
@@ -122,7 +122,8 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk&
 DEVICE void differentiate_columns(const DeformConvBackwardParams& p, index_t count, const Piece& piece,
                                   const Scratch& s, index_t panel) {
 #if GIVEN
-    multiply_given_weights(p.geometry, p.cut, count, piece, p.weight, s.grads, s.weights);
+    const Matrix weights = weights_of<false>(p.geometry, p.cut, piece, p.weight, s.wide);
+    multiply_given_weights(p.cut, count, piece, weights, s.grads, s.weights);
     turn_columns<true>(piece, count, s.weights, s.columns);
 #else
     multiply_weights(p.geometry, p.cut, count, piece, s, panel);
@@ -159,7 +160,7 @@ DEVICE void visit_tile(const DeformConvBackwardParams& p, index_t n, const Chunk
     for (index_t group = of.begin; cut.joined > 1 && group < of.end; ++group) {
         s.finite &= all_finite(s.grads + group * padded_outputs(cut), count, output_row(cut), group_outputs(cut));
     }
-#if AMX
+#if SPLIT
     split_grads(cut, of, count, s);
 #endif
     index_t panel = 0;
@@ -203,11 +204,13 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
         const index_t slot = item / chunks, number = item - slot * chunks;
         const Chunk chunk = chunk_of(g, cut, number);
         acc_t* packed = p.packed ? p.packed + slot * (index_t)p.packed_size : nullptr;
-#if !GIVEN
+#if GIVEN
+        for_pieces(g, cut, chunk, 0, [&](const Piece& piece) { weights_of<true>(g, cut, piece, p.weight, s.wide); });
+#else
         acc_t* end = pack_chunk(p, chunk, s.weights);
         if (packed && p.opens) clear_chunk(p, chunk, packed);
 #endif
-#if AMX
+#if SPLIT
         s.split_weights = (unsigned*)end;
         split_weights(g, cut, chunk, s);
 #endif
@@ -237,7 +240,7 @@ DEVICE void unpack_joined(const DeformConvBackwardParams& p, index_t item) {
         for_weights(p.geometry, p.cut, piece, [&](index_t o, index_t k, index_t at) {
             if (o / PANEL != block) return;
             const index_t from =
-                AMX ? piece.packed + o * padded_depth(piece) + k : packed_at(p.geometry, p.cut, piece, o, k);
+                SPLIT ? piece.packed + o * padded_depth(piece) + k : packed_at(p.geometry, p.cut, piece, o, k);
             narrow(sum_of_slots(p, p.packed + from), p.grad_weight[at]);
         });
     });
@@ -245,7 +248,7 @@ DEVICE void unpack_joined(const DeformConvBackwardParams& p, index_t item) {
 
 DEVICE void unpack(const DeformConvBackwardParams& p, index_t item) {
     for_strips(p.geometry, p.cut, item, [&](const Strip& s) {
-#if AMX
+#if SPLIT
         for (int i = 0; i < s.outputs; ++i) {
             for (index_t c = 0; c < s.channels; ++c) {
                 for (index_t t = 0; t < s.taps; ++t) {

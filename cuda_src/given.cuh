@@ -66,13 +66,23 @@ DEVICE void make_panels(const Piece& piece, index_t count, const acc_t* columns,
     turn_columns<false>(piece, lanes.alone, columns + paired * COLUMNS, panels + paired * piece.depth);
 }
 
+constexpr bool WIDENS = sizeof(scalar_t) < sizeof(acc_t);
+
+// Rows of weights, `row` apart, as numbers that can be multiplied: where they are, or widened.
+DEVICE Matrix widened(const scalar_t* weights, index_t rows, index_t row, index_t depth, acc_t* wide) {
+    if (!WIDENS) return {(acc_t*)weights, row, 1};
+    for (index_t o = 0; o < rows; ++o) {
+        SIMD for (index_t k = 0; k < depth; ++k) wide[o * depth + k] = widen(weights[o * row + k]);
+    }
+    return {wide, depth, 1};
+}
+
 // Adds products of rows of weights with one column to outputs, PIXELS apart.
-DEVICE void multiply_alone(index_t outputs, index_t depth, const scalar_t* weights, index_t row, const acc_t* column,
-                           acc_t* to) {
+DEVICE void multiply_alone(index_t outputs, index_t depth, Matrix weights, const acc_t* column, acc_t* to) {
     constexpr int TOGETHER = 4;  // sums, or each addition would wait for the one before
     for (index_t o = 0; o < outputs; o += TOGETHER) {
-        const scalar_t* from[TOGETHER];
-        UNROLL for (int i = 0; i < TOGETHER; ++i) from[i] = weights + smaller(o + i, outputs - 1) * row;
+        const acc_t* from[TOGETHER];
+        UNROLL for (int i = 0; i < TOGETHER; ++i) from[i] = weights.at + smaller(o + i, outputs - 1) * weights.row;
         acc_t sum0 = 0, sum1 = 0, sum2 = 0, sum3 = 0;
         SIMD_SUM(sum0, sum1, sum2, sum3) for (index_t k = 0; k < depth; ++k) {
             sum0 = fused(from[0][k], column[k], sum0);
@@ -94,10 +104,11 @@ DEVICE void multiply_given(const Geometry& g, const Cut& cut, Outputs of, index_
     weights += given_at(g, cut, piece) + (begin - piece.group * outputs) * row;
     total += begin * PIXELS;
     const index_t paired = lanes.vectors * LENGTH;
+    acc_t wide[2 * MR * BLOCK];
     // A few rows of weights meet all pixels while they are in the nearest cache. The last ones are no fewer than MR.
     for (index_t o = begin, rows = MR; o < end; o += rows, weights += rows * row, total += rows * PIXELS) {
         if (end - o < 2 * MR) rows = end - o;
-        const Matrix left = {(acc_t*)weights, row, 1};
+        const Matrix left = widened(weights, rows, row, depth, wide);
         index_t v = 0;
         for (; v + 1 < lanes.vectors; v += 2) {
             multiply_rows<true>(rows, depth, left, panels + v * LENGTH * depth, NR, total + v * LENGTH, PIXELS);
@@ -107,19 +118,26 @@ DEVICE void multiply_given(const Geometry& g, const Cut& cut, Outputs of, index_
         }
         for (index_t j = 0; j < lanes.alone; ++j) {
             const acc_t* column = panels + paired * depth + j * COLUMNS + piece.column;
-            multiply_alone(rows, depth, weights, row, column, total + paired + j);
+            multiply_alone(rows, depth, left, column, total + paired + j);
         }
     }
 }
 
+// The weights of a chunk's piece; `wide` keeps those of all its pieces. With WIDEN they are put there.
+template <bool WIDEN>
+DEVICE Matrix weights_of(const Geometry& g, const Cut& cut, const Piece& piece, const scalar_t* weights, acc_t* wide) {
+    const index_t outputs = group_outputs(cut);
+    return widened(weights + given_at(g, cut, piece), WIDEN ? outputs : index_t(0), given_row(g, cut), piece.depth,
+                   wide + piece.column * outputs);
+}
+
 // The gradients of a piece's columns, in the weights' order.
-DEVICE void multiply_given_weights(const Geometry& g, const Cut& cut, index_t count, const Piece& piece,
-                                   const scalar_t* weights, const acc_t* grads, acc_t* columns) {
-    const index_t row = given_row(g, cut);
+DEVICE void multiply_given_weights(const Cut& cut, index_t count, const Piece& piece, Matrix right, const acc_t* grads,
+                                   acc_t* columns) {
+    const index_t outputs = group_outputs(cut);
     const Matrix left = {(acc_t*)grads + piece.group * padded_outputs(cut), output_row(cut), 1};
-    const acc_t* right = (const acc_t*)weights + given_at(g, cut, piece);
     for (index_t k = 0; k < piece.depth; k += NR) {
-        multiply_rows<false>(count, group_outputs(cut), left, right + k, row, columns + piece.column + k, COLUMNS);
+        multiply_rows<false>(count, outputs, left, right.at + k, right.row, columns + piece.column + k, COLUMNS);
     }
 }
 

@@ -1,5 +1,5 @@
 // The matrix products of a convolution's gradients, and the memory that they need.
-#if AMX
+#if SPLIT
 #include "split.cuh"
 #endif
 #if GIVEN
@@ -11,7 +11,10 @@ struct Scratch {
     acc_t *columns, *grads;
     acc_t* weights;  // packed; or where they are as given, columns in their order
     bool finite;     // the gradients of the output
-#if AMX
+#if GIVEN
+    acc_t* wide;  // weights as given, widened
+#endif
+#if SPLIT
     unsigned *split_weights, *split_columns;  // right operands
     unsigned *rows, *turned;                  // left ones: the output's gradients by pixel, and by channel
     bool weights_fit, grads_fit;
@@ -24,7 +27,10 @@ DEVICE Scratch scratch_of(const Cut& cut, acc_t* memory) {
     s.columns = memory;
     s.grads = s.columns + PIXELS * COLUMNS;
     s.weights = s.grads + PIXELS * output_row(cut);
-#if AMX
+#if GIVEN
+    s.wide = s.weights + PIXELS * COLUMNS;
+#endif
+#if SPLIT
     const index_t size = PIXELS * (index_t)cut.groups * padded_outputs(cut) * DATA_PARTS / 2;
     s.split_columns = (unsigned*)s.weights;
     s.rows = s.split_columns + PIXELS * BLOCK * VALUE_PARTS / 2;
@@ -34,7 +40,7 @@ DEVICE Scratch scratch_of(const Cut& cut, acc_t* memory) {
     return s;
 }
 
-#if AMX
+#if SPLIT
 DEVICE void split_weights(const Geometry& g, const Cut& cut, const Chunk& chunk, Scratch& s) {
     const index_t outputs = group_outputs(cut), taps = (index_t)g.taps;
     const acc_t* from = s.weights;
@@ -86,7 +92,7 @@ DEVICE void multiply_weights(const Geometry& g, const Cut& cut, index_t count, c
         });
         return;
     }
-#if AMX
+#if SPLIT
     if (s.weights_fit && s.grads_fit) {
         const unsigned* rows = s.rows + piece.group * PIXELS * padded * DATA_PARTS / 2;
         multiply_split<DATA_PARTS, DATA_PARTS, false>(
@@ -112,7 +118,7 @@ DEVICE void multiply_columns(const Geometry& g, const Cut& cut, index_t count, c
         });
         return;
     }
-#if AMX
+#if SPLIT
     const index_t deep = padded_depth(piece), panel = steps_of(count) * STEP * NR / 2 * VALUE_PARTS;
     bool fits = s.grads_fit;
     for (index_t k = 0; fits && k < piece.depth; k += NR) {

@@ -16,7 +16,7 @@
 constexpr int LINE = 64 / (int)sizeof(acc_t);  // numbers in a line of the cache
 constexpr int PANEL = 2 * LINE;                // output channels of a group are padded to a multiple: NR at the widest
 constexpr int COLUMNS = BLOCK + 3 * LINE;      // row of the columns' tile: room for a panel, and an odd number of lines
-constexpr int DEPTH_STEP = AMX ? 32 : 1;
+constexpr int DEPTH_STEP = SPLIT ? 32 : 1;
 
 struct Cut {
     long long groups;         // of the convolution, or joined ones

@@ -4,11 +4,13 @@
 // The registers hold a block of MR rows and NR columns of the result; per step of the sum, NR / LENGTH vectors of the
 // right operand are loaded, and each number of the left one is spread over a vector.
 
-// Where tile registers multiply (split.cuh), this is for numbers that they can't hold, and for compilers that don't know
-// them.
-#if AMX && !defined(__AMX_BF16__) && !defined(EMULATE_AMX)
-#undef AMX
-#define AMX 0
+// Where numbers are split for units that multiply bfloat16 ones (split.cuh), this is for what can't be split, and for
+// compilers that don't know the units.
+#if SPLIT && !defined(EMULATE_UNITS)
+#if (TILES && !defined(__AMX_BF16__)) || (!TILES && !defined(__AVX512BF16__))
+#undef SPLIT
+#define SPLIT 0
+#endif
 #endif
 
 #if defined(__AVX512F__)

@@ -1,27 +1,34 @@
-// Float32 numbers as sums of bfloat16 ones, which tile registers multiply: of two up to 2^-16 of x, which is exact for
-// binary16 numbers, or of three, which is exact for all. bfloat16 numbers are one part. The products x_i y_j of parts that
-// together are as small as what is missing after the last are left out: with two parts, 2^-18 of x y at most, with three
-// 2^-25, less than the sums of a float32 product lose.
+// Float32 numbers as sums of bfloat16 ones, which a unit of the processor multiplies: of two up to 2^-16 of x, which is
+// exact for binary16 numbers, or of three, which is exact for all. bfloat16 numbers are one part, and so are others that
+// may be rounded to it. The products x_i y_j of parts that together are as small as what is missing
+// after the last are left out: with two parts, 2^-18 of x y at most, with three 2^-25, less than the sums of a float32
+// product lose.
 //
 // Operands lie as tiles, one after the other, whose words hold the numbers k and k + 16 of a step of STEP in the sum:
 //
 //     left   [block of 16 rows][step][part][row][word]      right   [panel of 32 columns][step][part][2][word][column]
-#include "tiles.cuh"
+#define MEMBER inline __attribute__((always_inline))
 
-constexpr int STEP = DEPTH_STEP, TILE_WORDS = 256;
+constexpr int TILE_WORDS = 256;
 
 typedef float floats_t __attribute__((vector_size(64)));
 typedef float loose_floats_t __attribute__((vector_size(64), aligned(4), may_alias));
 typedef unsigned words_t __attribute__((vector_size(64), may_alias));
 
-constexpr int DATA_PARTS = AMX;                // of a number that is stored
-constexpr int VALUE_PARTS = AMX == 3 ? 3 : 2;  // of one that was worked out
+#if TILES
+#include "tiles.cuh"
+#else
+#include "dots.cuh"
+#endif
+
+constexpr int STEP = DEPTH_STEP;
+constexpr int DATA_PARTS = SPLIT, VALUE_PARTS = SPLIT_VALUES;  // of a number that is stored, and of one worked out
 
 DEVICE index_t steps_of(index_t depth) { return (depth + STEP - 1) / STEP; }
 
 // What is split fits if the largest number of every row of a left operand, and of every column of a right one, does:
-// products neither overflow nor, but for those of far smaller numbers, lose parts to underflow, which tile registers make
-// zero. Infinities and NaNs don't fit.
+// products neither overflow nor, but for those of far smaller numbers, lose parts to underflow, which the units make zero.
+// Infinities and NaNs don't fit.
 struct Largest {
     words_t bits = {};
 
@@ -53,8 +60,8 @@ DEVICE floats_t rounded(floats_t x) {
 // Words of every part of x and y, `stride` words apart.
 template <int parts> DEVICE void split(floats_t x, floats_t y, unsigned* to, int stride) {
     UNROLL for (int part = 0; part < parts; ++part, to += stride) {
-        const bool last = part == parts - 1;
-        const floats_t a = last ? x : rounded(x), b = last ? y : rounded(y);
+        const bool rest = part > 0 && part == parts - 1;
+        const floats_t a = rest ? x : rounded(x), b = rest ? y : rounded(y);
         *(words_t*)to = (words_t)a >> 16 | ((words_t)b & 0xffff0000u);
         x -= a;
         y -= b;
@@ -119,48 +126,16 @@ template <int parts> DEVICE void turn_panel(index_t depth, const unsigned* panel
     }
 }
 
-// One block of 16 rows times one panel. Few tile registers are written, and rarely: with more of them a processor whose
-// power is limited or shared (Emerald Rapids in a virtual machine) takes up to four times as long. Parts of `a` go to and
-// fro, so that the last one stays for the next part of `b`.
-template <int left, int right> DEVICE void multiply_step(Tiles& tiles, const unsigned* a, const unsigned* b) {
-    constexpr int parts = left > right ? left : right;
-    int loaded = -1;
-    UNROLL for (int j = 0; j < right; ++j, b += 2 * TILE_WORDS) {
-        tiles.load<3>(b, 64);
-        tiles.load<4>(b + TILE_WORDS, 64);
-        UNROLL for (int n = 0; n < left; ++n) {
-            const int i = j % 2 ? n : left - 1 - n;
-            if (i + j >= parts) continue;
-            if (i != loaded) tiles.load<2>(a + i * TILE_WORDS, 64);
-            loaded = i;
-            tiles.multiply_add<0, 2, 3>();
-            tiles.multiply_add<1, 2, 4>();
-        }
-    }
-}
-
 // to[m][n] (+)= sum over k of a[m][k] b[k][n] for blocks of 16 rows and panels of 32 columns.
 template <int left, int right, bool ADD> DEVICE void multiply_split(index_t rows, index_t columns, index_t depth,
                                                                     const unsigned* a, const unsigned* b, float* to,
                                                                     index_t to_row) {
     const index_t steps = steps_of(depth);
-    Tiles tiles;
+    Unit unit;
     for (index_t n = 0; n < columns; n += 32, b += steps * right * 2 * TILE_WORDS) {
         for (index_t m = 0; m < rows; m += 16) {
-            float* sums = to + m * to_row + n;
-            if (ADD) {
-                tiles.load<0>(sums, to_row * 4);
-                tiles.load<1>(sums + 16, to_row * 4);
-            } else {
-                tiles.clear<0>();
-                tiles.clear<1>();
-            }
             const unsigned* block = a + m / 16 * steps * left * TILE_WORDS;
-            for (index_t step = 0; step < steps; ++step) {
-                multiply_step<left, right>(tiles, block + step * left * TILE_WORDS, b + step * right * 2 * TILE_WORDS);
-            }
-            tiles.store<0>(sums, to_row * 4);
-            tiles.store<1>(sums + 16, to_row * 4);
+            multiply_panel<left, right, ADD>(unit, steps, block, b, to + m * to_row + n, to_row);
         }
     }
 }

@@ -1,8 +1,7 @@
 // The tile registers of Intel's AMX: 8 of them, each 16 rows of 16 words. A word holds two bfloat16 numbers or, in a
 // sum, one float32 number. Tests let loops stand in for them, on any machine.
-#define MEMBER inline __attribute__((always_inline))
 
-#ifndef EMULATE_AMX
+#ifndef EMULATE_UNITS
 struct alignas(64) TileConfig {
     unsigned char palette, start, zeros[14];
     unsigned short row_bytes[16];
@@ -11,10 +10,10 @@ struct alignas(64) TileConfig {
 CONSTANT TileConfig TILE_CONFIG = {1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
 
 // A thread's tile registers, as long as this lives.
-struct Tiles {
-    MEMBER Tiles() { __asm__ volatile("ldtilecfg %0" ::"m"(TILE_CONFIG)); }
-    MEMBER ~Tiles() { __asm__ volatile("tilerelease"); }
-    Tiles(const Tiles&) = delete;
+struct Unit {
+    MEMBER Unit() { __asm__ volatile("ldtilecfg %0" ::"m"(TILE_CONFIG)); }
+    MEMBER ~Unit() { __asm__ volatile("tilerelease"); }
+    Unit(const Unit&) = delete;
 
     template <int tile> MEMBER void load(const void* from, long long row_bytes) {
         __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(tile) : "memory");
@@ -29,7 +28,7 @@ struct Tiles {
     }
 };
 #else
-struct Tiles {
+struct Unit {
     unsigned word[8][16][16];
 
     template <int tile> MEMBER void load(const void* from, long long row_bytes) {
@@ -54,3 +53,39 @@ struct Tiles {
     }
 };
 #endif
+
+// One block of 16 rows times one panel. Few tile registers are written, and rarely: with more of them a processor whose
+// power is limited or shared (Emerald Rapids in a virtual machine) takes up to four times as long. Parts of `a` go to and
+// fro, so that the last one stays for the next part of `b`.
+template <int left, int right> DEVICE void multiply_step(Unit& tiles, const unsigned* a, const unsigned* b) {
+    constexpr int parts = left > right ? left : right;
+    int loaded = -1;
+    UNROLL for (int j = 0; j < right; ++j, b += 2 * TILE_WORDS) {
+        tiles.load<3>(b, 64);
+        tiles.load<4>(b + TILE_WORDS, 64);
+        UNROLL for (int n = 0; n < left; ++n) {
+            const int i = j % 2 ? n : left - 1 - n;
+            if (i + j >= parts) continue;
+            if (i != loaded) tiles.load<2>(a + i * TILE_WORDS, 64);
+            loaded = i;
+            tiles.multiply_add<0, 2, 3>();
+            tiles.multiply_add<1, 2, 4>();
+        }
+    }
+}
+
+template <int left, int right, bool ADD> DEVICE void multiply_panel(Unit& tiles, index_t steps, const unsigned* a,
+                                                                    const unsigned* b, float* to, index_t to_row) {
+    if (ADD) {
+        tiles.load<0>(to, to_row * 4);
+        tiles.load<1>(to + 16, to_row * 4);
+    } else {
+        tiles.clear<0>();
+        tiles.clear<1>();
+    }
+    for (index_t step = 0; step < steps; ++step) {
+        multiply_step<left, right>(tiles, a + step * left * TILE_WORDS, b + step * right * 2 * TILE_WORDS);
+    }
+    tiles.store<0>(to, to_row * 4);
+    tiles.store<1>(to + 16, to_row * 4);
+}

@@ -17,7 +17,7 @@ from cudakit.conv_cut import (
     choose_amount,
     images_at_once,
     join,
-    with_tiles,
+    with_split,
 )
 from cudakit.conv_plan import Access, Slots
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
@@ -55,10 +55,12 @@ class Split(NamedTuple):
 def as_given(conv: Convolution, threads: int) -> Convolution:
     """Return the call, with weights as given where they meet few pixels, and channels are enough for all threads.
 
-    Columns are turned twice, weights packed and their gradients unpacked once, beyond the cache if they are many.
+    Columns are turned twice, weights packed and their gradients unpacked once, beyond the cache if they are many. In
+    half precision the order of weights stays, but not their numbers.
     """
     d, outputs = conv.d, conv.out_channels // conv.groups
-    few = 0 < d.batch * d.pixels <= outputs * max(1, outputs // CACHED_OUTPUTS)
+    most = outputs * max(1, outputs // CACHED_OUTPUTS) * itemsize(d.dtype) // conv.accumulator_bytes
+    few = 0 < d.batch * d.pixels <= most
     return conv._replace(given=few and conv.may_be_given and d.channels // GIVEN_STEP >= threads)
 
 
@@ -138,13 +140,16 @@ class _Backward:
 
     def run(self) -> None:
         """Append all launches."""
-        self.conv = with_tiles(self.conv, self._size)
+        self.conv = with_split(self.conv, self._size)
         conv, results = self.conv, self.results
         amount = self._amount()
         buffers = self._buffers(amount)
         for first in range(0, conv.d.batch, amount.images):
             self._round(first, min(amount.images, conv.d.batch - first), amount, buffers)
-        if results.weight != NULL and not conv.given:
+        if results.weight != NULL and conv.given and buffers.packed != results.weight:
+            sums, goal = (buffers.packed, accumulator(conv.d.dtype)), (results.weight, conv.d.dtype)
+            add_sum(self.plan, self.target, sums, goal, (conv.weights, 1, 1), (1, 0, 0))
+        elif results.weight != NULL and not conv.given:
             pointers = [NULL] * 11
             pointers[8:10] = buffers.packed, results.weight
             self._launch(UNPACK, conv.d, amount, conv.panels, conv.packed_size(self.split.block), tuple(pointers))
@@ -163,23 +168,27 @@ class _Backward:
 
     def _scratch(self, conv: Convolution) -> int:
         """Return the numbers of one worker: a tile, and a chunk's weights as the kernel packs them (`scratch_of`)."""
-        if conv.given:
-            return 2 * conv.tile_size
         block, outputs = self.split.block, conv.out_channels // conv.groups
+        if conv.given:
+            return 2 * conv.tile_size + (block * conv.d.taps * outputs if self.item < self.wide else 0)
         panel = conv.padded // max(1, conv.panels // conv.groups)
         pieces = -(-conv.d.taps // max(1, BLOCK // block)) * (block // (conv.d.channels // conv.groups) + 2)
         weights = conv.d.taps * block + panel * pieces
         line = LINE_BYTES // self.wide
         split = 0
-        if conv.parts:
-            split = PIXELS * (BLOCK * conv.value_parts // 2 + conv.groups * conv.padded * conv.parts)
-            split += weights * -(-outputs // STEP) * STEP * conv.parts // 2
+        if conv.split.data:
+            split = PIXELS * (BLOCK * conv.split.values // 2 + conv.groups * conv.padded * conv.split.data)
+            split += weights * -(-outputs // STEP) * STEP * conv.split.data // 2
         return conv.tile_size + split + -(-weights * outputs // line) * line
+
+    def _adds_to_weights(self, conv: Convolution) -> bool:
+        """Return whether the sums of the weights' gradients are the result."""
+        return conv.given and self.item == self.wide
 
     def _size(self, conv: Convolution) -> Size:
         """Return the temporary memory of a call."""
-        packs = self.results.weight != NULL and not conv.given
-        packed_bytes = conv.packed_size(self.split.block) * self.wide if packs else 0
+        numbers = conv.weights if conv.given else conv.packed_size(self.split.block)
+        packed_bytes = numbers * self.wide if self.results.weight != NULL and not self._adds_to_weights(conv) else 0
         return Size(0, self._scratch(conv) * self.wide, packed_bytes, self._image_bytes())
 
     def _amount(self) -> Amount:
@@ -197,7 +206,7 @@ class _Backward:
             plan.workspace(image * self.wide) if self.grad.copied else NULL,
             plan.workspace(parts * d.offset_channels) if self.parted and results.offset != NULL else NULL,
             plan.workspace(parts * d.mask_channels) if self.parted and results.mask != NULL else NULL,
-            results.weight if self.conv.given else plan.workspace(size.slot * amount.slots) if size.slot else NULL,
+            plan.workspace(size.slot * amount.slots) if size.slot else results.weight,
             plan.workspace(size.worker * amount.workers),
         )
 

@@ -4,30 +4,22 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from cudakit import amx
 from cudakit.deform_geometry import Deformation, Integers
 from cudakit.deform_plan import HOST_TILE, Form, constants, few
 from cudakit.errors import InvalidArgument
 from cudakit.layout import COPY_BYTES, Image, accumulator, itemsize
 from cudakit.source import C_TYPES
+from cudakit.splitting import WHOLE, Splitting, choose_splitting
 from cudakit.workspace import ALIGNMENT
 
 PIXELS = 96  # of an output tile: a multiple of HOST_TILE and of the rows that registers hold
-ROWS, TILE_ROWS = 12, 16  # that a product takes at a time, of an output tile
+ROWS, SPLIT_ROWS = 12, 16  # that a product takes at a time, of an output tile
 BLOCK = 320
 LINE_BYTES = 64
 MOST_WORKSPACES = 6
 SIMD_STEPS = 8  # multiply-adds that count as one step of work
 
-# Products by tile registers (split.cuh), which take a number of such an array in so many parts: a float32 number in two
-# if it may be rounded.
-PARTS = {"bfloat16": 1, "float16": 2, "float32": 3}
-LEAST_VALUE_PARTS = 2  # of a column's
-STEP = 32  # of a sum
-# Splitting pays where columns meet so many output channels, sums are so deep, and weights meet so many pixels.
-LEAST_OUTPUTS = {1: 32, 2: 48, 3: 48}  # by parts
-LEAST_DEPTH = {1: 32, 2: 32, 3: 144}
-LEAST_PIXELS = 192
+STEP = 32  # of a sum of split numbers
 
 BLOCK_ENDS, SAMPLE = 8, 32  # see `join`
 FEW_PIXELS = 2  # that meet weights one by one, where those are as given (given.cuh)
@@ -48,7 +40,7 @@ class Convolution(NamedTuple):
     output: Image  # or its gradient
     workspace: int | None
     tf32: bool  # whether float32 factors may be rounded
-    parts: int = 0  # of a number, if tile registers multiply
+    split: Splitting = WHOLE
     joined: int = 1  # groups of the user's in each of these
     given: bool = False  # whether weights are used as users give them
 
@@ -63,13 +55,17 @@ class Convolution(NamedTuple):
         return self.d.channels == self.out_channels == self.groups * self.joined > 1
 
     @property
+    def weights(self) -> int:
+        """How many there are."""
+        return self.out_channels * (self.d.channels // (self.groups * self.joined)) * self.d.taps
+
+    @property
     def may_be_given(self) -> bool:
         """Whether the products can use weights in the order in which users give them (given.cuh)."""
         d = self.d
         return (
-            itemsize(d.dtype) == self.accumulator_bytes
-            and self.joined == 1
-            and not self.parts
+            self.joined == 1
+            and not self.split.data
             and self.out_channels // self.groups >= GIVEN_STEP
             and BLOCK // d.taps >= GIVEN_STEP
             and not any(d.channels // groups % GIVEN_STEP for groups in (d.groups, self.groups))
@@ -92,13 +88,8 @@ class Convolution(NamedTuple):
         chunks = d.groups * -(-d.channels // (d.groups * channel_block))
         rounds = -(-d.taps // (BLOCK // channel_block))
         pieces = (channel_block + per_group - 2) // per_group + 1
-        gaps = chunks * rounds * pieces * (STEP - 1) if self.parts else 0
+        gaps = chunks * rounds * pieces * (STEP - 1) if self.split.data else 0
         return (d.channels * d.taps + gaps) * self.padded
-
-    @property
-    def value_parts(self) -> int:
-        """Parts of a column's number, if tile registers multiply (`VALUE_PARTS` in split.cuh)."""
-        return max(self.parts, LEAST_VALUE_PARTS)
 
     @property
     def panels(self) -> int:
@@ -127,7 +118,9 @@ class Convolution(NamedTuple):
         found |= {
             "PIXELS": PIXELS,
             "BLOCK": BLOCK,
-            "AMX": self.parts,
+            "SPLIT": self.split.data,
+            "SPLIT_VALUES": self.split.values,
+            "TILES": int(self.split.tiles),
             "GIVEN": int(self.given),
             "IMAGE": C_TYPES[layout.dtype][0],
         }
@@ -199,20 +192,19 @@ def choose_amount(conv: Convolution, most: Amount, size: Size) -> Amount:
     raise InvalidArgument("workspace", f"be at least {needed} bytes here", conv.workspace)
 
 
-def with_tiles(conv: Convolution, size: Callable[[Convolution], Size]) -> Convolution:
-    """Return the call with tile registers, if it is worth it and the caller allows the memory that they take."""
-    d, parts = conv.d, PARTS.get(conv.d.dtype, 0)
-    tiled = conv._replace(parts=LEAST_VALUE_PARTS if conv.tf32 and d.dtype == "float32" else parts)
+def with_split(conv: Convolution, size: Callable[[Convolution], Size]) -> Convolution:
+    """Return the call with numbers split, if it is worth it and the caller allows the memory that this takes."""
+    d, split = conv.d, choose_splitting(conv.d.dtype, conv.tf32)
+    divided = conv._replace(split=split)
     worth = (
-        tiled.parts > 0
-        and not conv.depthwise
+        not conv.depthwise
         and not conv.given
-        and conv.out_channels // conv.groups >= LEAST_OUTPUTS[tiled.parts]
-        and d.channels // max(d.groups, conv.groups) * d.taps >= LEAST_DEPTH[tiled.parts]
-        and d.batch * d.pixels >= LEAST_PIXELS
-        and (conv.workspace is None or size(tiled).of(Amount(1, 1, 1)) <= conv.workspace)
+        and conv.out_channels // conv.groups >= split.outputs
+        and d.channels // max(d.groups, conv.groups) * d.taps >= split.depth
+        and d.batch * d.pixels >= split.pixels
+        and (conv.workspace is None or size(divided).of(Amount(1, 1, 1)) <= conv.workspace)
     )
-    return tiled if worth and amx.available() else conv
+    return divided if worth else conv
 
 
 def images_at_once(batch: int, image_bytes: int, threads: int) -> int:
@@ -238,7 +230,7 @@ class Shares(NamedTuple):
     @property
     def unit(self) -> int:
         """Pixels that a product takes at a time."""
-        return HOST_TILE if self.conv.given else TILE_ROWS if self.conv.parts else ROWS
+        return HOST_TILE if self.conv.given else SPLIT_ROWS if self.conv.split.data else ROWS
 
     def _lanes(self, pixels: int) -> int:
         """Return how many pixels' time the first ones of an image take (`lanes_of` in given.cuh)."""

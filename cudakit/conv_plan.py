@@ -14,7 +14,7 @@ from cudakit.conv_cut import (
     choose_cut,
     images_at_once,
     join,
-    with_tiles,
+    with_split,
 )
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, Integers, geometry_values
 from cudakit.deform_plan import coordinates_from
@@ -92,7 +92,7 @@ class _Forward:
         self.read = reading(conv.input, d.groups)
         self.image_bytes = self.read.strides[0] * itemsize(self.read.layout.dtype) if self.read.copied else 0
         self.images = images_at_once(d.batch, self.image_bytes, target.threads)
-        cut = choose_cut(with_tiles(conv, self._size), self.images, target.threads)
+        cut = choose_cut(with_split(conv, self._size), self.images, target.threads)
         self.conv, self.tiles, self.parts = cut.conv, cut.tiles, cut.parts
         self.block = self._block(self.conv)
 
@@ -105,11 +105,13 @@ class _Forward:
 
     def _split_bytes(self, conv: Convolution) -> int:
         """Return the size of the packed weights' parts (`split_at` in deform_conv.cu)."""
-        return aligned(4 * conv.panels) + 2 * conv.parts * conv.packed_size(self._block(conv)) if conv.parts else 0
+        size = 2 * conv.split.data * conv.packed_size(self._block(conv))
+        return aligned(4 * conv.panels) + size if size else 0
 
     def _scratch(self, conv: Convolution) -> int:
         """Return the numbers of one worker: a tile, and a piece's columns in parts or in the order of weights."""
-        return conv.tile_size + (PIXELS * BLOCK * conv.value_parts // 2 if conv.parts or conv.given else 0)
+        halves = 2 if conv.given else conv.split.values
+        return conv.tile_size + PIXELS * BLOCK * halves // 2
 
     def _size(self, conv: Convolution) -> Size:
         fixed = self._packed_bytes(conv) + self._split_bytes(conv)
@@ -121,7 +123,7 @@ class _Forward:
         threads = min(self.target.threads, d.batch * self.tiles * self.parts)
         amount = choose_amount(conv, Amount(threads, 1, self.images), self._size(conv))
         weights = NULL if conv.given else plan.workspace(self._packed_bytes(conv))
-        split = plan.workspace(self._split_bytes(conv)) if conv.parts else NULL
+        split = plan.workspace(self._split_bytes(conv)) if conv.split.data else NULL
         scratch = plan.workspace(amount.workers * self._scratch(conv) * self.wide)
         space = plan.workspace(amount.images * self.image_bytes) if read.copied else NULL
         if not conv.given:

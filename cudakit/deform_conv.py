@@ -55,8 +55,9 @@ def deform_conv2d(
     workspace : int, optional
         Upper bound in bytes for temporary memory. By default it stays in cache and does not grow with the batch.
     allow_tf32 : bool
-        Whether products of float32 numbers may round their factors: on a GPU to TF32 (11 bits), and on a CPU with AMX,
-        where there are enough of them, to two bfloat16 numbers (16 bits).
+        Whether products may round their factors where that is faster: float32 numbers on a GPU to TF32 (11 bits), on a
+        CPU with AMX to two bfloat16 numbers (16 bits); columns beside bfloat16 weights on a CPU with AMX or AVX512_BF16
+        to bfloat16 (8 bits), as a GPU always does.
 
     Returns
     -------

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cudakit
-from cudakit import amx, host, matrix
+from cudakit import host, matrix, units
 from cudakit.errors import BackendUnavailable
 
 CUDA_INSTALL = "pip install 'cudakit[cuda12]'  (or 'cudakit[cuda13]')"
@@ -180,9 +180,10 @@ def processor() -> str:
 
 
 def cpu() -> str:
-    """Return the processor, how many threads cudakit uses of it, and whether tile registers multiply for it."""
+    """Return the processor, how many threads cudakit uses of it, and what multiplies bfloat16 numbers for it."""
     threads = cudakit.get_num_threads()
-    return f"{processor()}, {threads} thread{'s'[: threads != 1]}{', AMX' if amx.available() else ''}"
+    unit = ", AMX" if units.tiles() else ", AVX512_BF16" if units.dots() else ""
+    return f"{processor()}, {threads} thread{'s'[: threads != 1]}{unit}"
 
 
 def cpp_compiler() -> str:

@@ -1,6 +1,6 @@
-"""Products by tile registers: against the oracle, with numbers that they can't hold, and where there are none.
+"""Products of split numbers: against the oracle, of what cannot be split, and where no unit multiplies them.
 
-Everything runs on loops that stand in for the registers, and on the registers themselves where the processor has them.
+Everything runs on instructions that stand in for the units, and on the units themselves where the processor has them.
 """
 
 import ctypes
@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import amx, conv_cut, conv_plan, host, launch
+from cudakit import conv_cut, conv_plan, host, launch, splitting, units
 
 from .conftest import Arrays
 from .deformable_problems import Geometry, call, check, draw
 from .test_conv_cuda_plan import forget as forget_plans
+from .tolerances import TOLERANCES
 
 GEOMETRIES = [
     pytest.param(Geometry((13, 11), (3, 3), padding=1, channels=32, out_channels=32), id="whole tiles"),
@@ -39,27 +40,36 @@ def forget() -> None:
     host.fingerprint.cache_clear()
 
 
-def want_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Find tiles worth it whatever the size."""
-    for name in ("LEAST_OUTPUTS", "LEAST_DEPTH"):
-        monkeypatch.setattr(conv_cut, name, dict.fromkeys((1, 2, 3), 0))
-    monkeypatch.setattr(conv_cut, "LEAST_PIXELS", 0)
+def want(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
+    """Find one of the units, and find it worth it whatever the size."""
+    for name in ("tiles", "dots"):
+        monkeypatch.setattr(units, name, lambda found=name == unit: found)
+    for name in ("TILES", "ROUNDED_TILES", "ROUNDED_DOTS"):
+        table = getattr(splitting, name)
+        monkeypatch.setattr(splitting, name, {dtype: anyway(parts) for dtype, parts in table.items()})
 
 
-@pytest.fixture(params=["registers", "loops"])
-def tiles(request: pytest.FixtureRequest, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Multiply by tiles whatever the size."""
+def anyway(parts: splitting.Splitting) -> splitting.Splitting:
+    return parts._replace(outputs=0, depth=0, pixels=0)
+
+
+def use(request: pytest.FixtureRequest, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Multiply by a unit, whatever the size."""
+    unit, *emulated = request.param.split()
     if arrays.device != "cpu":
         pytest.skip("a GPU has cuBLAS")
-    if request.param == "registers" and not amx.available():
-        pytest.skip("the processor has no tile registers")
-    if request.param == "loops":
-        monkeypatch.setattr(amx, "available", lambda: True)
-        monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-DEMULATE_AMX"))
-    want_tiles(monkeypatch)
+    if emulated:
+        monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-DEMULATE_UNITS"))
+    elif not getattr(units, unit)():
+        pytest.skip("the processor has none")
+    want(monkeypatch, unit)
     forget()
     yield
     forget()
+
+
+tiles = pytest.fixture(params=["tiles", "tiles emulated"], name="tiles")(use)
+unit = pytest.fixture(params=["tiles", "tiles emulated", "dots", "dots emulated"], name="unit")(use)
 
 
 @OPERATORS
@@ -75,6 +85,20 @@ def test_bfloat16(arrays: Arrays, rng: np.random.Generator, tiles: None, geometr
 
 
 @OPERATORS
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_rounded_bfloat16(
+    arrays: Arrays, rng: np.random.Generator, unit: None, geometry: Geometry, operator: str
+) -> None:
+    """Columns are rounded, as on a GPU, if that is allowed, and are not otherwise."""
+    problem = draw(rng, geometry, "bfloat16").on(arrays, "bfloat16")
+    rtol, atol = TOLERANCES["bfloat16"]
+    check(arrays, operator, problem, "bfloat16", scale=2 * rtol / atol, allow_tf32=True)
+    some, exact = (call(operator, problem, allow_tf32=allowed) for allowed in (True, False))
+    name = "output" if operator == "deform_conv" else "weight"
+    assert (arrays.back(some[name]) != arrays.back(exact[name])).any()
+
+
+@OPERATORS
 @pytest.mark.parametrize("geometry", GEOMETRIES[1:3])
 def test_rounded_float32(
     arrays: Arrays, rng: np.random.Generator, tiles: None, geometry: Geometry, operator: str
@@ -86,20 +110,24 @@ def test_rounded_float32(
     assert (arrays.back(some[name]) != arrays.back(exact[name])).any()
 
 
-@pytest.mark.parametrize(("dtype", "precision"), [("bfloat16", 2.0**-6), ("float32", 1e-5)])
+@pytest.mark.parametrize(
+    ("dtype", "rounds", "precision"),
+    [("bfloat16", False, 2.0**-6), ("bfloat16", True, 2.0**-6), ("float32", False, 1e-5)],
+)
 @pytest.mark.parametrize("number", [np.inf, -np.inf, np.nan, 1e38, 1e-30, 1e-38], ids=str)
 @pytest.mark.parametrize("place", ["input", "weight", "output"])
-def test_numbers_that_tiles_cannot_hold(
+def test_numbers_that_units_cannot_hold(
     arrays: Arrays,
     rng: np.random.Generator,
-    tiles: None,
+    unit: None,
     monkeypatch: pytest.MonkeyPatch,
     place: str,
     number: float,
     dtype: str,
+    rounds: bool,
     precision: float,
 ) -> None:
-    """Results are those of a processor without tiles: one number is spoilt, or all are tiny."""
+    """Results are those of a processor without them: one number is spoilt, or all are tiny."""
     geometry = Geometry((13, 11), (3, 3), padding=1, channels=32, out_channels=32, biased=False)
     problem = draw(rng, geometry, dtype)
     spoilt = getattr(problem, place) * (number if abs(number) < 1 else 1)
@@ -107,8 +135,8 @@ def test_numbers_that_tiles_cannot_hold(
         spoilt[0, 3, 1, 2] = number
     problem = problem._replace(**{place: spoilt}).on(arrays, dtype)
     operator = "deform_conv_backward" if place == "output" else "deform_conv"
-    results = call(operator, problem)
-    monkeypatch.setattr(amx, "available", lambda: False)
+    results = call(operator, problem, allow_tf32=rounds)
+    monkeypatch.setattr(conv_cut, "choose_splitting", lambda *_: splitting.WHOLE)
     forget()
     for name, values in call(operator, problem).items():
         if values is not None:
@@ -134,15 +162,15 @@ def test_tiny_numbers_of_one_channel(arrays: Arrays, rng: np.random.Generator, t
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.median(np.abs(expected)))
 
 
-@pytest.mark.parametrize("largest", [1, 1e38], ids=["tiles", "a weight that tiles cannot hold"])
-def test_many_threads_share_an_image(arrays: Arrays, rng: np.random.Generator, tiles: None, largest: float) -> None:
+@pytest.mark.parametrize("largest", [1, 1e38], ids=["split", "a weight that units cannot hold"])
+def test_many_threads_share_an_image(arrays: Arrays, rng: np.random.Generator, unit: None, largest: float) -> None:
     problem = draw(rng, Geometry((7, 7), (3, 3), padding=1, channels=32, out_channels=32, batch=1), "bfloat16")
     problem.weight[3, 2, 1, 1] = largest
     made, before, results = problem.on(arrays, "bfloat16"), cudakit.get_num_threads(), []
     try:
         for threads in (1, 16):
             cudakit.set_num_threads(threads)
-            results.append(arrays.back(call("deform_conv", made)["output"]))
+            results.append(arrays.back(call("deform_conv", made, allow_tf32=True)["output"]))
     finally:
         cudakit.set_num_threads(before)
     np.testing.assert_allclose(*results, rtol=2.0**-6, atol=1e-2)
@@ -156,33 +184,34 @@ def test_float32(arrays: Arrays, rng: np.random.Generator, tiles: None, geometry
 
 
 def test_the_least_workspace_does_without(
-    arrays: Arrays, rng: np.random.Generator, tiles: None, monkeypatch: pytest.MonkeyPatch
+    arrays: Arrays, rng: np.random.Generator, unit: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = draw(rng, Geometry((13, 11), (3, 3), channels=320, out_channels=64), "bfloat16").on(arrays, "bfloat16")
     with pytest.raises(ValueError, match="workspace") as refused:
         call("deform_conv", problem, workspace=1)
+    rtol, atol = TOLERANCES["bfloat16"]
     (least,) = re.findall(r"at least (\d+) bytes", str(refused.value))
     chosen = []
-    choose = conv_plan.with_tiles
-    monkeypatch.setattr(conv_plan, "with_tiles", lambda *a: chosen.append(choose(*a).parts) or choose(*a))
+    choose = conv_plan.with_split
+    monkeypatch.setattr(conv_plan, "with_split", lambda *a: chosen.append(choose(*a).split.data) or choose(*a))
     for workspace in (int(least), None):
-        check(arrays, "deform_conv", problem, "bfloat16", workspace=workspace)
+        check(arrays, "deform_conv", problem, "bfloat16", scale=2 * rtol / atol, workspace=workspace, allow_tf32=True)
     assert chosen == [0, 1]
 
 
+@pytest.mark.parametrize(("unit", "macro"), [("tiles", "__AMX_BF16__"), ("dots", "__AVX512BF16__")])
 def test_a_compiler_that_does_not_know_them(
-    arrays: Arrays, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    arrays: Arrays, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, unit: str, macro: str
 ) -> None:
     if arrays.device != "cpu":
         pytest.skip("a GPU has cuBLAS")
-    monkeypatch.setattr(amx, "available", lambda: True)
-    monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-U__AMX_BF16__"))
-    want_tiles(monkeypatch)
+    monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, f"-U{macro}"))
+    want(monkeypatch, unit)
     forget()
     try:
         problem = draw(rng, Geometry((13, 11), (3, 3), channels=32, out_channels=32), "bfloat16")
         for operator in ("deform_conv", "deform_conv_backward"):
-            check(arrays, operator, problem.on(arrays, "bfloat16"), "bfloat16")
+            check(arrays, operator, problem.on(arrays, "bfloat16"), "bfloat16", allow_tf32=True)
     finally:
         forget()
 
@@ -210,9 +239,9 @@ def test_whether_there_are_any(
             asked.append(arguments)
             return answer
 
-    monkeypatch.setattr(amx.platform, "system", lambda: system)
-    monkeypatch.setattr(amx.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(units.platform, "system", lambda: system)
+    monkeypatch.setattr(units.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(Path, "read_text", lambda self, encoding: f"processor : 0\n{flags}\n")
     monkeypatch.setattr(ctypes, "CDLL", Library)
-    assert amx.available.__wrapped__() is available
+    assert units.tiles.__wrapped__() is available
     assert asked == ([(158, 0x1023, 18)] if system == "Linux" and "bf16" in flags else [])

@@ -1,0 +1,43 @@
+"""Whether numbers are split for a unit of the processor that multiplies bfloat16 ones (split.cuh)."""
+
+from typing import NamedTuple
+
+from cudakit import units
+
+
+class Splitting(NamedTuple):
+    """Parts of numbers, and what splitting pays for.
+
+    That are columns which meet so many output channels in sums so deep, and weights which meet so many pixels.
+    """
+
+    data: int = 0  # of a number of an array; 0: not split
+    values: int = 0  # of a column's
+    outputs: int = 0
+    depth: int = 0
+    pixels: int = 192
+    tiles: bool = False  # registers, or vectors
+
+
+WHOLE = Splitting()
+TILES = {
+    "bfloat16": Splitting(1, 2, outputs=32, depth=32, tiles=True),
+    "float16": Splitting(2, 2, outputs=48, depth=32, tiles=True),
+    "float32": Splitting(3, 3, outputs=48, depth=144, tiles=True),
+}
+# Of numbers that may be rounded: those of float32 to 16 bits, columns of bfloat16 convolutions to 8, as on a GPU.
+ROUNDED_TILES = {
+    "bfloat16": Splitting(1, 1, outputs=32, depth=32, tiles=True),
+    "float32": Splitting(2, 2, outputs=48, depth=32, tiles=True),
+}
+ROUNDED_DOTS = {"bfloat16": Splitting(1, 1, outputs=16, depth=72, pixels=96)}  # more parts would gain nothing
+
+
+def choose_splitting(dtype: str, rounds: bool) -> Splitting:
+    """Return how to split numbers of that type on this processor, which may be rounded or not."""
+    tables = []
+    if units.tiles():
+        tables = [ROUNDED_TILES, TILES] if rounds else [TILES]
+    elif units.dots() and rounds:
+        tables = [ROUNDED_DOTS]
+    return next((table[dtype] for table in tables if dtype in table), WHOLE)
