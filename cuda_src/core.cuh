@@ -72,6 +72,10 @@ template <typename T> DEVICE T lane_sum(T value) {
 #define ADDS_FOUR 0
 #endif
 
+#ifndef LARGE
+#define LARGE 0
+#endif
+
 // Channels that a host works on together, where they are few and always as many: loops of constant length have neither
 // a beginning nor an end that is not SIMD code.
 #ifndef WIDTH
@@ -118,6 +122,17 @@ template <int size, typename T> DEVICE void prefetch_line(const T* from) {
     for (int j = 0; j < size; j += 64 / (int)sizeof(T)) PREFETCH(from + j);
 }
 
+// Whether `size` numbers are whole lines of the cache, which may go past it to memory, and then do.
+template <int size, typename T> DEVICE bool passes_cache(const T* to) {
+    return LARGE && size * (int)sizeof(T) % 64 == 0 && (unsigned long long)to % 64 == 0;
+}
+template <int size, typename T> DEVICE void store_past(const T* line, T* to) {
+#if LARGE
+    constexpr int bytes = size * (int)sizeof(T);
+    store_bytes<bytes>(line, to);
+#endif
+}
+
 // Up to `size` elements, `stride` apart, to and from the arithmetic type. A full line of neighbours is SIMD code, and
 // what lies behind it is fetched ahead: it is the next tile's, and lines of a tile are too far apart for the hardware
 // to guess that. What is read may begin anywhere in a line of the cache, and then ends in one more.
@@ -131,7 +146,11 @@ template <int size, typename T> DEVICE void load_line(const T* from, index_t str
     }
 }
 template <int size, typename T> DEVICE void store_line(const acc_t* from, T* to, index_t stride, int count) {
-    if (stride == 1 && count == size) {
+    if (stride == 1 && count == size && passes_cache<size>(to)) {
+        T line[size];
+        SIMD for (int j = 0; j < size; ++j) narrow(from[j], line[j]);
+        store_past<size>(line, to);
+    } else if (stride == 1 && count == size) {
         prefetch_line<size>(to + size);
         SIMD for (int j = 0; j < size; ++j) narrow(from[j], to[j]);
     } else {

@@ -22,6 +22,7 @@ typedef unsigned INDEX uindex_t;
     extern "C" __attribute__((visibility("default"))) void name(const Params* p, long long begin, long long end,       \
                                                                 long long worker) {                                    \
         name##_items<0>(*p, (index_t)begin, (index_t)end, (index_t)worker);                                            \
+        finish_stores();                                                                                               \
     }
 #define FOR_EACH(i, count) for (index_t i = begin; i < end; ++i)
 #define LANE 0
@@ -41,6 +42,44 @@ typedef unsigned INDEX uindex_t;
 #if defined(__AMX_TILE__) && !defined(GATHERS)
 #define GATHERS 1
 #endif
+
+// Results too large for the caches (LARGE) go past them to memory, rather than being read before they are written.
+#ifndef LARGE
+#define LARGE 0
+#endif
+#if defined(__AVX512F__)
+#define PAST_BYTES 64
+#define STORE_PAST(to, value) __builtin_ia32_movntps512((float*)(to), value)
+#elif defined(__AVX__)
+#define PAST_BYTES 32
+#define STORE_PAST(to, value) __builtin_ia32_movntps256((float*)(to), value)
+#elif defined(__SSE2__)
+#define PAST_BYTES 16
+#define STORE_PAST(to, value) __builtin_ia32_movntps((float*)(to), value)
+#else
+#define PAST_BYTES 16
+#define STORE_PAST(to, value) (*(past_t*)(to) = (value))
+#endif
+#ifdef __clang__
+#undef STORE_PAST
+#define STORE_PAST(to, value) __builtin_nontemporal_store(value, (past_t*)(to))
+#endif
+typedef float past_t __attribute__((vector_size(PAST_BYTES), may_alias));
+
+template <int bytes> DEVICE void store_bytes(const void* from, void* to) {
+    UNROLL for (int i = 0; i < bytes; i += PAST_BYTES) {
+        past_t part;
+        __builtin_memcpy(&part, (const char*)from + i, PAST_BYTES);
+        STORE_PAST((char*)to + i, part);
+    }
+}
+
+// Before other threads may read them.
+DEVICE void finish_stores() {
+#if LARGE && defined(__SSE2__)
+    __builtin_ia32_sfence();
+#endif
+}
 
 DEVICE float as_float(unsigned bits) {
     float value;

@@ -91,6 +91,11 @@ class Framework:
 _NUMPY_NAMES = {np.dtype(name): name for name in ("float16", "float32", "float64")}
 
 
+def itemsize(dtype: str) -> int:
+    """Return the size of an element in bytes."""
+    return {"float64": 8, "float32": 4}.get(dtype, 2)
+
+
 @cache
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """Return NumPy's dtype of that name; bfloat16 is ml_dtypes', which the caller must have to hold such an array."""

@@ -3,7 +3,7 @@
 from math import prod
 from typing import NamedTuple
 
-from cudakit.array import CPU
+from cudakit.array import CPU, itemsize
 from cudakit.conv_cut import (
     BLOCK,
     CUT_FIELDS,
@@ -23,7 +23,7 @@ from cudakit.conv_plan import Access, Slots
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deform_plan import coordinates_from, gradient_layouts, plain_columns, wants_copy
 from cudakit.launch import Launch, load
-from cudakit.layout import accumulator, add_copy, add_sum, by_group, divides, itemsize, packed, part
+from cudakit.layout import accumulator, add_copy, add_sum, by_group, divides, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
+from cudakit.array import itemsize
 from cudakit.conv_cut import Convolution
 from cudakit.conv_plan import Slots
 from cudakit.deform_geometry import Deformation
@@ -23,7 +24,7 @@ from cudakit.deform_plan import (
     wants_neighbours,
 )
 from cudakit.errors import InvalidArgument
-from cudakit.layout import Image, accumulator, add_copy, itemsize, packed, part
+from cudakit.layout import Image, accumulator, add_copy, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.product import Multiply, Product
 

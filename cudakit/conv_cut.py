@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+from cudakit.array import itemsize
 from cudakit.deform_geometry import Deformation, Integers
 from cudakit.deform_plan import HOST_TILE, Form, constants, few
 from cudakit.errors import InvalidArgument
-from cudakit.layout import COPY_BYTES, Image, accumulator, itemsize
+from cudakit.layout import COPY_BYTES, Image, accumulator
 from cudakit.source import C_TYPES
 from cudakit.splitting import WHOLE, Splitting, choose_splitting
 from cudakit.workspace import ALIGNMENT

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from cudakit.array import CPU
+from cudakit.array import CPU, itemsize
 from cudakit.conv_cut import (
     BLOCK,
     CUT_FIELDS,
@@ -19,7 +19,7 @@ from cudakit.conv_cut import (
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, Integers, geometry_values
 from cudakit.deform_plan import coordinates_from
 from cudakit.launch import Launch, load
-from cudakit.layout import Image, accumulator, add_copy, by_group, divides, itemsize, packed, part
+from cudakit.layout import Image, accumulator, add_copy, by_group, divides, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail

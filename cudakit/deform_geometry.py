@@ -5,9 +5,9 @@ from math import prod
 from typing import Any, NamedTuple
 
 from cudakit import checks
-from cudakit.array import Spec, is_contiguous
+from cudakit.array import Spec, is_contiguous, itemsize
 from cudakit.errors import InvalidArgument
-from cudakit.layout import Image, image, itemsize
+from cudakit.layout import Image, image
 
 DATA_FORMATS = ("channels_first", "channels_last")
 Integers = tuple[int, ...]

@@ -6,7 +6,7 @@ The columns may lie in either data format, or in groups of the convolution one a
 from math import gcd, prod
 from typing import NamedTuple
 
-from cudakit.array import CPU
+from cudakit.array import CPU, itemsize
 from cudakit.deform_geometry import (
     GEOMETRY_FIELDS,
     Deformation,
@@ -15,7 +15,7 @@ from cudakit.deform_geometry import (
     geometry_values,
 )
 from cudakit.launch import Launch, load
-from cudakit.layout import Image, accumulator, add_copy, chunks, cuda_lanes, is_wide, itemsize, packed, part
+from cudakit.layout import Image, accumulator, add_copy, chunks, cuda_lanes, is_wide, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target, clears
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
@@ -125,11 +125,13 @@ def wants_neighbours(d: Deformation, columns: Columns, target: Target) -> bool:
     return columns.neighbours and (d.channels // d.groups) % (CUDA_VECTOR_BYTES // itemsize(d.dtype)) == 0
 
 
-def constants(d: Deformation, form: Form, *layouts: tuple[Integers, Integers]) -> dict[str, str | int]:
+def constants(
+    d: Deformation, form: Form, *layouts: tuple[Integers, Integers], large: bool = False
+) -> dict[str, str | int]:
     """Return the prelude of a kernel; `layouts` are the arrays that it indexes besides offsets and masks."""
     offsets = d.batch * d.offset_channels * d.pixels
     wide = is_wide(*layouts, ((offsets,), (1,)))
-    found = type_constants(d.dtype, d.coordinates, wide)
+    found = type_constants(d.dtype, d.coordinates, wide, large)
     found |= {"NDIM": d.n, "MODE": "LINEAR", "PADDING": "ZEROS"}
     found |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector}
     return found | {"WIDTH": form.width} if form.width else found
@@ -146,7 +148,8 @@ def add_im2col(
     alone = target.device != CPU or columns.strides[3] == 1
     block = 1 if alone else -(-pairs // max(1, -(-4 * target.threads // places)))
     items = places * -(-pairs // block)
-    defined = constants(d, form, (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,)))
+    layouts = (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,))
+    defined = constants(d, form, *layouts, large=target.bypasses_cache(slots[3]))
     tail = pack_tail(IM2COL, items, block, *columns, *geometry_values(d, x.strides))
     kernel = load(IM2COL, tuple(defined.items()), target.device)
     plan.launch(Launch(kernel, tail, items, 1, d.batch * d.channels * d.taps * d.visited), *slots)

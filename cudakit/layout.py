@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import NamedTuple
 
-from cudakit.array import CPU, Spec, contiguous_strides
+from cudakit.array import CPU, Spec, contiguous_strides, itemsize
 from cudakit.launch import Launch, load
 from cudakit.plan import Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
@@ -89,11 +89,6 @@ def packed(shape: tuple[int, ...], dtype: str, *, channels_last: bool) -> Image:
     return Image(shape, (strides[0], 1, *strides[1:-1]), dtype)
 
 
-def itemsize(dtype: str) -> int:
-    """Return the size of an element in bytes."""
-    return {"float64": 8, "float32": 4}.get(dtype, 2)
-
-
 def accumulator(dtype: str) -> str:
     """Return the dtype that sums are kept in."""
     return {"float64": "float64"}.get(dtype, "float32")
@@ -121,7 +116,8 @@ def add_copy(
     tile = HOST_COPY_TILE if target.device == CPU else 1
     items = size[0] * -(-size[1] // tile) * -(-size[2] // tile)
     wide = is_wide((old.shape, old.strides), (new.shape, new.strides))
-    constants = type_constants(old.dtype, new.dtype, wide) | {"TILE": tile, "LANES": 1, "VEC": 1}
+    constants = type_constants(old.dtype, new.dtype, wide, target.bypasses_cache(goal_slot))
+    constants |= {"TILE": tile, "LANES": 1, "VEC": 1}
     strides = (tuple(x.strides[i] for i in order) for x in (old, new))
     tail = pack_tail(COPY, items, size, *strides)
     kernel = load(COPY, tuple(constants.items()), target.device)

@@ -5,13 +5,18 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import prod
 from operator import add, itemgetter
 from typing import NamedTuple
 
-from cudakit.array import CPU, Device, Temporary
+from cudakit.array import CPU, Device, Temporary, itemsize
+from cudakit.caches import largest_bytes
 from cudakit.launch import Launch
 from cudakit.product import Multiply
 from cudakit.workspace import aligned, borrow, give_back
+
+# Of the largest cache, from which on an array is large. Temporary ones are read soon.
+RESULT_SHARE, WORKSPACE_SHARE = 0.5, 0.75
 
 
 class Target(NamedTuple):
@@ -19,6 +24,10 @@ class Target(NamedTuple):
 
     device: Device
     threads: int
+
+    def bypasses_cache(self, slot: "Slot") -> bool:
+        """Whether what is written there goes past a CPU's caches (`LARGE` in host_shim.h)."""
+        return self.device == CPU and slot.large
 
 
 def clears(target: Target) -> bool:
@@ -35,14 +44,18 @@ class Output(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Something with an address: a place in (null, inputs..., outputs..., workspaces...), and bytes beyond it."""
+    """Something with an address: a place in (null, inputs..., outputs..., workspaces...), and bytes beyond it.
+
+    `large`: it is part of what would have left a CPU's caches before it is read.
+    """
 
     place: int
     offset: int = 0
+    large: bool = False
 
     def at(self, offset: int) -> "Slot":
         """Return the same slot, `offset` bytes further on."""
-        return self if self == NULL else Slot(self.place, self.offset + offset)
+        return self if self == NULL else self._replace(offset=self.offset + offset)
 
 
 NULL = Slot(0)
@@ -78,13 +91,18 @@ class Plan:
 
     def result(self, position: int) -> Slot:
         """Return the slot of a result, or the null slot of one that is not asked for."""
-        return NULL if self.results[position] is None else Slot(1 + self.inputs + position)
+        result = self.results[position]
+        if result is None:
+            return NULL
+        size = prod(result.shape) * itemsize(result.dtype)
+        return Slot(1 + self.inputs + position, large=size >= RESULT_SHARE * largest_bytes())
 
     def workspace(self, size: int) -> Slot:
         """Reserve `size` bytes of temporary memory and return their slot."""
         self.workspaces.append(self.temporary)
         self.temporary += aligned(size)
-        return Slot(self.inputs + len(self.results) + len(self.workspaces))
+        place = self.inputs + len(self.results) + len(self.workspaces)
+        return Slot(place, large=size >= WORKSPACE_SHARE * largest_bytes())
 
     def zero(self, slot: Slot, size: int, device: Device) -> None:
         """Append the filling of `size` bytes with zeros."""
@@ -100,7 +118,7 @@ class Plan:
         self._append(multiply, slots)
 
     def _append(self, launch: Callable[[bytes, int], None], slots: tuple[Slot, ...]) -> None:
-        places, offsets = zip(*slots, strict=True)
+        places, offsets = zip(*((slot.place, slot.offset) for slot in slots), strict=True)
         pack = struct.Struct(f"{len(slots)}Q").pack
         self.steps.append(Step(launch, pack, itemgetter(*places), offsets if any(offsets) else None))
 

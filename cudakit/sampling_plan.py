@@ -8,9 +8,9 @@ of many channels that comes channels-first is copied to channels-last in between
 from math import prod
 from typing import NamedTuple
 
-from cudakit.array import CPU
+from cudakit.array import CPU, itemsize
 from cudakit.launch import Launch, load
-from cudakit.layout import Image, accumulator, add_copy, chunks, cuda_lanes, is_wide, itemsize, packed, part
+from cudakit.layout import Image, accumulator, add_copy, chunks, cuda_lanes, is_wide, packed, part
 from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
@@ -137,7 +137,7 @@ def add_sampling(
     items = blocks * slabs * x.shape[0] * tiles
     layouts = [(x.shape, x.strides), (output.shape, output.strides), ((items * form.lanes,), (1,))]
     layouts += [((x.shape[0] * call.pixels * n,), (1,))] + ([(grad.shape, grad.strides)] if grad else [])
-    constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts))
+    constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts), target.bypasses_cache(pointers.output))
     constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
     constants |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector, "GROUP": form.group}
     constants |= {"WINDOW": row_window(x, form, call.mode, target), "SLABS": int(slabs > 1)}

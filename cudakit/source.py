@@ -89,8 +89,8 @@ C_TYPES = {
 }
 
 
-def type_constants(scalar: str, coordinate: str, wide: bool) -> dict[str, str | int]:
-    """Return the part of the prelude that names the types.
+def type_constants(scalar: str, coordinate: str, wide: bool, large: bool = False) -> dict[str, str | int]:
+    """Return the part of the prelude that names the types and says how results are stored.
 
     Parameters
     ----------
@@ -98,11 +98,14 @@ def type_constants(scalar: str, coordinate: str, wide: bool) -> dict[str, str | 
         Storage dtypes of the data and of the coordinates.
     wide : bool
         64-bit index arithmetic.
+    large : bool
+        Whether results go past the caches of a CPU.
     """
     c_type, arithmetic = C_TYPES[scalar]
-    return {
+    found: dict[str, str | int] = {
         "SCALAR": c_type,
         "COORD": C_TYPES[coordinate][0],
         "ACC": arithmetic,
         "INDEX": "long long" if wide else "int",
     }
+    return found | {"LARGE": 1} if large else found
