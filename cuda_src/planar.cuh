@@ -20,10 +20,15 @@ DEVICE const scalar_t& tap_of(const Window& w, int c, int t, int j) {
     return WINDOW == 2 ? w.value[0][j][t * GROUP + c] : w.value[c][j][t];
 }
 
+// Samples in one round of a loop over a tile: of a single plane each does less than the loop itself.
+constexpr int BURST = LINES == 1 && TILE % 16 == 0 ? 8 : 1;
+
 // Ask for the lines of the cache that each sample of a tile will begin at.
 template <typename T> DEVICE void fetch(const index_t* at, T* const* plane) {
-    for (int j = 0; j < TILE / EACH; ++j) {
-        UNROLL for (int c = 0; c < LINES; ++c) PREFETCH(plane[c] + at[j]);
+    for (int j = 0; j < TILE / EACH; j += BURST) {
+        UNROLL for (int i = j; i < j + BURST; ++i) {
+            UNROLL for (int c = 0; c < LINES; ++c) PREFETCH(plane[c] + at[i]);
+        }
     }
 }
 
@@ -54,19 +59,21 @@ template <bool CHECKED> DEVICE void load_row(const Samples& s, const scalar_t* c
         }
         return;
     }
-    for (int j = 0; j < TILE; ++j) {
-        const index_t at = start[j];
-        UNROLL for (int c = 0; c < LINES; ++c) {
-            if (WINDOW) {
-                *(Row*)window.value[c][j] = *(const Row*)(plane[c] + at);
-            } else {
-                UNROLL for (int t = 0; t < TAPS; ++t) {
-                    const bool inside = !CHECKED || (row_inside(s, r, j) & x.inside[t][j]);
-                    window.value[c][j][t] = inside ? plane[c][at + x.at[t][j]] : scalar_t();
+    for (int begin = 0; begin < TILE; begin += BURST) {
+        UNROLL for (int j = begin; j < begin + BURST; ++j) {
+            const index_t at = start[j];
+            UNROLL for (int c = 0; c < LINES; ++c) {
+                if (WINDOW) {
+                    *(Row*)window.value[c][j] = *(const Row*)(plane[c] + at);
+                } else {
+                    UNROLL for (int t = 0; t < TAPS; ++t) {
+                        const bool inside = !CHECKED || (row_inside(s, r, j) & x.inside[t][j]);
+                        window.value[c][j][t] = inside ? plane[c][at + x.at[t][j]] : scalar_t();
+                    }
                 }
             }
+            SCALAR_LOOP;
         }
-        SCALAR_LOOP;
     }
 }
 
