@@ -30,6 +30,7 @@ typedef unsigned INDEX uindex_t;
 #define UNROLL _Pragma("unroll")
 #define UNROLL_ROWS _Pragma("unroll (STORED ? ROWS : 1)")
 #define PREFETCH(address)
+#define PREFETCH_FAR(address)
 
 DEVICE float as_float(unsigned bits) { return __uint_as_float(bits); }
 DEVICE unsigned as_bits(float value) { return __float_as_uint(value); }

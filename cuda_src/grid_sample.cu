@@ -19,13 +19,10 @@ template <typename T> DEVICE void group_planes(T* image, index_t channel, index_
 DEVICE void store_group(const acc_t sum[][TILE], scalar_t* to, index_t channel_stride, index_t pixel_stride, int count,
                         int channels) {
     if (TILE > 1 && channel_stride == 1 && pixel_stride == GROUP && count == TILE) {
-        const bool past = passes_cache<TILE * GROUP>(to);
-        scalar_t line[TILE * GROUP], *at = past ? line : to;
-        if (!past) prefetch_line<TILE * GROUP>(to + TILE * GROUP);
+        prefetch_line<TILE * GROUP>(to + TILE * GROUP);
         SIMD for (int j = 0; j < TILE; ++j) {
-            UNROLL for (int c = 0; c < GROUP; ++c) narrow(sum[c][j], at[j * GROUP + c]);
+            UNROLL for (int c = 0; c < GROUP; ++c) narrow(sum[c][j], to[j * GROUP + c]);
         }
-        if (past) store_past<TILE * GROUP>(line, to);
         return;
     }
     UNROLL for (int c = 0; c < GROUP; ++c) {

@@ -137,7 +137,8 @@ def add_sampling(
     items = blocks * slabs * x.shape[0] * tiles
     layouts = [(x.shape, x.strides), (output.shape, output.strides), ((items * form.lanes,), (1,))]
     layouts += [((x.shape[0] * call.pixels * n,), (1,))] + ([(grad.shape, grad.strides)] if grad else [])
-    constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts), target.bypasses_cache(pointers.output))
+    large = form.channels and target.bypasses_cache(pointers.output)  # a few planes are written as fast as copies
+    constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts), large)
     constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
     constants |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector, "GROUP": form.group}
     constants |= {"WINDOW": row_window(x, form, call.mode, target), "SLABS": int(slabs > 1)}

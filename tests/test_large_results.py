@@ -16,12 +16,10 @@ from .test_conv_cuda_plan import forget
 from .tolerances import rounded
 
 SHAPES = [  # some with lines of the cache that are whole, some without
-    pytest.param((2, 3, 8, 64), "channels_first", id="planes"),
-    pytest.param((2, 3, 8, 64), "channels_last", id="interleaved"),
-    pytest.param((2, 5, 9, 13), "channels_first", id="planes that do not begin lines"),
-    pytest.param((2, 64, 8, 16), "channels_first", id="many planes"),
-    pytest.param((2, 70, 7, 16), "channels_last", id="many channels"),
-    pytest.param((1, 4, 2, 6, 16), "channels_first", id="a volume"),
+    pytest.param((2, 64, 8, 16), "channels_first", id="planes"),
+    pytest.param((2, 40, 9, 13), "channels_first", id="planes that do not begin lines"),
+    pytest.param((2, 70, 7, 16), "channels_last", id="channels last"),
+    pytest.param((1, 36, 2, 6, 16), "channels_first", id="a volume"),
     pytest.param((3, 16, 64), "channels_last", id="lines"),
 ]
 
