@@ -1,131 +1,26 @@
 // Planar: GROUP channels at a time, one row of taps after the other.
-//
-// WINDOW says what makes a row one contiguous load: nothing (0), neighbouring pixels of a channel (1), or pixels whose
-// GROUP channels are all there is, interleaved (2).
+#include "rows.cuh"
 
-constexpr int LINE = WINDOW == 2 ? TAPS * GROUP : TAPS, LINES = WINDOW == 2 ? 1 : GROUP;
-struct Row {  // of one channel, or of all with WINDOW == 2
-    scalar_t tap[LINE];
-};
-constexpr int ROW_SPACE = WINDOW != 2 ? TAPS : LINE <= 2 ? 2 : LINE <= 4 ? 4 : LINE <= 8 ? 8 : 16;
-
-constexpr int FLIGHT = !STORED ? 1 : ROWS < 4 ? ROWS : 4;  // rows worked on together
-
-// Rows that are as large as a word: gathered, or put together in registers for a few samples at a time, where what these
-// read is in the nearest cache for their next row, even if rows of the image are a power of two of bytes apart.
-constexpr bool WORDS = TILE > 1 && WINDOW != 0 && ROW_SPACE == LINE &&
-                       (sizeof(Row) == sizeof(unsigned) || sizeof(Row) == sizeof(long long));
-constexpr bool GATHERED = WORDS && GATHERS;
-constexpr bool BUILT = WORDS && !GATHERS && sizeof(Row) == sizeof(long long) && TILE % 16 == 0 && ROWS * TILE <= 128;
-constexpr int PART = BUILT ? 16 : TILE;  // samples whose rows are loaded together
-
-// One row of such samples.
-struct Window {
-    scalar_t value[LINES][PART][ROW_SPACE];
-};
-
-DEVICE const scalar_t& tap_of(const Window& w, int c, int t, int j) {
-    return WINDOW == 2 ? w.value[0][j][t * GROUP + c] : w.value[c][j][t];
-}
-
-// Samples in one round of a loop over a tile: of a single plane each does less than the loop itself.
-constexpr int BURST = LINES == 1 && TILE % 16 == 0 ? 8 : 1;
-
-// Ask for the lines of the cache that each sample of a tile will begin at.
-template <typename T> DEVICE void fetch(const index_t* at, T* const* plane) {
-    for (int j = 0; j < TILE / EACH; j += BURST) {
-        UNROLL for (int i = j; i < j + BURST; ++i) {
-            UNROLL for (int c = 0; c < LINES; ++c) PREFETCH_FAR(plane[c] + at[i]);
-        }
-    }
-}
-
-template <typename T> struct Word {
-    T bits;
-} __attribute__((packed, may_alias));
-
-template <typename T> DEVICE T word_at(const scalar_t* from) { return ((const Word<T>*)from)->bits; }
-
-template <typename T> DEVICE void gather(const scalar_t* plane, const index_t* at, scalar_t* row) {
-    T word[PART];
-    SIMD for (int j = 0; j < PART; ++j) word[j] = word_at<T>(plane + at[j]);
-    __builtin_memcpy(row, word, sizeof word);
-}
-
-#ifdef CUDAKIT_HOST
-typedef long long words_t __attribute__((vector_size(64)));
-
-DEVICE void build(const scalar_t* plane, const index_t* at, scalar_t* row) {
-    constexpr int size = 8;
-    UNROLL for (int j = 0; j < PART; j += size, at += size, row += size * LINE) {
-        const auto word = [&](int i) { return word_at<long long>(plane + at[i]); };
-        const words_t words = {word(0), word(1), word(2), word(3), word(4), word(5), word(6), word(7)};
-        __builtin_memcpy(row, &words, sizeof words);
-    }
-}
-#endif
-
-// Row r of the samples from `first` on.
-template <bool CHECKED>
-DEVICE void load_row(const Samples& s, const scalar_t* const* plane, int r, int first, Window& window) {
-    const Axis& x = s.axis[NDIM - 1];
-    index_t start[PART];
-    SIMD for (int j = 0; j < PART; ++j) {
-        start[j] = row_at(s, r, first + j) + (WINDOW ? x.at[0][first + j] : index_t(0));
-    }
-#ifdef CUDAKIT_HOST
-    if constexpr (GATHERED || BUILT) {
-        UNROLL for (int c = 0; c < LINES; ++c) {
-            if (BUILT) {
-                build(plane[c], start, window.value[c][0]);
-            } else if (sizeof(Row) == sizeof(unsigned)) {
-                gather<unsigned>(plane[c], start, window.value[c][0]);
-            } else {
-                gather<long long>(plane[c], start, window.value[c][0]);
-            }
-        }
-        return;
-    }
-#endif
-    for (int begin = 0; begin < PART; begin += BURST) {
-        UNROLL for (int j = begin; j < begin + BURST; ++j) {
-            const index_t at = start[j];
-            UNROLL for (int c = 0; c < LINES; ++c) {
-                if (WINDOW) {
-                    *(Row*)window.value[c][j] = *(const Row*)(plane[c] + at);
-                } else {
-                    UNROLL for (int t = 0; t < TAPS; ++t) {
-                        const bool inside = !CHECKED || (row_inside(s, r, first + j) & x.inside[t][first + j]);
-                        window.value[c][j][t] = inside ? plane[c][at + x.at[t][first + j]] : scalar_t();
-                    }
-                }
-            }
-            SCALAR_LOOP;
-        }
-    }
-}
-
-// Tap t of sample `first` + j.
-template <bool CHECKED>
-DEVICE acc_t tap_value(const Samples& s, const Window& window, int r, int c, int t, int first, int j) {
-    const acc_t value = widen(tap_of(window, c, t, j));
-    return CHECKED ? keep(value, row_inside(s, r, first + j) & s.axis[NDIM - 1].inside[t][first + j]) : value;
-}
+// Channels of a part that are sampled together: rows of several planes may have to share a few sets of the cache.
+constexpr int SET = BUILT && WINDOW == 1 && ROWS <= 2 ? 1 : GROUP;
 
 // sum[c][j] = sample j in the channel plane[c].
 template <bool CHECKED> DEVICE void sample_planes(const Samples& s, const scalar_t* const* plane, acc_t sum[][TILE]) {
     for (int first = 0; first < TILE; first += PART) {
-        UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
-            Window window;
-            load_row<CHECKED>(s, plane, r, first, window);
-            SIMD for (int k = 0; k < PART; ++k) {
-                const int j = first + k;
-                UNROLL for (int c = 0; c < GROUP; ++c) {
-                    acc_t value = 0;
-                    UNROLL for (int t = 0; t < TAPS; ++t) {
-                        value = fused(weight_along(s, t, j), tap_value<CHECKED>(s, window, r, c, t, first, k), value);
+        UNROLL for (int begin = 0; begin < GROUP; begin += SET) {
+            UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
+                Window<WINDOW == 2 ? LINES : SET> window;
+                load_row<CHECKED>(s, plane + begin, r, first, window);
+                SIMD for (int k = 0; k < PART; ++k) {
+                    const int j = first + k;
+                    UNROLL for (int c = 0; c < SET; ++c) {
+                        acc_t value = 0;
+                        UNROLL for (int t = 0; t < TAPS; ++t) {
+                            value =
+                                fused(weight_along(s, t, j), tap_value<CHECKED>(s, window, r, c, t, first, k), value);
+                        }
+                        sum[begin + c][j] = fused(row_weight(s, r, j), value, r == 0 ? acc_t(0) : sum[begin + c][j]);
                     }
-                    sum[c][j] = fused(row_weight(s, r, j), value, r == 0 ? acc_t(0) : sum[c][j]);
                 }
             }
         }
@@ -171,23 +66,34 @@ DEVICE void sample_pixels(const Samples& s, const scalar_t* image, acc_t sum[][T
 template <bool CHECKED> DEVICE void plane_gradients(const Samples& s, const scalar_t* const* plane,
                                                     const acc_t out_grad[][TILE], acc_t grad[][TILE]) {
     const Axis& x = s.axis[NDIM - 1];
+    constexpr bool SETS = SET < GROUP;
     for (int first = 0; first < TILE; first += PART) {
-        UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
-            Window window;
-            load_row<CHECKED>(s, plane, r, first, window);
-            SIMD for (int k = 0; k < PART; ++k) {
-                const int j = first + k;
-                acc_t value = 0, slope = 0;
-                UNROLL for (int t = 0; t < TAPS; ++t) {
-                    acc_t dot = 0;
-                    UNROLL for (int c = 0; c < GROUP; ++c) {
-                        dot = fused(out_grad[c][j], tap_value<CHECKED>(s, window, r, c, t, first, k), dot);
+        acc_t dots[SETS ? ROWS : 1][TAPS][PART];  // of the taps and out_grad
+        UNROLL for (int begin = 0; begin < GROUP; begin += SET) {
+            UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
+                Window<WINDOW == 2 ? LINES : SET> window;
+                load_row<CHECKED>(s, plane + begin, r, first, window);
+                SIMD for (int k = 0; k < PART; ++k) {
+                    const int j = first + k;
+                    acc_t(*const dot)[PART] = dots[SETS ? r : 0];
+                    UNROLL for (int t = 0; t < TAPS; ++t) {
+                        acc_t sum = begin == 0 ? acc_t(0) : dot[t][k];
+                        UNROLL for (int c = 0; c < SET; ++c) {
+                            sum = fused(out_grad[begin + c][j], tap_value<CHECKED>(s, window, r, c, t, first, k), sum);
+                        }
+                        dot[t][k] = sum;
                     }
-                    value = fused(x.weight[t][j], dot, value);
-                    slope = fused(x.slope[t][j], dot, slope);
+                    if (begin + SET < GROUP) continue;
+                    acc_t value = 0, slope = 0;
+                    UNROLL for (int t = 0; t < TAPS; ++t) {
+                        value = fused(x.weight[t][j], dot[t][k], value);
+                        slope = fused(x.slope[t][j], dot[t][k], slope);
+                    }
+                    UNROLL for (int d = 0; d < NDIM - 1; ++d) {
+                        grad[d][j] = fused(row_slope(s, d, r, j), value, grad[d][j]);
+                    }
+                    grad[NDIM - 1][j] = fused(row_weight(s, r, j), slope, grad[NDIM - 1][j]);
                 }
-                UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j] = fused(row_slope(s, d, r, j), value, grad[d][j]);
-                grad[NDIM - 1][j] = fused(row_weight(s, r, j), slope, grad[NDIM - 1][j]);
             }
         }
     }
