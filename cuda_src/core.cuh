@@ -16,6 +16,7 @@ typedef unsigned INDEX uindex_t;
 
 #define DEVICE __device__ __forceinline__
 #define CONSTANT static __device__ const
+#define SELDOM DEVICE
 // A kernel is a template until ENTRY names it, so that a translation unit holds code for one kernel alone.
 #define KERNEL(name, Params) template <int> __device__ __forceinline__ void name##_items(const Params& p)
 #define ENTRY(name, Params)                                                                                            \

@@ -2,8 +2,8 @@
 //
 //     p_d = o_d stride_d - pad_d + i_d dilation_d + offset_d                               (arXiv 1703.06211, eq. 2)
 //
-// and a sample is linear, with zeros outside. Here: a tile's positions, the value of a sample, and what one sample adds
-// to each gradient. A mask (arXiv 1811.11168, eq. 1) multiplies the sample.
+// and a sample is linear, with zeros outside. Here: a tile's positions and the value of a sample. A mask
+// (arXiv 1811.11168, eq. 1) multiplies it.
 #include "core.cuh"
 #include "interpolate.cuh"
 #include "samples.cuh"
@@ -100,7 +100,8 @@ struct TapSamples {
     index_t at[STORED_CORNERS][TILE];
     acc_t weight[STORED_CORNERS][TILE];
     int read[STORED_CORNERS][TILE];
-    int whole[TILE];  // whether all corners are read; a host's only
+    int whole[TILE];  // whether all corners are read; a host's only, as is the next
+    int beside;       // whether some corners may be inside, but not read
 };
 
 // A corner of weight 0 is not read, so that a sample at integer coordinates is that pixel, whatever the neighbours hold.
@@ -164,6 +165,13 @@ DEVICE void look(const Geometry& g, const coord_t* offset, const coord_t* mask, 
                 samples.whole[j] = k ? samples.whole[j] & c.read : c.read;
             }
         }
+        samples.beside = 0;
+        UNROLL for (int d = 0; d < NDIM; ++d) {
+            SIMD for (int j = 0; j < TILE; ++j) {
+                const int level = s.axis[d].weight[TAPS - 1][j] == 0;
+                samples.beside |= level & s.axis[d].inside[TAPS - 1][j];
+            }
+        }
     }
 }
 
@@ -197,101 +205,5 @@ template <typename T> DEVICE void sample_tap(const TapSamples& samples, int j, c
             load_channels(image + c.at, width, value);
             UNROLL for (int v = 0; v < VEC; ++v) to[v] = fused(c.weight, value[v], to[v]);
         }
-    }
-}
-
-// What a gradient column makes of a tile's corners: its products with them, summed over channels.
-struct Dots {
-    acc_t corner[CORNERS][TILE][PARTS];
-};
-
-// dots += column * corners of sample j; then column = mask[j] * its value. `width` <= VEC.
-template <typename T>
-DEVICE void differentiate_tap(const TapSamples& samples, int j, const T* image, int width, acc_t* column, Dots& dots) {
-    if constexpr (LANES > 1) {
-        acc_t value[VEC] = {};
-        UNROLL for (int k = 0; k < CORNERS; ++k) {
-            if (!corner_inside(samples.s, k, j)) continue;
-            const Corner c = corner(samples, k, j);
-            acc_t pixel[VEC];
-            load_channels(image + c.at, width, pixel);
-            UNROLL for (int v = 0; v < VEC; ++v) {
-                dots.corner[k][j][0] = fused(column[v], pixel[v], dots.corner[k][j][0]);
-                value[v] = fused(c.weight, pixel[v], value[v]);
-            }
-        }
-        UNROLL for (int v = 0; v < VEC; ++v) column[v] = value[v];
-    } else {
-        const T* from[CORNERS];
-        acc_t weight[CORNERS], sum[CORNERS][SUMS] = {};
-        UNROLL for (int k = 0; k < CORNERS; ++k) {
-            const Corner c = corner(samples, k, j);
-            from[k] = corner_inside(samples.s, k, j) ? image + c.at : nothing;
-            weight[k] = c.weight;
-        }
-        for_channels(width, [&](int v, int l) {
-            acc_t value = 0;
-            UNROLL for (int k = 0; k < CORNERS; ++k) {
-                const acc_t pixel = widen(from[k][v]);
-                sum[k][l] = fused(column[v], pixel, sum[k][l]);
-                value = fused(weight[k], pixel, value);
-            }
-            column[v] = value;
-        });
-        add_parts<CORNERS>(sum, dots.corner[0] + j, TILE);
-    }
-}
-
-// The gradients by masks and coordinates that a tile's dots make.
-struct SampleGradients {
-    acc_t mask[TILE], offset[NDIM][TILE];
-};
-
-DEVICE void make_gradients(const TapSamples& samples, const Dots& dots, SampleGradients& grads) {
-    const Samples& s = samples.s;
-    const Axis& x = s.axis[NDIM - 1];
-    SIMD for (int j = 0; j < TILE; ++j) {
-        acc_t by_mask = 0, by_offset[NDIM] = {};
-        UNROLL for (int r = 0; r < ROWS; ++r) {
-            acc_t value = 0, slope = 0;
-            UNROLL for (int t = 0; t < TAPS; ++t) {
-                const acc_t dot = whole_of(dots.corner[r * TAPS + t][j]);
-                value = fused(x.weight[t][j], dot, value);
-                slope = fused(x.slope[t][j], dot, slope);
-            }
-            UNROLL for (int d = 0; d < NDIM - 1; ++d) by_offset[d] = fused(row_slope(s, d, r, j), value, by_offset[d]);
-            by_offset[NDIM - 1] = fused(row_weight(s, r, j), slope, by_offset[NDIM - 1]);
-            by_mask = fused(row_weight(s, r, j), value, by_mask);
-        }
-        grads.mask[j] = by_mask;
-        UNROLL for (int d = 0; d < NDIM; ++d) grads.offset[d][j] = by_offset[d] * samples.mask[j];
-    }
-}
-
-// Of image n, to where they are wanted; null: not needed.
-template <typename T> DEVICE void store_gradients(const Geometry& g, const SampleGradients& grads, index_t n,
-                                                  index_t group, index_t tap, const Base& base, T* offset, T* mask) {
-    const index_t channel = group * (index_t)g.taps + tap;
-    if (mask) {
-        const index_t stride = (index_t)g.mask_stride[2];
-        T* to = mask + n * (index_t)g.mask_stride[0] + channel * (index_t)g.mask_stride[1];
-        store_line<TILE>(grads.mask, to + base.first * stride, stride, base.count);
-    }
-    if (offset) {
-        const index_t stride = (index_t)g.offset_stride[2];
-        T* to = offset + n * (index_t)g.offset_stride[0] + channel * NDIM * (index_t)g.offset_stride[1];
-        UNROLL for (int d = 0; d < NDIM; ++d) {
-            store_line<TILE>(grads.offset[d], to + d * (index_t)g.offset_stride[1] + base.first * stride, stride,
-                             base.count);
-        }
-    }
-}
-
-// The adjoint of sample_tap.
-DEVICE void scatter_tap(const TapSamples& samples, int j, acc_t* image, int width, const acc_t* column) {
-    UNROLL for (int k = 0; k < CORNERS; ++k) {
-        const Corner c = corner(samples, k, j);
-        if (!c.read) continue;
-        add_channels(image + c.at, c.weight, column, width);
     }
 }

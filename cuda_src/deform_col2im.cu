@@ -8,7 +8,7 @@
 //
 // One item = a tile of output pixels at one tap of an offset group, shared by LANES lanes. On a CPU the items that add
 // to one target belong together: they are all tiles and taps of an image's block of channels.
-#include "deform.cuh"
+#include "deform_gradients.cuh"
 
 struct DeformCol2imParams {
     const scalar_t* input;  // null: only grad_input is wanted
@@ -87,6 +87,7 @@ KERNEL(deform_col2im, DeformCol2imParams) {
                 for (int j = 0; j < base.count; ++j) {
                     differentiate_tap(samples, j, image, width, column + j * VEC, dots);
                 }
+                if (sees_beside(samples)) sample_again(samples, base.count, image, width, column, VEC);
             }
             if (!p.samples) continue;
             store_tile(p.samples + at, channel_stride, pixel_stride, base.count, width, (acc_t(*)[VEC])column);

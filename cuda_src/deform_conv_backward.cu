@@ -6,7 +6,7 @@
 // One item = a chunk of channels in every `slots`-th image: no two items add to the same element. What several chunks
 // share (offsets and masks of their group) and several slots share (weights) is summed by deform_conv_sum and
 // deform_conv_unpack.
-#include "deform.cuh"
+#include "deform_gradients.cuh"
 #include "product.cuh"
 #include "pieces.cuh"
 #include "gradient_products.cuh"
@@ -98,7 +98,7 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk&
         const int width = width_of(piece.end - piece.begin);
         const index_t at = origin_of(p, chunk) + piece.begin;
         const index_t image = n * (index_t)g.input_stride[0] + at;
-        acc_t* column = columns + piece.column + (tap - first_tap) * width;
+        acc_t *const begin = columns + piece.column + (tap - first_tap) * width, *column = begin;
         for (int j = 0; j < base.count; ++j, column += COLUMNS) {
             if (p.grad_input) {
                 acc_t* grad = p.grad_input + n * (index_t)p.grad_stride[0] + at;
@@ -110,6 +110,8 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk&
                 sample_tap(samples, j, p.input + image, width, column);
             }
         }
+        if (slopes && p.packed && sees_beside(samples))
+            sample_again(samples, base.count, p.input + image, width, begin, COLUMNS);
     });
     if (!slopes) return;
     SampleGradients grads;

@@ -16,6 +16,7 @@ typedef unsigned INDEX uindex_t;
 
 #define DEVICE static inline __attribute__((always_inline))
 #define CONSTANT static const
+#define SELDOM static __attribute__((noinline, cold))  // what is called so seldom that its code should lie elsewhere
 #define KERNEL(name, Params)                                                                                           \
     template <int> static void name##_items(const Params& p, index_t begin, index_t end, index_t worker)
 #define ENTRY(name, Params)                                                                                            \

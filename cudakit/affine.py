@@ -23,6 +23,7 @@ FORWARD, PARTIAL, TOTAL = (
     for name in ("affine_grid", "affine_grid_backward_partial", "affine_grid_backward_total")
 )
 HOST_TILE = 64
+MOST_PIXELS = 2**56  # whose coordinates have 64-bit addresses
 CUDA_LANES = 32
 CHUNK_PIXELS = 4096  # pixels that one item of the backward pass sums
 SUM_BYTES = 8
@@ -127,6 +128,9 @@ def _prepare_affine_grid(specs: tuple[Spec, ...], options: AffineGridOptions, ta
     (theta,), n = specs, len(options.space)
     checks.floating("theta", theta)
     checks.shape("theta", theta, (f"N={options.batch}", n, n + 1))
+    if options.batch * prod(options.space) >= MOST_PIXELS:
+        shape = (options.batch, "C", *options.space)
+        raise InvalidArgument("size", "have fewer than 2**56 pixels in all", shape)
     if not is_contiguous(theta):
         return Plan(1, copies=(0,))
     return _plan_forward(_infer_affine_grid(specs, options), options, target)

@@ -26,21 +26,25 @@ def boolean(argument: str, value: object) -> None:
 def names(argument: str, value: object, allowed: Collection[str]) -> tuple[str, ...]:
     """Check that a collection of names holds only allowed ones, and return it as a tuple."""
     rule = f"hold only names from {tuple(allowed)}"
-    if isinstance(value, str) or not isinstance(value, Collection):
+    if isinstance(value, str) or not isinstance(value, Collection) or getattr(value, "shape", None) == ():
         raise InvalidArgument(argument, rule, repr(value), TypeError)
-    if not all(name in allowed for name in value):
+    given = list(value)
+    if not all(isinstance(name, str) and name in allowed for name in given):
         raise InvalidArgument(argument, rule, repr(value))
-    return tuple(name for name in allowed if name in value)
+    return tuple(name for name in allowed if name in given)
 
 
-def integers(argument: str, value: Any, rule: str, *, length: Collection[int], minimum: int) -> tuple[int, ...]:
-    """Check a sequence of integers, and return it as a tuple of ints."""
+def integers(
+    argument: str, value: Any, rule: str, *, length: Collection[int], minimum: int, shown: Any = None
+) -> tuple[int, ...]:
+    """Check a sequence of integers, and return it as a tuple of ints; `shown` is what the caller gave instead."""
+    came = value if shown is None else shown
     try:
         numbers = tuple(_integer(number) for number in value)
     except (TypeError, AttributeError):
-        raise InvalidArgument(argument, rule, repr(value), TypeError) from None
+        raise InvalidArgument(argument, rule, repr(came), TypeError) from None
     if len(numbers) not in length or any(number < minimum for number in numbers):
-        raise InvalidArgument(argument, rule, repr(value))
+        raise InvalidArgument(argument, rule, repr(came))
     return numbers
 
 

@@ -52,7 +52,7 @@ def _options(
     kernel = numbers("kernel_size", kernel_size, minimum=1)
     moves = window(stride, padding, dilation)
     checks.choice("data_format", data_format, DATA_FORMATS)
-    size = numbers("input_size", input_size, minimum=1) if input_size != () else ()
+    size = () if isinstance(input_size, tuple) and not input_size else numbers("input_size", input_size, minimum=1)
     return DeformOptions(kernel, moves, data_format, size, checks.names("needs", needs, NAMES))
 
 

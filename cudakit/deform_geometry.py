@@ -35,7 +35,11 @@ def numbers(argument: str, value: Any, *, minimum: int) -> Integers:
     sign = "positive" if minimum else "non-negative"
     single = hasattr(value, "__index__") and not getattr(value, "shape", ())  # an array has __index__, of any size
     given = (value,) if single else value
-    return checks.integers(argument, given, f"be a {sign} int or a tuple of them", length=range(1, 7), minimum=minimum)
+    rule = f"be a {sign} int or a tuple of them"
+    found = checks.integers(argument, given, rule, length=range(1, 7), minimum=minimum, shown=value)
+    if max(found) >= 2**60:  # places in a padded input are 64-bit integers
+        raise InvalidArgument(argument, f"{rule} below 2**60", repr(value))
+    return found
 
 
 def per_dimension(argument: str, values: Integers, n: int) -> Integers:
@@ -100,6 +104,12 @@ class Deformation(NamedTuple):
     def visited(self) -> int:
         """Pixels of an output image that one launch visits."""
         return self.some or self.pixels
+
+    @property
+    def reach(self) -> int:
+        """The largest number that places along a dimension are made of."""
+        ends = zip(self.out, self.stride, self.kernel, self.dilation, self.pad, strict=True)
+        return max((o - 1) * s + (k - 1) * d + p for o, s, k, d, p in ends)
 
     @property
     def offset_channels(self) -> int:

@@ -130,7 +130,7 @@ def constants(
 ) -> dict[str, str | int]:
     """Return the prelude of a kernel; `layouts` are the arrays that it indexes besides offsets and masks."""
     offsets = d.batch * d.offset_channels * d.pixels
-    wide = is_wide(*layouts, ((offsets,), (1,)))
+    wide = is_wide(*layouts, ((offsets,), (1,)), ((d.reach,), (1,)))
     found = type_constants(d.dtype, d.coordinates, wide, large)
     found |= {"NDIM": d.n, "MODE": "LINEAR", "PADDING": "ZEROS"}
     found |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector}

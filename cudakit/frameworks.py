@@ -142,7 +142,16 @@ def _producer_framework(library: str) -> Framework:
             buffer = buffer.view(numpy_dtype(dtype))
         return from_dlpack(buffer) if from_dlpack is not None else buffer
 
-    return wrapping_framework(wrap)
+    found = wrapping_framework(wrap)
+    if from_dlpack is not None:
+        return found
+    # What comes back is NumPy's, and is read as such: NumPy lends no bfloat16.
+    return replace(
+        found,
+        view=lambda x: numpy_view(x) if isinstance(x, np.ndarray) else found.view(x),
+        pointer=lambda x: numpy_pointer(x) if isinstance(x, np.ndarray) else found.pointer(x),
+        signature=lambda x: numpy_view(x)[1:] if isinstance(x, np.ndarray) else found.signature(x),
+    )
 
 
 # How to recognise the arrays of a library without importing it: (module, class) -> its framework.

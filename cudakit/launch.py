@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import cache
+from operator import index
 from typing import Any
 
 from cudakit.array import CPU, Device
@@ -37,8 +38,8 @@ def set_num_threads(threads: int) -> None:
 
     Raises
     ------
-    ValueError
-        If `threads` is below 1.
+    TypeError, ValueError
+        If `threads` is no int, or below 1.
 
     Examples
     --------
@@ -50,9 +51,11 @@ def set_num_threads(threads: int) -> None:
     >>> cudakit.set_num_threads(before)
     """
     global _threads
+    if not hasattr(threads, "__index__"):
+        raise TypeError(f"set_num_threads: threads must be an int, got {threads!r}")
     if threads < 1:
         raise ValueError(f"set_num_threads: threads must be at least 1, got {threads}")
-    _threads = threads
+    _threads = index(threads)
 
 
 class Loaded:

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 from typing import Any, NoReturn
 
 from cudakit.adapters import adapter, is_traced
-from cudakit.array import CPU, Device, Framework, Spec, View
+from cudakit.array import CPU, Device, Framework, Spec, View, contiguous_strides
 from cudakit.errors import InvalidArgument
 from cudakit.frameworks import framework_of
 from cudakit.launch import get_num_threads
@@ -167,7 +167,10 @@ class Op:
         if array is None:
             return None
         try:
-            return framework.view(array)
+            view = framework.view(array)
+            if 0 in view.spec.shape:  # no copy would give it other strides
+                view = view._replace(spec=view.spec._replace(strides=contiguous_strides(view.spec.shape)))
+            return view
         except InvalidArgument as error:
             self.refuse(error, name)
         except UNREADABLE as error:

@@ -127,7 +127,8 @@ def grid_sample_backward(
     >>> cudakit.grid_sample_backward(np.ones((1, 1, 1, 1), np.float32), image, centre).grid
     array([[[[1., 2.]]]], dtype=float32)
     """
-    needs = tuple(needs) if isinstance(needs, Collection) and not isinstance(needs, str) else needs
+    listed = isinstance(needs, Collection) and not isinstance(needs, str) and not hasattr(needs, "shape")
+    needs = tuple(needs) if listed else needs
     arrays = (grad_output, input, grid)
     return GridSampleGradients(*GRID_SAMPLE_BACKWARD(arrays, mode, padding_mode, align_corners, data_format, needs))
 

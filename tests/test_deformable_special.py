@@ -91,6 +91,58 @@ def test_pixels_in_no_footprint_do_not_show(
         assert np.isfinite(arrays.back(result)).all(), name
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+@pytest.mark.parametrize("channels", [1, 3, 17])
+def test_corners_of_weight_zero_count_in_no_gradient(
+    arrays: Arrays, dtype: str, channels: int, rng: np.random.Generator
+) -> None:
+    """Every other pixel is a NaN, and samples are at the pixels between; only slopes see what is beside them."""
+    image = rounded(rng.normal(size=(1, channels, 4, 4)), dtype)
+    image[..., 1::2] = image[:, :, 1::2] = np.nan
+    made = [arrays.make(a, dtype) for a in (np.ones((1, 2, 2, 2)), image, np.zeros((1, 2, 2, 2)))]
+    kernel, mask = (arrays.make(np.ones(shape), dtype) for shape in ((2, channels, 1, 1), (1, 1, 2, 2)))
+    found = cudakit.deform_conv2d_backward(*made, kernel, stride=2, mask=mask)
+    seen = image[..., ::2, ::2]
+    sums = np.broadcast_to(seen.sum((2, 3))[0], (2, channels))
+    assert_close(arrays.back(found.weight)[..., 0, 0], sums, dtype, scale=10)
+    assert_close(arrays.back(found.mask)[:, 0], 2 * seen.sum(1), dtype, scale=10)
+    (alone,) = (
+        x
+        for x in cudakit.deform_conv2d_backward(*made, kernel, stride=2, mask=mask, needs=("weight",))
+        if x is not None
+    )
+    np.testing.assert_array_equal(arrays.back(alone), arrays.back(found.weight))
+
+
+def test_empty_arrays_of_any_strides() -> None:
+    x, offset = np.zeros((2, 4, 10, 10), np.float32)[:0, :, ::2, ::2], np.zeros((0, 18, 5, 5), np.float32)
+    kernel = np.ones((3, 4, 3, 3), np.float32)
+    assert cudakit.deform_conv2d(x, offset, kernel, padding=1).shape == (0, 3, 5, 5)
+    found = cudakit.deform_conv2d_backward(
+        np.zeros((2, 3, 10, 10), np.float32)[:0, :, ::2, ::2], x, offset, kernel, padding=1
+    )
+    np.testing.assert_array_equal(found.weight, np.zeros_like(kernel))
+    assert cudakit.deform_im2col(x, offset, 3, padding=1).shape == (0, 36, 25)
+    grid = np.zeros((0, 5, 5, 2), np.float32)
+    assert cudakit.grid_sample_backward(x, x, grid).input.shape == x.shape
+
+
+@pytest.mark.parametrize("large", [2**31 - 1, 2**32, 2**40])
+def test_large_steps(large: int) -> None:
+    line, offset = np.array([[[1.0, 2.0, 3.0, 4.0]]], np.float32), np.zeros((1, 1, 3), np.float32)
+    found = cudakit.deform_im2col(line, offset, 1, stride=large, padding=large)
+    np.testing.assert_array_equal(found, [[[0, 1, 0]]])
+    with pytest.raises(ValueError, match=r"deform_im2col: stride must be .* below 2\*\*60, got 1152921504606846976"):
+        cudakit.deform_im2col(line, offset[..., :1], 1, stride=2**60)
+
+
+def test_sizes_of_any_integers() -> None:
+    columns, offset = np.ones((1, 36, 25), np.float32), np.zeros((1, 18, 5, 5), np.float32)
+    expected = cudakit.deform_col2im(columns, offset, (5, 5), 3, padding=1)
+    for size in (np.int64(5), np.array([5, 5]), [5, 5]):
+        np.testing.assert_array_equal(cudakit.deform_col2im(columns, offset, size, 3, padding=1), expected)
+
+
 @EVERY_OPERATOR
 @pytest.mark.parametrize("n", PLAIN)
 def test_knots_have_the_right_hand_slope(arrays: Arrays, rng: np.random.Generator, n: int, operator: str) -> None:

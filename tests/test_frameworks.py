@@ -93,3 +93,25 @@ def test_any_producer_on_cuda_gets_arrays_of_cupy(turned: bool) -> None:
     found = cudakit.affine_grid(Producer(theta), (2, 1, 3, 4))
     assert type(found) is cupy.ndarray
     np.testing.assert_array_equal(found.get(), cudakit.affine_grid(theta, (2, 1, 3, 4)))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_bfloat16_of_any_producer(turned: bool) -> None:
+    """NumPy's arrays come back, which lend no bfloat16 through DLPack."""
+    torch = require("torch")
+
+    class Producer:
+        def __init__(self, tensor: Any) -> None:
+            self.tensor = tensor
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return self.tensor.__dlpack_device__()
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return self.tensor.__dlpack__(**options)
+
+    x, grid = torch.randn(1, 2, 5, 5).bfloat16(), torch.rand(1, 3, 3, 2).bfloat16()
+    grid = grid.transpose(1, 2) if turned else grid
+    found = cudakit.grid_sample(Producer(x), Producer(grid))
+    expected = cudakit.grid_sample(x, grid)
+    np.testing.assert_array_equal(found.astype(np.float32), expected.float().numpy())

@@ -59,8 +59,31 @@ def test_without_autograd_nothing_is_recorded() -> None:
 def test_second_derivatives_are_refused() -> None:
     image, grid = arrays(2)
     (slope,) = torch.autograd.grad(cudakit.grid_sample(image, grid).square().sum(), image, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="grid_sample: there are no second derivatives"):
         slope.sum().backward()
+
+
+def test_second_derivatives_are_refused_where_only_arguments_ask_for_them() -> None:
+    x, theta = torch.randn(1, 2, 4, 4, requires_grad=True), torch.eye(2, 3)[None].requires_grad_()
+    output = cudakit.grid_sample(x, cudakit.affine_grid(theta, x.shape))
+    (gradient,) = torch.autograd.grad(output.sum(), theta, create_graph=True)
+    with pytest.raises(RuntimeError, match="there are no second derivatives"):
+        torch.autograd.grad(gradient.square().sum() + x.square().sum(), x)
+
+
+def test_signs_that_are_put_off() -> None:
+    """Of imaginary parts of conjugates, as arguments and as gradients."""
+    x, grid = torch.randn(1, 3, 5, 5), torch.rand(1, 4, 4, 2)
+    negative = torch.complex(x, x).conj().imag
+    assert negative.is_neg()
+    torch.testing.assert_close(cudakit.grid_sample(negative, grid), cudakit.grid_sample(-x, grid))
+    weights, gradients = torch.randn(1, 3, 4, 4, dtype=torch.complex64), []
+    for sample in (cudakit.grid_sample, lambda *a: torch.nn.functional.grid_sample(*a, align_corners=False)):
+        image = x.clone().requires_grad_()
+        output = sample(image, grid)
+        (torch.complex(0 * output, output).conj() * weights).real.sum().backward()
+        gradients.append(image.grad)
+    torch.testing.assert_close(*gradients)
 
 
 def test_half_precision_keeps_coordinates_in_float32() -> None:

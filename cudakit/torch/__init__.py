@@ -14,7 +14,6 @@ from functools import cache, reduce
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from cudakit.array import CPU, Device, Framework, Memory, Spec, View
 from cudakit.errors import InvalidArgument
@@ -82,17 +81,41 @@ class _Differentiable(torch.autograd.Function):
         """Run the operator and keep what its gradients are computed from."""
         ctx.op, ctx.options = op, options
         ctx.save_for_backward(*(tensors[i] for i in op.saved))
-        return op.run(FRAMEWORK, tensors, options)[0]
+        return op.run(FRAMEWORK, settled(tensors), options)[0]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> Tensors:
         """Run the operator of the gradients."""
         op: Op = ctx.op
         assert op.backward is not None
         needs = tuple(name for name, needed in zip(op.arrays, ctx.needs_input_grad[2:], strict=True) if needed)
-        options = ctx.options._replace(needs=needs)
-        return (None, None, *op.backward.run(FRAMEWORK, (grad, *ctx.saved_tensors), options))
+        options, tensors = ctx.options._replace(needs=needs), (grad, *ctx.saved_tensors)
+        with torch.no_grad():
+            if _watched(tensors):
+                from cudakit.torch.operators import gradients
+
+                found = gradients(op, options, tensors)
+            else:
+                found = op.backward.run(FRAMEWORK, settled(tensors), options)
+        source = next((x for x in tensors if x is not None and x.requires_grad), None)
+        if torch.is_grad_enabled() and source is not None:
+            found = tuple(x if x is None else _Last.apply(op.name, source, x) for x in found)
+        return (None, None, *found)
+
+
+class _Last(torch.autograd.Function):
+    """Something that depends on tensors which want gradients, but cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, source: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return the same."""
+        ctx.name = name
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Tensors:
+        """Refuse."""
+        raise RuntimeError(f"{ctx.name}: there are no second derivatives; its gradients are once_differentiable")
 
 
 def call(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
@@ -106,7 +129,12 @@ def call(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     options = op.options(arguments)
     if op.backward is not None and torch.is_grad_enabled() and True in _asking(tensors):
         return (_Differentiable.apply(op, options, *tensors),)
-    return op.run(FRAMEWORK, tensors, options)
+    return op.run(FRAMEWORK, settled(tensors), options)
+
+
+def settled(tensors: Tensors) -> Tensors:
+    """Return tensors whose memory holds their values, without a sign that is put off (``torch.Tensor.is_neg``)."""
+    return tuple([x if x is None or not x.is_neg() else x.resolve_neg() for x in tensors])
 
 
 def _asking(tensors: Tensors) -> list[bool]:

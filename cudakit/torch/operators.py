@@ -13,7 +13,7 @@ from cudakit.array import CPU, Spec, contiguous_strides
 from cudakit.batching import enlarged, foldable
 from cudakit.errors import InvalidArgument
 from cudakit.op import OPS, Op
-from cudakit.torch import DTYPES, FRAMEWORK, Tensors, dtype_name
+from cudakit.torch import DTYPES, FRAMEWORK, Tensors, dtype_name, settled
 
 _SCHEMAS: dict[Any, str] = {
     bool: "bool",
@@ -43,6 +43,13 @@ def _spread(op: Op, options: Any, tensors: Tensors, found: list[torch.Tensor]) -
     gradients = iter(found)
     wanted = [name in options.needs and name not in absent for name in _GRADIENTS[op.name]]
     return tuple([next(gradients) if want else None for want in wanted])
+
+
+def gradients(op: Op, options: Any, tensors: Tensors) -> Tensors:
+    """Run the operator of an operator's gradients; return one for each array, None where it is not needed."""
+    assert op.backward is not None
+    found = iter(_OPERATORS[op.backward.name](*tensors, *_flat(options)))
+    return tuple([next(found) if name in options.needs else None for name in op.arrays])
 
 
 def _flat(options: Any) -> list[Any]:
@@ -142,7 +149,8 @@ class _Operator:
 
     def run(self, *values: Any) -> Any:
         """Run on true tensors."""
-        return self.results(self.op.run(FRAMEWORK, *self.split(values)))
+        tensors, options = self.split(values)
+        return self.results(self.op.run(FRAMEWORK, settled(tensors), options))
 
     def fake(self, *values: Any) -> Any:
         """Return empty results; the arguments are checked as well where no size is a symbol."""
@@ -168,9 +176,7 @@ class _Operator:
             raise RuntimeError(f"{self.op.name}: there are no second derivatives")
         asked = zip(self.op.arrays, context.needs_input_grad, strict=False)
         options = context.options._replace(needs=tuple([name for name, needed in asked if needed]))
-        found = iter(_OPERATORS[self.op.backward.name](grad, *context.saved_tensors, *_flat(options)))
-        gradients = [next(found) if name in options.needs else None for name in self.op.arrays]
-        return (*gradients, *self.blanks)
+        return (*gradients(self.op, options, (grad, *context.saved_tensors)), *self.blanks)
 
     def vmap(self, function: Any, info: Any, places: tuple[Any, ...], *values: Any) -> Any:
         """Call `function` on tensors with one axis more: at once with a larger batch, or one after the other."""

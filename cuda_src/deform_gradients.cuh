@@ -1,0 +1,117 @@
+// What one sample of a deformable convolution adds to each gradient (formulas: deform_col2im.cu).
+#include "deform.cuh"
+
+// What a gradient column makes of a tile's corners: its products with them, summed over channels.
+struct Dots {
+    acc_t corner[CORNERS][TILE][PARTS];
+};
+
+// dots += column * corners of sample j; then column = mask[j] * its value. `width` <= VEC.
+template <typename T>
+DEVICE void differentiate_tap(const TapSamples& samples, int j, const T* image, int width, acc_t* column, Dots& dots) {
+    if constexpr (LANES > 1) {
+        acc_t value[VEC] = {};
+        UNROLL for (int k = 0; k < CORNERS; ++k) {
+            if (!corner_inside(samples.s, k, j)) continue;
+            const Corner c = corner(samples, k, j);
+            acc_t pixel[VEC];
+            load_channels(image + c.at, width, pixel);
+            UNROLL for (int v = 0; v < VEC; ++v) {
+                dots.corner[k][j][0] = fused(column[v], pixel[v], dots.corner[k][j][0]);
+            }
+            if (!c.read) continue;
+            UNROLL for (int v = 0; v < VEC; ++v) value[v] = fused(c.weight, pixel[v], value[v]);
+        }
+        UNROLL for (int v = 0; v < VEC; ++v) column[v] = value[v];
+    } else {
+        const T* from[CORNERS];
+        acc_t weight[CORNERS], sum[CORNERS][SUMS] = {};
+        UNROLL for (int k = 0; k < CORNERS; ++k) {
+            const Corner c = corner(samples, k, j);
+            from[k] = corner_inside(samples.s, k, j) ? image + c.at : nothing;
+            weight[k] = c.weight;
+        }
+        for_channels(width, [&](int v, int l) {
+            acc_t value = 0;
+            UNROLL for (int k = 0; k < CORNERS; ++k) {
+                const acc_t pixel = widen(from[k][v]);
+                sum[k][l] = fused(column[v], pixel, sum[k][l]);
+                value = fused(weight[k], pixel, value);
+            }
+            column[v] = value;
+        });
+        add_parts<CORNERS>(sum, dots.corner[0] + j, TILE);
+    }
+}
+
+// Whether `differentiate_tap` sees corners of weight 0, which only slopes want, and which may be NaNs.
+DEVICE bool sees_beside(const TapSamples& samples) { return LANES == 1 && (TILE == 1 || samples.beside); }
+
+// Sample without them.
+template <typename T>
+SELDOM void sample_again(const TapSamples& samples, int count, const T* image, int width, acc_t* column, index_t row) {
+    for (int j = 0; j < count; ++j) sample_tap(samples, j, image, width, column + j * row);
+}
+
+// The gradients by masks and coordinates that a tile's dots make. As in a sample, what has weight 0 does not count,
+// whatever it is.
+struct SampleGradients {
+    acc_t mask[TILE], offset[NDIM][TILE];
+};
+
+// sum + factor * x, without x where the factor is 0.
+DEVICE acc_t add_product(acc_t factor, acc_t x, acc_t sum) {
+    const int some = factor != 0;
+    return fused(factor, keep(x, some), sum);
+}
+
+DEVICE void make_gradients(const TapSamples& samples, const Dots& dots, SampleGradients& grads) {
+    const Samples& s = samples.s;
+    const Axis& x = s.axis[NDIM - 1];
+    SIMD for (int j = 0; j < TILE; ++j) {
+        acc_t by_mask = 0, by_offset[NDIM] = {};
+        UNROLL for (int r = 0; r < ROWS; ++r) {
+            acc_t value = 0, slope = 0;
+            UNROLL for (int t = 0; t < TAPS; ++t) {
+                const acc_t dot = whole_of(dots.corner[r * TAPS + t][j]);
+                value = add_product(x.weight[t][j], dot, value);
+                slope = add_product(x.slope[t][j], dot, slope);
+            }
+            UNROLL for (int d = 0; d < NDIM - 1; ++d) {
+                by_offset[d] = add_product(row_slope(s, d, r, j), value, by_offset[d]);
+            }
+            by_offset[NDIM - 1] = add_product(row_weight(s, r, j), slope, by_offset[NDIM - 1]);
+            by_mask = add_product(row_weight(s, r, j), value, by_mask);
+        }
+        grads.mask[j] = by_mask;
+        UNROLL for (int d = 0; d < NDIM; ++d) grads.offset[d][j] = by_offset[d] * samples.mask[j];
+    }
+}
+
+// Of image n, to where they are wanted; null: not needed.
+template <typename T> DEVICE void store_gradients(const Geometry& g, const SampleGradients& grads, index_t n,
+                                                  index_t group, index_t tap, const Base& base, T* offset, T* mask) {
+    const index_t channel = group * (index_t)g.taps + tap;
+    if (mask) {
+        const index_t stride = (index_t)g.mask_stride[2];
+        T* to = mask + n * (index_t)g.mask_stride[0] + channel * (index_t)g.mask_stride[1];
+        store_line<TILE>(grads.mask, to + base.first * stride, stride, base.count);
+    }
+    if (offset) {
+        const index_t stride = (index_t)g.offset_stride[2];
+        T* to = offset + n * (index_t)g.offset_stride[0] + channel * NDIM * (index_t)g.offset_stride[1];
+        UNROLL for (int d = 0; d < NDIM; ++d) {
+            store_line<TILE>(grads.offset[d], to + d * (index_t)g.offset_stride[1] + base.first * stride, stride,
+                             base.count);
+        }
+    }
+}
+
+// The adjoint of sample_tap.
+DEVICE void scatter_tap(const TapSamples& samples, int j, acc_t* image, int width, const acc_t* column) {
+    UNROLL for (int k = 0; k < CORNERS; ++k) {
+        const Corner c = corner(samples, k, j);
+        if (!c.read) continue;
+        add_channels(image + c.at, c.weight, column, width);
+    }
+}
