@@ -45,7 +45,12 @@ DEVICE void differentiate_tap(const TapSamples& samples, int j, const T* image, 
 }
 
 // Whether `differentiate_tap` sees corners of weight 0, which only slopes want, and which may be NaNs.
-DEVICE bool sees_beside(const TapSamples& samples) { return LANES == 1 && (TILE == 1 || samples.beside); }
+DEVICE bool sees_beside(const TapSamples& samples) {
+    if (LANES > 1 || TILE > 1) return LANES == 1 && samples.beside;
+    int beside = 0;
+    UNROLL for (int k = 0; k < CORNERS; ++k) beside |= corner_inside(samples.s, k, 0) - corner(samples, k, 0).read;
+    return beside;
+}
 
 // Sample without them.
 template <typename T>
