@@ -106,11 +106,11 @@ BAD = [
         [Conv()],
         {"at": (0.5, 3)},
     ),
-    (ValueError, "kernel_size of layers[0] must be a positive int or a tuple of them, got (0,)", [Conv(0)], {}),
+    (ValueError, "kernel_size of layers[0] must be a positive int or a tuple of them, got 0", [Conv(0)], {}),
     (ValueError, "kernel_size of layers[0] must be an int or have 2 of them, got (3, 3, 3)", [Conv((3, 3, 3))], {}),
     (
         ValueError,
-        "stride of layers[1] must be a positive int or a tuple of them, got (-1,)",
+        "stride of layers[1] must be a positive int or a tuple of them, got -1",
         [Conv(), Conv(stride=-1)],
         {},
     ),
@@ -139,9 +139,9 @@ def test_bad_stacks(function: Any, kind: type[Exception], message: str, layers: 
 @pytest.mark.parametrize(
     ("kind", "message", "options"),
     [
-        (ValueError, "channels must be an int of at least 1, got (0,)", {"channels": 0}),
+        (ValueError, "channels must be an int of at least 1, got 0", {"channels": 0}),
         (TypeError, "repeats must be an int of at least 1, got (2.5,)", {"repeats": 2.5}),
-        (ValueError, "seed must be an int of at least 0, got (-1,)", {"seed": -1}),
+        (ValueError, "seed must be an int of at least 0, got -1", {"seed": -1}),
         (ValueError, "nonlinearity must be one of 'relu', 'none', got 'gelu'", {"nonlinearity": "gelu"}),
         (ValueError, "weights must be one of 'random', 'ones', got 'uniform'", {"weights": "uniform"}),
         (ValueError, "channels must be a multiple of the 2 offset groups, got 3", {"channels": 3}),
