@@ -140,7 +140,7 @@ def test_bad_stacks(function: Any, kind: type[Exception], message: str, layers: 
     ("kind", "message", "options"),
     [
         (ValueError, "channels must be an int of at least 1, got 0", {"channels": 0}),
-        (TypeError, "repeats must be an int of at least 1, got (2.5,)", {"repeats": 2.5}),
+        (TypeError, "repeats must be an int of at least 1, got 2.5", {"repeats": 2.5}),
         (ValueError, "seed must be an int of at least 0, got -1", {"seed": -1}),
         (ValueError, "nonlinearity must be one of 'relu', 'none', got 'gelu'", {"nonlinearity": "gelu"}),
         (ValueError, "weights must be one of 'random', 'ones', got 'uniform'", {"weights": "uniform"}),
