@@ -131,11 +131,8 @@ DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& ch
 // rows of a product.
 DEVICE index_t tile_begin(const DeformConvParams& p, index_t tile) {
     const index_t pixels = (index_t)p.geometry.pixels, least = (pixels + PIXELS - 1) / PIXELS;
-    const index_t rows = GIVEN              ? TILE
-                         : p.tiles == least ? PIXELS
-                         : SPLIT            ? 16
-                                            : MR,
-                  blocks = (pixels + rows - 1) / rows;
+    const index_t unit = GIVEN ? TILE : SPLIT ? 16 : MR, rows = !GIVEN && p.tiles == least ? PIXELS : unit;
+    const index_t blocks = (pixels + rows - 1) / rows;
     return smaller((index_t)(tile * (long long)blocks / p.tiles) * rows, pixels);
 }
 

@@ -4,7 +4,7 @@ import importlib
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
+import cudakit
 from cudakit.matrix import BRIDGES
 
 from .tolerances import NUMPY_DTYPES, grid_away_from_knots, rounded
@@ -188,6 +189,16 @@ def arrays(request: pytest.FixtureRequest) -> Arrays:
 def device(arrays: Arrays) -> str:
     """Name of the device under test."""
     return arrays.device
+
+
+@pytest.fixture
+def threads(arrays: Arrays) -> Iterator[None]:
+    """Put the number of threads of a CPU back."""
+    if arrays.device != "cpu":
+        pytest.skip("threads of a CPU")
+    before = cudakit.get_num_threads()
+    yield
+    cudakit.set_num_threads(before)
 
 
 @pytest.fixture

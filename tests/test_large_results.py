@@ -25,15 +25,11 @@ SHAPES = [  # some with lines of the cache that are whole, some without
 
 
 @pytest.fixture
-def small(arrays: Arrays) -> Iterator[None]:
-    """Put the number of threads back, and begin and end without plans."""
-    if arrays.device != "cpu":
-        pytest.skip("the caches of a CPU")
-    before = cudakit.get_num_threads()
+def small(threads: None) -> Iterator[None]:
+    """Begin and end without plans."""
     forget()
     yield
     forget()
-    cudakit.set_num_threads(before)
 
 
 def compare(monkeypatch: pytest.MonkeyPatch, run: Callable[[], list[Any]]) -> None:

@@ -1,7 +1,5 @@
 """The gradient of a single image, shared out among threads: slabs of it, or the channels of a line."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -24,16 +22,6 @@ SHAPES = [
     pytest.param((1, 5, 7, 5, 6), "channels_last", id="a volume"),
     pytest.param((1, 5, 50), "channels_last", id="a line"),
 ]
-
-
-@pytest.fixture
-def threads(arrays: Arrays) -> Iterator[None]:
-    """Put the number of threads back."""
-    if arrays.device != "cpu":
-        pytest.skip("threads of a CPU")
-    before = cudakit.get_num_threads()
-    yield
-    cudakit.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("shape", "data_format"), SHAPES)
