@@ -127,11 +127,11 @@ DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& ch
     }
 }
 
-// Where a tile begins. Tiles are full, or where there are more than need be, of about the same size, in whole blocks of
-// rows of a product.
+// Where a tile begins. Tiles are full, or where there are more than need be, of about the same size, in steps of rows that
+// a product takes.
 DEVICE index_t tile_begin(const DeformConvParams& p, index_t tile) {
     const index_t pixels = (index_t)p.geometry.pixels, least = (pixels + PIXELS - 1) / PIXELS;
-    const index_t unit = GIVEN ? TILE : SPLIT ? 16 : MR, rows = !GIVEN && p.tiles == least ? PIXELS : unit;
+    const index_t unit = GIVEN ? LINE : SPLIT ? 16 : MR / 3, rows = !GIVEN && p.tiles == least ? PIXELS : unit;
     const index_t blocks = (pixels + rows - 1) / rows;
     return smaller((index_t)(tile * (long long)blocks / p.tiles) * rows, pixels);
 }

@@ -3,9 +3,9 @@
 //     column[p, c, i] = sum over o of grad_output[o, p] weight[o, c, i]      becomes the gradients of deform_col2im.cu
 //     grad_weight[o, c, i] += sum over p of grad_output[o, p] mask value     from the samples of the same visit
 //
-// One item = a chunk of channels in every `slots`-th image: no two items add to the same element. What several chunks
-// share (offsets and masks of their group) and several slots share (weights) is summed by deform_conv_sum and
-// deform_conv_unpack.
+// One item = a chunk of channels in a span of the tiles of every `slots`-th image: no two items add to the same element.
+// What several of them share (offsets and masks of a group's chunks, the image of several spans, weights of all slots and
+// spans) is summed afterwards.
 #include "deform_gradients.cuh"
 #include "product.cuh"
 #include "pieces.cuh"
@@ -17,17 +17,19 @@ struct DeformConvBackwardParams {
     const coord_t* offset;
     const coord_t* mask;     // null: none
     const scalar_t* weight;  // (out_channels, channels / groups, taps), contiguous
-    acc_t* grad_input;       // channels next to each other; null: not needed
+    acc_t* grad_input;       // [span][channels next to each other]; null: not needed
     acc_t* part_offset;      // [chunk of the group][as offset]; null: not needed
     acc_t* part_mask;        // [chunk of the group][as mask]; null: not needed
-    acc_t* packed;           // [slot][as packed weights, or where tiles are: piece, output, depth]; null: not needed;
-                             // where weights are as given, the sums of their gradient in the same order
-    scalar_t* grad_weight;   // written by deform_conv_unpack
+    acc_t* packed;  // [slot][span][as packed weights, or where tiles are: piece, output, depth]; null: not needed;
+                    // where weights are as given, the sums of their gradient in the same order
+    scalar_t* grad_weight;  // written by deform_conv_unpack
     acc_t* scratch;
-    long long items;  // slots * chunks
+    long long items;  // slots * spans * chunks
     long long slots;
+    long long spans;
+    long long span_stride;       // from the image that one span adds to, to the next
     long long opens;             // whether `packed` begins with these images, rather than being added to
-    long long packed_size;       // numbers of one slot
+    long long packed_size;       // numbers of one span
     long long group_stride;      // from the channels of an offset group to those of the next, of image and gradient
     long long output_stride[3];  // of grad_output: batch, channel, pixel
     long long grad_stride[5];    // of grad_input
@@ -35,60 +37,24 @@ struct DeformConvBackwardParams {
     Geometry geometry;
 };
 
+// What an item works on.
+struct Share {
+    Chunk chunk;
+    index_t part;       // the chunk's number in its group
+    acc_t* grad_input;  // null: not needed
+    acc_t* packed;      // likewise
+};
+
 // What to add to a channel's number for its place in a pixel of the image, or of its gradient.
 DEVICE index_t origin_of(const DeformConvBackwardParams& p, const Chunk& chunk) {
     return chunk.group * ((index_t)p.group_stride - (index_t)(p.geometry.channels / p.geometry.groups));
 }
 
-// The weights of some of a piece's outputs, in panels of NR columns: [panel][output channel][NR].
-DEVICE void pack_piece(const DeformConvBackwardParams& p, const Piece& piece, index_t begin, index_t end, acc_t* to) {
-    const index_t outputs = group_outputs(p.cut), taps = (index_t)p.geometry.taps,
-                  per_group = (index_t)(p.geometry.channels / p.cut.groups), width = piece.end - piece.begin;
-    for (index_t o = begin; o < end; ++o) {
-        const scalar_t* row =
-            p.weight + ((piece.group * outputs + o) * per_group + piece.begin % per_group) * taps + piece.tap;
-        for (index_t t = 0, k = 0; t < piece.taps; ++t) {
-            for (index_t c = 0; c < width; ++c, ++k)
-                to[(k / NR * outputs + o) * NR + k % NR] = widen(row[c * taps + t]);
-        }
-    }
-}
-
-DEVICE void pack_joined(const DeformConvBackwardParams& p, const Piece& piece, acc_t* to) {
-    const Geometry& g = p.geometry;
-    const index_t outputs = group_outputs(p.cut), size = (piece.depth + NR - 1) / NR * NR * outputs;
-    const bool depthwise = is_depthwise(g, p.cut);
-    for (index_t i = 0; i < size; ++i) to[i] = 0;
-    for_weights(g, p.cut, piece, [&](index_t o, index_t k, index_t at) {
-        to[depthwise ? k : (k / NR * outputs + o) * NR + k % NR] = widen(p.weight[at]);
-    });
-}
-
-// The chunk's weights, piece after piece. Returns their end. A few outputs go through all pieces while the cache has them.
-DEVICE acc_t* pack_chunk(const DeformConvBackwardParams& p, const Chunk& chunk, acc_t* to) {
-    const Geometry& g = p.geometry;
-    const index_t outputs = group_outputs(p.cut), few = p.cut.joined > 1 ? outputs : 16;
-    acc_t* end = to;
-    for (index_t o = 0; o < outputs; o += few) {
-        end = to;
-        for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
-            for_pieces(g, p.cut, chunk, tap, [&](const Piece& piece) {
-                if (p.cut.joined > 1) {
-                    pack_joined(p, piece, end);
-                } else {
-                    pack_piece(p, piece, o, smaller(o + few, outputs), end);
-                }
-                end += (piece.depth + NR - 1) / NR * NR * outputs;
-            });
-        }
-    }
-    return end;
-}
-
 // What one tap of a tile adds to every gradient but the weights'; leaves in `columns` what those are made of.
-DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk& chunk, index_t chunk_in_group,
-                      index_t first_tap, index_t tap, const Base& base, acc_t* columns) {
+DEVICE void visit_tap(const DeformConvBackwardParams& p, const Share& share, index_t n, index_t first_tap, index_t tap,
+                      const Base& base, acc_t* columns) {
     const Geometry& g = p.geometry;
+    const Chunk& chunk = share.chunk;
     TapSamples samples;
     look(g, p.offset, p.mask, n, chunk.group, tap, base, samples);
     const bool slopes = p.part_offset || p.part_mask;
@@ -100,24 +66,24 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, index_t n, const Chunk&
         const index_t image = n * (index_t)g.input_stride[0] + at;
         acc_t *const begin = columns + piece.column + (tap - first_tap) * width, *column = begin;
         for (int j = 0; j < base.count; ++j, column += COLUMNS) {
-            if (p.grad_input) {
-                acc_t* grad = p.grad_input + n * (index_t)p.grad_stride[0] + at;
+            if (share.grad_input) {
+                acc_t* grad = share.grad_input + n * (index_t)p.grad_stride[0] + at;
                 scatter_tap(samples, j, grad, width, column);
             }
             if (slopes) {
                 differentiate_tap(samples, j, p.input + image, width, column, dots);
-            } else if (p.packed) {
+            } else if (share.packed) {
                 sample_tap(samples, j, p.input + image, width, column);
             }
         }
-        if (slopes && p.packed && sees_beside(samples))
+        if (slopes && share.packed && sees_beside(samples))
             sample_again(samples, base.count, p.input + image, width, begin, COLUMNS);
     });
     if (!slopes) return;
     SampleGradients grads;
     make_gradients(samples, dots, grads);
-    const index_t part = chunk_in_group * (index_t)g.batch + n;
-    store_gradients(g, grads, part, chunk.group, tap, base, p.part_offset, p.part_mask);
+    const index_t place = share.part * (index_t)g.batch + n;
+    store_gradients(g, grads, place, chunk.group, tap, base, p.part_offset, p.part_mask);
 }
 
 // The gradients of a piece's columns.
@@ -148,12 +114,13 @@ DEVICE void differentiate_weights(const DeformConvBackwardParams& p, index_t cou
 }
 
 // One tile of pixels of one image; `opens`: the first.
-DEVICE void visit_tile(const DeformConvBackwardParams& p, index_t n, const Chunk& chunk, index_t chunk_in_group,
-                       index_t first, bool opens, acc_t* packed, Scratch& s) {
+DEVICE void visit_tile(const DeformConvBackwardParams& p, const Share& share, index_t n, index_t first, bool opens,
+                       Scratch& s) {
     const Geometry& g = p.geometry;
     const Cut& cut = p.cut;
+    const Chunk& chunk = share.chunk;
     const index_t count = smaller(index_t(PIXELS), (index_t)g.pixels - first);
-    const bool back = p.grad_input || p.part_offset || p.part_mask;
+    const bool back = share.grad_input || p.part_offset || p.part_mask;
     const scalar_t* from = p.grad_output + n * (index_t)p.output_stride[0] + first * (index_t)p.output_stride[2];
     const Groups of = groups_of(g, cut, chunk);
     move_outputs<false>(cut, of, (scalar_t*)from, (index_t)p.output_stride[1], (index_t)p.output_stride[2], count,
@@ -178,61 +145,58 @@ DEVICE void visit_tile(const DeformConvBackwardParams& p, index_t n, const Chunk
             Base base;
             make_base(g, first + done, base);
             for (index_t tap = first_tap; tap < end; ++tap) {
-                visit_tap(p, n, chunk, chunk_in_group, first_tap, tap, base, s.columns + done * COLUMNS);
+                visit_tap(p, share, n, first_tap, tap, base, s.columns + done * COLUMNS);
             }
         }
-        if (!packed) continue;
+        if (!share.packed) continue;
         for_pieces(g, cut, chunk, first_tap,
-                   [&](const Piece& piece) { differentiate_weights(p, count, piece, s, opens, packed); });
-    }
-}
-
-// Clears what the weights of a chunk add to.
-DEVICE void clear_chunk(const DeformConvBackwardParams& p, const Chunk& chunk, acc_t* packed) {
-    for (index_t tap = 0; tap < (index_t)p.geometry.taps; tap += taps_at_once(chunk)) {
-        for_pieces(p.geometry, p.cut, chunk, tap, [&](const Piece& piece) {
-            clear(packed + piece.packed, 1, padded_outputs(p.cut), 0, padded_outputs(p.cut), padded_depth(piece));
-        });
+                   [&](const Piece& piece) { differentiate_weights(p, count, piece, s, opens, share.packed); });
     }
 }
 
 KERNEL(deform_conv_backward, DeformConvBackwardParams) {
     const Geometry& g = p.geometry;
     const Cut& cut = p.cut;
-    const index_t chunks = (index_t)g.groups * chunks_in_group(g, cut);
+    const index_t chunks = (index_t)g.groups * chunks_in_group(g, cut), spans = (index_t)p.spans;
     const index_t tiles = ((index_t)g.pixels + PIXELS - 1) / PIXELS;
     Scratch s = scratch_of(cut, p.scratch + worker * (index_t)cut.scratch);
     FOR_EACH(item, p.items) {
-        const index_t slot = item / chunks, number = item - slot * chunks;
-        const Chunk chunk = chunk_of(g, cut, number);
-        acc_t* packed = p.packed ? p.packed + slot * (index_t)p.packed_size : nullptr;
+        index_t slot = item;
+        const index_t number = take_digit(slot, chunks), span = take_digit(slot, spans);
+        const index_t begin = span * tiles / spans, length = (span + 1) * tiles / spans - begin;
+        const Share share = {chunk_of(g, cut, number), number % chunks_in_group(g, cut),
+                             p.grad_input ? p.grad_input + span * p.span_stride : nullptr,
+                             p.packed ? p.packed + (slot * spans + span) * p.packed_size : nullptr};
+        const Chunk& chunk = share.chunk;
 #if GIVEN
         for_pieces(g, cut, chunk, 0, [&](const Piece& piece) { weights_of<true>(g, cut, piece, p.weight, s.wide); });
 #else
-        acc_t* end = pack_chunk(p, chunk, s.weights);
-        if (packed && p.opens) clear_chunk(p, chunk, packed);
+        acc_t* end = pack_chunk(g, cut, p.weight, chunk, s.weights);
+        if (share.packed && p.opens) clear_chunk(g, cut, chunk, share.packed);
 #endif
 #if SPLIT
         s.split_weights = (unsigned*)end;
         split_weights(g, cut, chunk, s);
 #endif
         for (index_t n = slot; n < (index_t)g.batch; n += (index_t)p.slots) {
-            if (p.grad_input) {
+            if (share.grad_input) {
                 const index_t at = n * (index_t)p.grad_stride[0] + origin_of(p, chunk);
-                clear(p.grad_input + at, 1, (index_t)p.grad_stride[1 + NDIM], chunk.begin, chunk.end, input_pixels(g));
+                clear(share.grad_input + at, 1, (index_t)p.grad_stride[1 + NDIM], chunk.begin, chunk.end,
+                      input_pixels(g));
             }
-            for (index_t tile = 0; tile < tiles; ++tile) {
-                const index_t first = tile_of_part(tile, tiles, number, chunks) * PIXELS;
-                const bool opens = p.opens && n == slot && tile == 0;
-                visit_tile(p, n, chunk, number % chunks_in_group(g, cut), first, opens, packed, s);
+            for (index_t tile = 0; tile < length; ++tile) {
+                const index_t first = (begin + tile_of_part(tile, length, number, chunks)) * PIXELS;
+                visit_tile(p, share, n, first, p.opens && n == slot && tile == 0, s);
             }
         }
     }
 }
 
-DEVICE acc_t sum_of_slots(const DeformConvBackwardParams& p, const acc_t* from) {
+DEVICE index_t sums_of(const DeformConvBackwardParams& p) { return (index_t)(p.slots * p.spans); }
+
+DEVICE acc_t add_sums(const DeformConvBackwardParams& p, const acc_t* from) {
     acc_t sum = 0;
-    for (index_t slot = 0; slot < (index_t)p.slots; ++slot) sum += from[slot * (index_t)p.packed_size];
+    for (index_t i = 0; i < sums_of(p); ++i) sum += from[i * p.packed_size];
     return sum;
 }
 
@@ -243,7 +207,7 @@ DEVICE void unpack_joined(const DeformConvBackwardParams& p, index_t item) {
             if (o / PANEL != block) return;
             const index_t from =
                 SPLIT ? piece.packed + o * padded_depth(piece) + k : packed_at(p.geometry, p.cut, piece, o, k);
-            narrow(sum_of_slots(p, p.packed + from), p.grad_weight[at]);
+            narrow(add_sums(p, p.packed + from), p.grad_weight[at]);
         });
     });
 }
@@ -255,7 +219,7 @@ DEVICE void unpack(const DeformConvBackwardParams& p, index_t item) {
             for (index_t c = 0; c < s.channels; ++c) {
                 for (index_t t = 0; t < s.taps; ++t) {
                     const acc_t* from = p.packed + s.sums_at + i * s.sums_row + t * s.width + c;
-                    narrow(sum_of_slots(p, from), p.grad_weight[s.user + i * s.row + c * s.all + t]);
+                    narrow(add_sums(p, from), p.grad_weight[s.user + i * s.row + c * s.all + t]);
                 }
             }
         }
@@ -263,8 +227,8 @@ DEVICE void unpack(const DeformConvBackwardParams& p, index_t item) {
         for (index_t c = 0; c < s.channels; ++c) {
             for (index_t t = 0; t < s.taps; ++t) {
                 acc_t sum[STRIP] = {};
-                for (index_t slot = 0; slot < (index_t)p.slots; ++slot) {
-                    const acc_t* from = p.packed + slot * (index_t)p.packed_size + s.at + (t * s.width + c) * NR;
+                for (index_t k = 0; k < sums_of(p); ++k) {
+                    const acc_t* from = p.packed + k * p.packed_size + s.at + (t * s.width + c) * NR;
                     SIMD for (int i = 0; i < STRIP; ++i) sum[i] += from[i];
                 }
                 scalar_t* to = p.grad_weight + s.user + c * s.all + t;
@@ -275,7 +239,7 @@ DEVICE void unpack(const DeformConvBackwardParams& p, index_t item) {
     });
 }
 
-// grad_weight from the slots' sums. One item = PANEL output channels of a group.
+// grad_weight from the sums of slots and spans. One item = PANEL output channels of a group.
 KERNEL(deform_conv_unpack, DeformConvBackwardParams) {
     FOR_EACH(item, p.items) {
         if (p.cut.joined > 1) {

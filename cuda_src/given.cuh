@@ -28,7 +28,7 @@ template <bool BACK> DEVICE void turn_columns(const Piece& piece, index_t count,
 }
 
 // How a tile's columns meet weights: vectors of pixels in pairs, the last perhaps without another, and a few pixels alone.
-constexpr int FEW_PIXELS = 2;
+constexpr int FEW_PIXELS = 4;
 
 struct Lanes {
     index_t vectors, alone;

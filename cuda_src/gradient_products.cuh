@@ -40,6 +40,59 @@ DEVICE Scratch scratch_of(const Cut& cut, acc_t* memory) {
     return s;
 }
 
+// The weights of some of a piece's outputs, in panels of NR columns: [panel][output channel][NR].
+DEVICE void pack_piece(const Geometry& g, const Cut& cut, const scalar_t* weight, const Piece& piece, index_t begin,
+                       index_t end, acc_t* to) {
+    const index_t outputs = group_outputs(cut), taps = (index_t)g.taps, per_group = (index_t)(g.channels / cut.groups),
+                  width = piece.end - piece.begin;
+    for (index_t o = begin; o < end; ++o) {
+        const scalar_t* row =
+            weight + ((piece.group * outputs + o) * per_group + piece.begin % per_group) * taps + piece.tap;
+        for (index_t t = 0, k = 0; t < piece.taps; ++t) {
+            for (index_t c = 0; c < width; ++c, ++k)
+                to[(k / NR * outputs + o) * NR + k % NR] = widen(row[c * taps + t]);
+        }
+    }
+}
+
+DEVICE void pack_joined(const Geometry& g, const Cut& cut, const scalar_t* weight, const Piece& piece, acc_t* to) {
+    const index_t outputs = group_outputs(cut), size = (piece.depth + NR - 1) / NR * NR * outputs;
+    const bool depthwise = is_depthwise(g, cut);
+    for (index_t i = 0; i < size; ++i) to[i] = 0;
+    for_weights(g, cut, piece, [&](index_t o, index_t k, index_t at) {
+        to[depthwise ? k : (k / NR * outputs + o) * NR + k % NR] = widen(weight[at]);
+    });
+}
+
+// The chunk's weights, piece after piece. Returns their end. A few outputs go through all pieces while the cache has them.
+DEVICE acc_t* pack_chunk(const Geometry& g, const Cut& cut, const scalar_t* weight, const Chunk& chunk, acc_t* to) {
+    const index_t outputs = group_outputs(cut), few = cut.joined > 1 ? outputs : 16;
+    acc_t* end = to;
+    for (index_t o = 0; o < outputs; o += few) {
+        end = to;
+        for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
+            for_pieces(g, cut, chunk, tap, [&](const Piece& piece) {
+                if (cut.joined > 1) {
+                    pack_joined(g, cut, weight, piece, end);
+                } else {
+                    pack_piece(g, cut, weight, piece, o, smaller(o + few, outputs), end);
+                }
+                end += (piece.depth + NR - 1) / NR * NR * outputs;
+            });
+        }
+    }
+    return end;
+}
+
+// Clears what the weights of a chunk add to.
+DEVICE void clear_chunk(const Geometry& g, const Cut& cut, const Chunk& chunk, acc_t* packed) {
+    for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
+        for_pieces(g, cut, chunk, tap, [&](const Piece& piece) {
+            clear(packed + piece.packed, 1, padded_outputs(cut), 0, padded_outputs(cut), padded_depth(piece));
+        });
+    }
+}
+
 #if SPLIT
 DEVICE void split_weights(const Geometry& g, const Cut& cut, const Chunk& chunk, Scratch& s) {
     const index_t outputs = group_outputs(cut), taps = (index_t)g.taps;

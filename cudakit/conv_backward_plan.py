@@ -7,7 +7,6 @@ from cudakit.array import CPU, itemsize
 from cudakit.conv_cut import (
     BLOCK,
     CUT_FIELDS,
-    GIVEN_STEP,
     LINE_BYTES,
     PIXELS,
     STEP,
@@ -20,6 +19,7 @@ from cudakit.conv_cut import (
     with_split,
 )
 from cudakit.conv_plan import Access, Slots
+from cudakit.conv_sharing import as_given, share
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deform_plan import coordinates_from, gradient_layouts, plain_columns, wants_copy
 from cudakit.launch import Launch, load
@@ -31,7 +31,7 @@ from cudakit.structs import pack_tail
 FIELDS = (
     *((name, 1) for name in ("grad_output", "input", "offset", "mask", "weight", "grad_input", "part_offset")),
     *((name, 1) for name in ("part_mask", "packed", "grad_weight", "scratch")),
-    *((name, 1) for name in ("items", "slots", "opens", "packed_size", "group_stride")),
+    *((name, 1) for name in ("items", "slots", "spans", "span_stride", "opens", "packed_size", "group_stride")),
     *(("output_stride", 3), ("grad_stride", 5)),
     *CUT_FIELDS,
     *GEOMETRY_FIELDS,
@@ -40,45 +40,6 @@ BACKWARD, UNPACK = (
     Kernel("deform_conv_backward.cu", name, "DeformConvBackwardParams", FIELDS, pointers=11)
     for name in ("deform_conv_backward", "deform_conv_unpack")
 )
-CACHED_OUTPUTS = 256  # whose packed weights a cache is likely to hold
-CHANNEL_STEP = 16  # a chunk of channels is a multiple of it, where there are that many
-
-
-class Split(NamedTuple):
-    """How the work on images is shared out: chunks of an offset group's channels, and images at a time."""
-
-    parts: int  # chunks of a group
-    block: int  # channels of a chunk
-    slots: int
-
-
-def as_given(conv: Convolution, threads: int) -> Convolution:
-    """Return the call, with weights as given where they meet few pixels, and channels are enough for all threads.
-
-    Columns are turned twice, weights packed and their gradients unpacked once, beyond the cache if they are many. In
-    half precision the order of weights stays, but not their numbers.
-    """
-    d, outputs = conv.d, conv.out_channels // conv.groups
-    most = outputs * max(1, outputs // CACHED_OUTPUTS) * itemsize(d.dtype) // conv.accumulator_bytes
-    few = 0 < d.batch * d.pixels <= most
-    return conv._replace(given=few and conv.may_be_given and d.channels // GIVEN_STEP >= threads)
-
-
-def split(conv: Convolution, threads: int) -> Split:
-    """Give every thread images of its own where there are enough, else channels of its own."""
-    d = conv.d
-    count = d.channels // d.groups
-    if conv.given:
-        parts = max(-(-count // conv.given_block), -(-threads // d.groups))
-        block = -(-count // (parts * GIVEN_STEP)) * GIVEN_STEP
-        return Split(-(-count // block), block, 1)
-    parts, slots = -(-count // BLOCK), 1
-    if parts * d.groups < 4 * threads and parts * d.groups % threads:
-        slots = min(d.batch, threads)
-        parts = max(parts, -(-threads // (slots * d.groups)))
-    block = -(-count // parts)
-    block = min(count, BLOCK, -(-block // CHANNEL_STEP) * CHANNEL_STEP)
-    return Split(-(-count // block), block, slots)
 
 
 class Buffers(NamedTuple):
@@ -117,11 +78,11 @@ class _Backward:
         self.slots, self.grad_output, self.results = slots, grad_output, results
         d = conv.d
         self.item, self.wide = itemsize(d.dtype), conv.accumulator_bytes
-        self.split = split(conv, target.threads)
+        self.sharing = share(conv, target.threads)
         self.reads = any(slot != NULL for slot in (results.offset, results.mask, results.weight))
         self._lay_out(target)
         # One chunk and one dtype: the sums are the results.
-        self.parted = self.split.parts > 1 or d.coordinates != accumulator(d.dtype)
+        self.parted = self.sharing.parts > 1 or d.coordinates != accumulator(d.dtype)
 
     def _lay_out(self, target: Target) -> None:
         """Choose how image and gradient lie: a tap has one offset in both."""
@@ -140,7 +101,7 @@ class _Backward:
 
     def run(self) -> None:
         """Append all launches."""
-        self.conv = with_split(self.conv, self._size)
+        self.conv = with_split(self._with_spans(), self._size)
         conv, results = self.conv, self.results
         amount = self._amount()
         buffers = self._buffers(amount)
@@ -152,7 +113,25 @@ class _Backward:
         elif results.weight != NULL and not conv.given:
             pointers = [NULL] * 11
             pointers[8:10] = buffers.packed, results.weight
-            self._launch(UNPACK, conv.d, amount, conv.panels, conv.packed_size(self.split.block), tuple(pointers))
+            self._launch(UNPACK, conv.d, amount, conv.panels, conv.packed_size(self.sharing.block), tuple(pointers))
+
+    def _with_spans(self) -> Convolution:
+        """Return the call, and share out pixels only where the caller allows the memory that this takes."""
+        limit = self.conv.workspace
+        if limit is not None and self._size(self.conv).of(Amount(self._workers, 1, 1)) > limit:
+            self.sharing = self.sharing._replace(spans=1)
+        return self.conv
+
+    @property
+    def _workers(self) -> int:
+        """Threads that find work."""
+        return min(self.target.threads, self.sharing.items(self.conv.d))
+
+    @property
+    def _image_sums(self) -> int:
+        """How many gradients of an image there are besides the result."""
+        wanted = self.results.input != NULL and self.sharing.spans > 1
+        return self.sharing.spans if wanted else int(self.grad.copied)
 
     def _image_bytes(self) -> int:
         """Return the temporary memory of one image."""
@@ -162,13 +141,13 @@ class _Backward:
         parts = sum(channels for slot, channels in shared if slot != NULL and self.parted)
         return (
             size * itemsize(self.image.layout.dtype) * self.image.copied
-            + size * self.wide * self.grad.copied
-            + self.split.parts * parts * d.pixels * self.wide
+            + size * self.wide * self._image_sums
+            + self.sharing.parts * parts * d.pixels * self.wide
         )
 
     def _scratch(self, conv: Convolution) -> int:
         """Return the numbers of one worker: a tile, and a chunk's weights as the kernel packs them (`scratch_of`)."""
-        block, outputs = self.split.block, conv.out_channels // conv.groups
+        block, outputs = self.sharing.block, conv.out_channels // conv.groups
         if conv.given:
             return 2 * conv.tile_size + (block * conv.d.taps * outputs if self.item < self.wide else 0)
         panel = conv.padded // max(1, conv.panels // conv.groups)
@@ -187,23 +166,22 @@ class _Backward:
 
     def _size(self, conv: Convolution) -> Size:
         """Return the temporary memory of a call."""
-        numbers = conv.weights if conv.given else conv.packed_size(self.split.block)
+        numbers = conv.weights if conv.given else conv.packed_size(self.sharing.block) * self.sharing.spans
         packed_bytes = numbers * self.wide if self.results.weight != NULL and not self._adds_to_weights(conv) else 0
         return Size(0, self._scratch(conv) * self.wide, packed_bytes, self._image_bytes())
 
     def _amount(self) -> Amount:
-        conv, target, slots = self.conv, self.target, self.split.slots
-        threads = min(target.threads, slots * self.split.parts * conv.d.groups)
-        images = images_at_once(conv.d.batch, self._image_bytes(), slots)
-        return choose_amount(conv, Amount(threads, slots, images), self._size(conv))
+        slots = self.sharing.slots
+        images = images_at_once(self.conv.d.batch, self._image_bytes(), slots)
+        return choose_amount(self.conv, Amount(self._workers, slots, images), self._size(self.conv))
 
     def _buffers(self, amount: Amount) -> Buffers:
         plan, d, results, size = self.plan, self.conv.d, self.results, self._size(self.conv)
         image = d.channels * prod(d.space) * amount.images
-        parts = self.split.parts * d.pixels * amount.images * self.wide
+        parts = self.sharing.parts * d.pixels * amount.images * self.wide
         return Buffers(
             plan.workspace(image * itemsize(self.image.layout.dtype)) if self.image.copied else NULL,
-            plan.workspace(image * self.wide) if self.grad.copied else NULL,
+            plan.workspace(image * self.wide * self._image_sums) if self._image_sums else NULL,
             plan.workspace(parts * d.offset_channels) if self.parted and results.offset != NULL else NULL,
             plan.workspace(parts * d.mask_channels) if self.parted and results.mask != NULL else NULL,
             plan.workspace(size.slot * amount.slots) if size.slot else results.weight,
@@ -225,28 +203,39 @@ class _Backward:
         pointers = (
             self.grad_output.at(first * conv.output.strides[0] * self.item),
             *(buffers.image if self.image.copied else source, offset, mask, self.slots.weight),
-            buffers.grad_input if self.grad.copied else goal,
+            buffers.grad_input if self._image_sums else goal,
             *((buffers.offset, buffers.mask) if self.parted else grads),
             *(buffers.packed, NULL, buffers.scratch),
         )
-        slots = min(amount.slots, count)
-        items = slots * self.split.parts * d.groups
-        some, work = amount._replace(slots=slots), 2 * count * conv.work
+        some, work = amount._replace(slots=min(amount.slots, count)), 2 * count * conv.work
+        items = self.sharing._replace(slots=some.slots).items(d)
         self._launch(BACKWARD, d.part(count), some, items, work, pointers, opens=first == 0)
         if self.parted:
             for grad, sums, channels in zip(
                 grads, (buffers.offset, buffers.mask), (d.offset_channels, d.mask_channels), strict=True
             ):
                 self._add_parts(grad, sums, count * channels * d.pixels)
+        if self._image_sums > 1:
+            self._add_spans(buffers.grad_input if self.grad.copied else goal, buffers.grad_input, count, amount)
         if self.grad.copied:
             old, new = part(self.grad.layout, count * parts), by_group(part(self.final, count), parts)
             add_copy(plan, target, (buffers.grad_input, old), (goal, new))
+
+    def _span_stride(self, amount: Amount) -> int:
+        """Return the numbers from the images that one span adds to, to those of the next."""
+        return self.conv.d.channels * prod(self.conv.d.space) * amount.images
+
+    def _add_spans(self, grad: Slot, sums: Slot, count: int, amount: Amount) -> None:
+        """Append the sums over spans of the gradients of so many images."""
+        size, dtype = count * self.conv.d.channels * prod(self.conv.d.space), self.grad.layout.dtype
+        strides = (1, 0, self._span_stride(amount))
+        add_sum(self.plan, self.target, (sums, dtype), (grad, dtype), (size, 1, self.sharing.spans), strides)
 
     def _add_parts(self, grad: Slot, sums: Slot, size: int) -> None:
         """Append the sums over chunks of a group, for a gradient of so many numbers."""
         if grad != NULL:
             source, goal = (sums, accumulator(self.conv.d.dtype)), (grad, self.conv.d.coordinates)
-            add_sum(self.plan, self.target, source, goal, (size, 1, self.split.parts), (1, 0, size))
+            add_sum(self.plan, self.target, source, goal, (size, 1, self.sharing.parts), (1, 0, size))
 
     def _launch(
         self,
@@ -258,9 +247,10 @@ class _Backward:
         pointers: tuple[Slot, ...],
         opens: bool = False,
     ) -> None:
-        conv, block = self.conv, self.split.block
+        conv, block = self.conv, self.sharing.block
         tail = pack_tail(
-            *(kernel, items, amount.slots, int(opens), conv.packed_size(block), self.image.group_stride(d)),
+            *(kernel, items, amount.slots, self.sharing.spans, self._span_stride(amount), int(opens)),
+            *(conv.packed_size(block), self.image.group_stride(d)),
             *(conv.output_strides, self.grad.strides),
             *(*conv.cut(block), self._scratch(conv)),
             *geometry_values(d, self.image.strides),

@@ -14,7 +14,7 @@ from cudakit.splitting import WHOLE, Splitting, choose_splitting
 from cudakit.workspace import ALIGNMENT
 
 PIXELS = 96  # of an output tile: a multiple of HOST_TILE and of the rows that registers hold
-ROWS, SPLIT_ROWS = 12, 16  # that a product takes at a time, of an output tile
+ROWS, SPLIT_ROWS = 4, 16  # pixels that products go in steps of
 BLOCK = 320
 LINE_BYTES = 64
 MOST_WORKSPACES = 6
@@ -23,7 +23,8 @@ SIMD_STEPS = 8  # multiply-adds that count as one step of work
 STEP = 32  # of a sum of split numbers
 
 BLOCK_ENDS, SAMPLE = 8, 32  # see `join`
-FEW_PIXELS = 2  # that meet weights one by one, where those are as given (given.cuh)
+FEW_PIXELS = 4  # that meet weights one by one, where those are as given (given.cuh)
+ALONE = 2  # pixels of a vector that one takes the time of
 LEAST_PART = 24  # outputs, where they are shared out
 GIVEN_STEP = 32  # channels that pieces are multiples of, where weights are as given
 TILE_COST, PACKING, CROSSING, TURNING = 8, 42, 20, 41  # see `Shares`
@@ -230,26 +231,37 @@ class Shares(NamedTuple):
 
     @property
     def unit(self) -> int:
-        """Pixels that a product takes at a time."""
-        return HOST_TILE if self.conv.given else SPLIT_ROWS if self.conv.split.data else ROWS
+        """Pixels that a product takes at a time, and tiles are multiples of (`tile_begin` in deform_conv.cu)."""
+        if self.conv.given:
+            return LINE_BYTES // self.conv.accumulator_bytes
+        return SPLIT_ROWS if self.conv.split.data else ROWS
 
-    def _lanes(self, pixels: int) -> int:
-        """Return how many pixels' time the first ones of an image take (`lanes_of` in given.cuh)."""
-        lanes = LINE_BYTES // self.conv.accumulator_bytes if self.conv.given else self.unit
-        rest = pixels % lanes
-        return pixels if self.conv.given and rest <= FEW_PIXELS else pixels - rest + lanes * (rest > 0)
+    def _time(self, pixels: int) -> int:
+        """Return how many pixels' time a tile takes (`lanes_of` in given.cuh)."""
+        rest = pixels % self.unit
+        alone = self.conv.given and rest <= FEW_PIXELS
+        return pixels - rest + (ALONE * rest if alone else self.unit * (rest > 0))
+
+    def _first(self, tiles: int) -> int:
+        """Return how many pixels' time the first tiles of an image take."""
+        pixels = self.conv.d.pixels
+        full = self.tiles == -(-pixels // PIXELS) and not self.conv.given
+        step = PIXELS if full else self.unit
+        blocks = -(-pixels // step)
+        size = blocks // self.tiles
+        longer = tiles * blocks // self.tiles - tiles * size  # tiles of one step more
+        time = (tiles - longer) * self._time(size * step) + longer * self._time((size + 1) * step)
+        if tiles == self.tiles:
+            last = (blocks - (tiles - 1) * blocks // tiles) * step
+            time += self._time(last - (blocks * step - pixels)) - self._time(last)
+        return time + tiles * TILE_COST
 
     def _work(self, items: int) -> float:
         """Return that of the first items."""
-        pixels = self.conv.d.pixels
-        least = -(-pixels // PIXELS)
-        step = PIXELS if self.tiles == least and not self.conv.given else self.unit  # as `tile_begin` in deform_conv.cu
-        blocks = -(-pixels // step)
 
         def begin(tile: int) -> int:
             images, tile = divmod(tile, self.tiles)
-            within = self._lanes(min(tile * blocks // self.tiles * step, pixels))
-            return images * (self._lanes(pixels) + self.tiles * TILE_COST) + within + tile * TILE_COST
+            return images * self._first(self.tiles) + self._first(tile)
 
         tile, part = divmod(items, self.parts)
         return begin(tile) + (begin(tile + 1) - begin(tile)) * part / self.parts if part else begin(tile)

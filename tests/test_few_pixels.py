@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import conv_backward_plan, conv_cut
+from cudakit import conv_backward_plan, conv_cut, conv_sharing
 
 from .conftest import Arrays
 from .deformable_problems import Geometry, call, check, draw
@@ -31,7 +31,7 @@ GEOMETRIES = [
 def only_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack no weights, in whatever time."""
     monkeypatch.setattr(conv_cut, "PACKING", float("inf"))
-    monkeypatch.setattr(conv_backward_plan, "CACHED_OUTPUTS", 1)
+    monkeypatch.setattr(conv_sharing, "CACHED_OUTPUTS", 1)
     choose = conv_backward_plan.as_given
 
     def as_given(conv: conv_cut.Convolution, threads: int) -> conv_cut.Convolution:

@@ -1,0 +1,77 @@
+"""How the gradients of a deformable convolution are shared out to threads of a CPU."""
+
+from math import gcd, prod
+from typing import NamedTuple
+
+from cudakit.array import itemsize
+from cudakit.conv_cut import BLOCK, GIVEN_STEP, PIXELS, Convolution
+from cudakit.deform_geometry import Deformation
+
+CACHED_OUTPUTS = 256  # whose packed weights a cache is likely to hold
+CHANNEL_STEP = 16  # a chunk of channels is a multiple of it, where there are that many
+SUMMING = 0.1  # what it takes to add up the gradients of spans, as a share of the rest
+SUMS_BYTES = 128 << 20  # that the gradients of spans may take
+SHARED_CHANNELS = 64  # from which on a chunk is worth looking anew where its samples are
+
+
+class Sharing(NamedTuple):
+    """How the work is shared out: chunks of an offset group's channels, images at a time, and parts of an image."""
+
+    parts: int  # chunks of a group
+    block: int  # channels of a chunk
+    slots: int
+    spans: int  # each with a gradient of the image of its own
+
+    def items(self, d: Deformation) -> int:
+        """Return how many there are."""
+        return self.slots * self.spans * self.parts * d.groups
+
+    def longest(self, d: Deformation, threads: int) -> float:
+        """Return the share of the thread with most to do, in images."""
+        items = self.items(d)
+        images = -(-d.batch // self.slots) * self.slots
+        return -(-items // threads) / items * images * (1 + SUMMING * (self.spans > 1))
+
+
+def as_given(conv: Convolution, threads: int) -> Convolution:
+    """Return the call, with weights as given where they meet few pixels, and channels are enough for all threads.
+
+    Columns are turned twice, weights packed and their gradients unpacked once, beyond the cache if they are many. In
+    half precision the order of weights stays, but not their numbers.
+    """
+    d, outputs = conv.d, conv.out_channels // conv.groups
+    most = outputs * max(1, outputs // CACHED_OUTPUTS) * itemsize(d.dtype) // conv.accumulator_bytes
+    few = 0 < d.batch * d.pixels <= most
+    return conv._replace(given=few and conv.may_be_given and d.channels // GIVEN_STEP >= threads)
+
+
+def share(conv: Convolution, threads: int) -> Sharing:
+    """Give every thread images of its own where there are enough, else channels of its own, else pixels."""
+    d = conv.d
+    count = d.channels // d.groups
+    if conv.given:
+        parts = max(-(-count // conv.given_block), -(-threads // d.groups))
+        block = -(-count // (parts * GIVEN_STEP)) * GIVEN_STEP
+        return Sharing(-(-count // block), block, 1, 1)
+    chunks = -(-count // BLOCK) * d.groups
+    if chunks >= 4 * threads or chunks % threads == 0:
+        return _shared(conv, 1, 1)
+    ways = [_shared(conv, slots, threads) for slots in (min(d.batch, threads), gcd(d.batch, threads))]
+    return min(ways, key=lambda way: way.longest(d, threads))
+
+
+def _shared(conv: Convolution, slots: int, wanted: int) -> Sharing:
+    """Share an image out so that together with the slots there are as many items as wanted."""
+    d = conv.d
+    count = d.channels // d.groups
+    alike = slots * d.groups  # items without any sharing
+    room = SUMS_BYTES // (slots * d.channels * prod(d.space) * conv.accumulator_bytes)
+
+    def spans(parts: int) -> int:
+        return max(1, min(-(-wanted // (alike * parts)), -(-d.pixels // PIXELS), room))
+
+    parts = max(-(-count // BLOCK), min(count // SHARED_CHANNELS, -(-wanted // alike)))
+    parts = max(parts, -(-wanted // (alike * spans(parts))))
+    block = min(count, BLOCK, -(-count // (parts * CHANNEL_STEP)) * CHANNEL_STEP)
+    parts = -(-count // block)
+    return Sharing(parts, block, slots, spans(parts))

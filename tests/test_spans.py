@@ -1,0 +1,135 @@
+"""Gradients of convolutions of fewer images than threads: pixels are shared out, and each share has sums of its own."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import cudakit
+from cudakit import conv_backward_plan, conv_sharing
+from cudakit.conv_cut import Convolution
+from cudakit.conv_sharing import Sharing
+
+from .conftest import Arrays
+from .deformable_problems import Geometry, call, check, draw
+from .test_conv_cuda_plan import forget
+from .test_deformable import check_channels_last
+
+IMAGE = Geometry((13, 17), (3, 3), padding=1, batch=1, channels=5, out_channels=7)
+GEOMETRIES = [
+    pytest.param(IMAGE, 2, id="an image"),
+    pytest.param(IMAGE._replace(batch=3, channels=40, biased=False), 2, id="images"),
+    pytest.param(IMAGE._replace(channels=6, groups=3, out_channels=9), 3, id="groups"),
+    pytest.param(IMAGE._replace(channels=6, offset_groups=2, masked=False), 5, id="offset groups"),
+    pytest.param(IMAGE._replace(channels=130), 4, id="chunks of channels, too"),
+    pytest.param(Geometry((250,), (3,), padding=1, batch=1, channels=3, out_channels=4), 2, id="1-D"),
+    pytest.param(Geometry((6, 7, 8), (2, 2, 2), batch=1, channels=3, out_channels=4), 2, id="3-D"),
+]
+
+
+@pytest.fixture
+def shared(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Sharing]]:
+    """Return a list of how each plan shares out its work; put the number of threads back."""
+    if arrays.device != "cpu":
+        pytest.skip("a GPU's threads add to the same sums")
+    before, share = cudakit.get_num_threads(), conv_sharing.share
+    found: list[Sharing] = []
+
+    def noted(conv: Convolution, threads: int) -> Sharing:
+        found.append(share(conv, threads))
+        return found[-1]
+
+    monkeypatch.setattr(conv_backward_plan, "share", noted)
+    forget()
+    yield found
+    forget()
+    cudakit.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("geometry", "threads"), GEOMETRIES)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("last", [False, True], ids=["channels_first", "channels_last"])
+def test_against_the_oracle(
+    arrays: Arrays,
+    rng: np.random.Generator,
+    shared: list[Sharing],
+    geometry: Geometry,
+    threads: int,
+    dtype: str,
+    last: bool,
+) -> None:
+    cudakit.set_num_threads(threads)
+    problem = draw(rng, geometry, dtype)
+    if last:
+        check_channels_last(arrays, "deform_conv_backward", problem, lambda array: array, dtype)
+    else:
+        check(arrays, "deform_conv_backward", problem.on(arrays, dtype), dtype)
+    assert all(way.spans > 1 for way in shared)
+
+
+@pytest.mark.parametrize("needs", [("weight",), ("input",), ("offset",), ("input", "weight"), ("offset", "mask")])
+def test_what_is_asked_for(
+    arrays: Arrays, rng: np.random.Generator, shared: list[Sharing], needs: tuple[str, ...]
+) -> None:
+    cudakit.set_num_threads(2)
+    problem = draw(rng, IMAGE).on(arrays)
+    whole, part = call("deform_conv_backward", problem), call("deform_conv_backward", problem, needs=needs)
+    for name, values in part.items():
+        assert (values is not None) == (name in needs)
+        if values is not None:
+            np.testing.assert_array_equal(arrays.back(values), arrays.back(whole[name]))
+
+
+def test_every_run_gives_the_same_bits(arrays: Arrays, rng: np.random.Generator, shared: list[Sharing]) -> None:
+    cudakit.set_num_threads(3)
+    problem = draw(rng, IMAGE).on(arrays)
+    first, second = (call("deform_conv_backward", problem) for _ in range(2))
+    for name, values in first.items():
+        np.testing.assert_array_equal(arrays.back(values), arrays.back(second[name]))
+
+
+def test_little_memory_means_no_sharing(arrays: Arrays, rng: np.random.Generator, shared: list[Sharing]) -> None:
+    cudakit.set_num_threads(2)
+    problem = draw(rng, IMAGE._replace(channels=32, out_channels=64))
+    with pytest.raises(ValueError, match="at least") as refused:
+        call("deform_conv_backward", problem.on(arrays), workspace=1)
+    least = int(str(refused.value).split("at least ")[1].split()[0])
+    found = call("deform_conv_backward", problem.on(arrays), workspace=least)
+    whole = call("deform_conv_backward", problem.on(arrays))
+    for name, values in whole.items():
+        np.testing.assert_allclose(arrays.back(found[name]), arrays.back(values), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "channels", "threads", "expected"),
+    [
+        (1, 64, 2, (1, 1, 2)),  # chunks of channels, images at a time, spans
+        (2, 64, 2, (1, 2, 1)),
+        (3, 64, 2, (1, 1, 2)),  # two images for one thread would be too many
+        (11, 64, 2, (1, 2, 1)),
+        (1, 256, 8, (4, 1, 2)),
+        (1, 16, 64, (1, 1, 9)),  # as many as there are tiles
+    ],
+)
+def test_threads_have_the_same_to_do(
+    arrays: Arrays,
+    rng: np.random.Generator,
+    shared: list[Sharing],
+    batch: int,
+    channels: int,
+    threads: int,
+    expected: tuple[int, int, int],
+) -> None:
+    cudakit.set_num_threads(threads)
+    geometry = IMAGE._replace(sizes=(28, 28), batch=batch, channels=channels)
+    call("deform_conv_backward", draw(rng, geometry).on(arrays), needs=("input",))
+    assert [(way.parts, way.slots, way.spans) for way in shared] == [expected]
+
+
+def test_large_images_are_not_multiplied(
+    arrays: Arrays, rng: np.random.Generator, shared: list[Sharing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conv_sharing, "SUMS_BYTES", 1 << 10)
+    cudakit.set_num_threads(2)
+    check(arrays, "deform_conv_backward", draw(rng, IMAGE._replace(channels=32)).on(arrays))
+    assert [(way.parts, way.spans) for way in shared] == [(2, 1)]
