@@ -39,7 +39,7 @@ KERNEL(grid_sample_planar, GridSampleParams) {
         const index_t channel_stride = (index_t)p.output_stride[1], pixel_stride = (index_t)p.output_stride[2];
         scalar_t* output = p.output + it.n * (index_t)p.output_stride[0] + it.first * pixel_stride;
         index_t later[TILE];
-        const bool ahead = TILE > 1 && look_ahead(p, p.input_stride + 2, it, later);
+        const bool ahead = look_ahead(p, p.input_stride + 2, it, later);
         for (index_t first = it.channel; first < it.channel_end; first += GROUP) {
             const scalar_t* plane[GROUP];
             group_planes(image, first, it.channel_end, (index_t)p.input_stride[1], plane);
@@ -140,7 +140,7 @@ KERNEL(grid_sample_planar_backward, GridSampleParams) {
         Samples s;
         if (!plan(p, p.input_stride + 2, it, s)) continue;
         index_t later[TILE];
-        const bool ahead = TILE > 1 && look_ahead(p, p.input_stride + 2, it, later);
+        const bool ahead = look_ahead(p, p.input_stride + 2, it, later);
         acc_t grad[NDIM][TILE] = {};
         for (index_t first = it.channel; first < it.channel_end; first += GROUP) {
             group_gradients(p, s, it, first, ahead ? later : nullptr, grad);

@@ -17,6 +17,7 @@ struct GridSampleParams {
     long long slabs;          // of the input's slowest dimension, to which different items add; 1 unless SLABS
     long long pixels;         // L
     long long align_corners;
+    long long looks_ahead;       // whether a host asks for what tiles will read or add to
     long long size[3];           // of input, slowest dimension first
     long long input_stride[5];   // batch, channel, dimensions
     long long output_stride[3];  // batch, channel, pixel
@@ -127,6 +128,8 @@ DEVICE bool plan(const GridSampleParams& p, const long long* stride, const Item&
         const index_t size = (index_t)p.size[d], step = (index_t)stride[d];
         if (TILE > 1 && interior) {
             SIMD for (int j = 0; j < TILE; ++j) locate_interior(s.axis[d], j, coordinate[d][j], step);
+        } else if (WINDOW && d == NDIM - 1 && MODE == LINEAR && PADDING == ZEROS) {
+            SIMD for (int j = 0; j < TILE; ++j) locate_window(s.axis[d], j, coordinate[d][j], size, step);
         } else {
             const bool align_corners = p.align_corners;
             SIMD for (int j = 0; j < TILE; ++j) { locate(s.axis[d], j, coordinate[d][j], size, step, align_corners); }
@@ -169,10 +172,11 @@ constexpr int AHEAD = 2, EACH = TILE > 1 ? 2 : 1;
 constexpr acc_t MARGIN = WINDOW == 2 ? 2 : 4;
 constexpr acc_t FIRST_TAP = MODE == CUBIC ? acc_t(-1) : acc_t(0), LAST_TAP = acc_t(TAPS / 2);
 
-// Fill in the offsets for `fetch`, and ask for the grid that comes next; false where the image ends before.
+// Fill in the offsets for `fetch`, and ask for the grid that comes next; false where the image ends before, or is not
+// worth it.
 DEVICE bool look_ahead(const GridSampleParams& p, const long long* stride, const Item& it, index_t* at) {
     const index_t pixels = (index_t)p.pixels, first = it.first + AHEAD * TILE;
-    if (first + TILE > pixels) return false;
+    if (TILE == 1 || !p.looks_ahead || first + TILE > pixels) return false;
     const coord_t* grid = grid_at(p, it.n, first);
     prefetch_line<TILE * NDIM>(grid + 2 * TILE * NDIM);
     const Frontier frontier = frontier_of(p, it.n, first, TILE);

@@ -15,9 +15,10 @@ constexpr int FLIGHT = !STORED ? 1 : ROWS < 4 ? ROWS : 4;  // rows worked on tog
 // read is in the nearest cache for their next row, even if rows of the image are a power of two of bytes apart.
 constexpr bool WORDS = TILE > 1 && WINDOW != 0 && ROW_SPACE == LINE &&
                        (sizeof(Row) == sizeof(unsigned) || sizeof(Row) == sizeof(long long));
-constexpr bool GATHERED = WORDS && GATHERS;
-constexpr bool BUILT = WORDS && !GATHERS && sizeof(Row) == sizeof(long long) && TILE % 16 == 0 && ROWS * TILE <= 128;
-constexpr int PART = BUILT ? 16 : TILE;  // samples whose rows are loaded together
+constexpr bool SHORT = WORDS && sizeof(Row) == sizeof(long long) && TILE % 16 == 0 && ROWS * TILE <= 128;
+constexpr bool GATHERED = WORDS && (GATHERS == 2 || (GATHERS == 1 && SHORT && GROUP == 1));
+constexpr bool BUILT = SHORT && !GATHERED;
+constexpr int PART = SHORT && GATHERS != 2 ? 16 : TILE;  // samples whose rows are loaded together
 
 // One row of such samples.
 template <int lines> struct Window {

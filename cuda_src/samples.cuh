@@ -55,6 +55,23 @@ DEVICE void make_window(Axis& axis, int j, index_t size, index_t stride) {
     }
 }
 
+// `locate` and `make_window` in one, to the same bits, for linear samples with zeros outside: an element of the window has
+// the weight 1 - |x - element|, where that is positive.
+DEVICE void locate_window(Axis& axis, int j, acc_t x, index_t size, index_t stride) {
+    const acc_t near = confine(x, size, false).x;
+    const index_t base = larger(index_t(0), smaller((index_t)round_down(near), size - 2));
+    const acc_t f = near - acc_t(base);  // from -1 to 2, or both elements are outside
+    const int level = f >= 0, above = f >= 1;
+    const int inside[2] = {int(f >= -1) & !above, level & int(f < 2)};
+    const acc_t weight[2] = {level ? 1 - f : 1 + f, above ? 2 - f : f};
+    UNROLL for (int e = 0; e < 2; ++e) {
+        axis.at[e][j] = (base + e) * stride;
+        axis.weight[e][j] = inside[e] ? weight[e] : acc_t(0);
+        axis.slope[e][j] = inside[e] ? ((e ? above : level) ? acc_t(-1) : acc_t(1)) : acc_t(0);
+        axis.inside[e][j] = inside[e];
+    }
+}
+
 // values[t][j], where t need not be a constant: an array that is indexed at run time would leave the registers.
 template <typename T> DEVICE T pick(const T values[][TILE], int t, int j) {
     T value = values[0][j];

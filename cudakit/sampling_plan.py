@@ -27,11 +27,13 @@ MANY_CHANNELS = {"nearest": 32, "bilinear": 16, "bicubic": 16}  # from here on c
 FEW_CHANNELS = 4  # up to here the planar form is taken even where channels are neighbours
 LARGEST_GROUP = 4  # channels that the planar form reads together
 CUDA_VECTOR_BYTES = 16
+NEAR_BYTES = 1 << 20  # of images that a core's own cache may well have: to look ahead would cost more than it saves
 PLANNING = 0.2  # of the time of an image's gradient, what each slab takes beyond its part
 
 SAMPLE_FIELDS = (
     *((name, 1) for name in ("input", "grid", "output", "grad_output", "grad_input", "grad_grid")),
-    *((name, 1) for name in ("items", "batch", "channels", "channel_block", "slabs", "pixels", "align_corners")),
+    *((name, 1) for name in ("items", "batch", "channels", "channel_block", "slabs", "pixels")),
+    *((name, 1) for name in ("align_corners", "looks_ahead")),
     *(("size", 3), ("input_stride", 5), ("output_stride", 3), ("grad_stride", 5)),
 )
 SAMPLE_KERNELS = {
@@ -144,9 +146,11 @@ def add_sampling(
     constants |= {"WINDOW": row_window(x, form, call.mode, target), "SLABS": int(slabs > 1)}
     name = f"grid_sample_{'channels' if form.channels else 'planar'}"
     kernel = SAMPLE_KERNELS[name + ("" if pointers.output != NULL else "_backward")]
+    far = prod(x.shape) * itemsize(x.dtype) > NEAR_BYTES
     tail = pack_tail(
         kernel,
-        *(items, x.shape[0], x.shape[1], block, slabs, call.pixels, int(call.align_corners), x.space, x.strides),
+        *(items, x.shape[0], x.shape[1], block, slabs, call.pixels, int(call.align_corners), int(far)),
+        *(x.space, x.strides),
         *((*output.strides[:2], output.strides[-1]), grad.strides if grad else ()),
     )
     work = x.shape[0] * x.shape[1] * call.pixels * call.taps
