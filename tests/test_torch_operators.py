@@ -1,5 +1,6 @@
 """PyTorch's compilers, exporters and transforms: every operator as one node, with the numbers of the eager road."""
 
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -165,6 +166,39 @@ def test_vmap_equals_a_loop(name: str, axes: int | None) -> None:
     picked = zip(arrays, places, strict=True)
     rows = zip(*(x.expand(3, *x.shape) if place is None else x.movedim(place, 0) for x, place in picked), strict=True)
     same(found, tuple(map(torch.stack, zip(*(run(name, *row) for row in rows), strict=True))))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_vmap_over_nothing(name: str) -> None:
+    arrays = tensors(name, 3)
+    one = torch.func.vmap(lambda *given: run(name, *given))(*arrays)
+    none = torch.func.vmap(lambda *given: run(name, *given))(*(x[:0] for x in arrays))
+    assert [x.shape for x in none] == [(0, *x.shape[1:]) for x in one]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_of_several_at_once(name: str) -> None:
+    """What ``torch.autograd.functional.jacobian(vectorize=True)`` does."""
+    arrays = tensors(name, grad=True)
+    (result,) = run(name, *arrays)
+    several = torch.rand(4, *result.shape)
+    found = torch.autograd.grad(result, arrays, several, retain_graph=True, is_grads_batched=True)
+    each = [torch.autograd.grad(result, arrays, grad, retain_graph=True) for grad in several]
+    torch.testing.assert_close(found, tuple(map(torch.stack, zip(*each, strict=True))))
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_traced(name: str) -> None:
+    """By TorchScript: one node, which is saved, and works on other numbers."""
+    given = tuple(tensors(name))
+    traced = torch.jit.trace(lambda *arrays: run(name, *arrays), given)
+    assert str(traced.graph).count("cudakit::") == 1
+    memory = BytesIO()
+    torch.jit.save(traced, memory)
+    memory.seek(0)
+    others = tensors(name)
+    same(torch.jit.load(memory)(*others), run(name, *others))
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)

@@ -10,14 +10,14 @@ them, as those of ``torch.nn.functional.grid_sample`` are; those of an operator 
 convolution are. Gradients come back in the dtypes of the arguments.
 """
 
-from functools import cache, reduce
+from functools import cache, lru_cache, reduce
 from typing import Any
 
 import torch
 
 from cudakit.array import CPU, Device, Framework, Memory, Spec, View
 from cudakit.errors import InvalidArgument
-from cudakit.op import Op
+from cudakit.op import PLANS, Op
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -87,20 +87,35 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> Tensors:
         """Run the operator of the gradients."""
         op: Op = ctx.op
-        assert op.backward is not None
-        needs = tuple(name for name, needed in zip(op.arrays, ctx.needs_input_grad[2:], strict=True) if needed)
-        options, tensors = ctx.options._replace(needs=needs), (grad, *ctx.saved_tensors)
+        options, tensors = _needing(op, ctx.options, ctx.needs_input_grad[2:]), (grad, *ctx.saved_tensors)
+        if not torch.is_grad_enabled():
+            return (None, None, *_gradients(op, options, tensors))
         with torch.no_grad():
-            if _watched(tensors):
-                from cudakit.torch.operators import gradients
-
-                found = gradients(op, options, tensors)
-            else:
-                found = op.backward.run(FRAMEWORK, settled(tensors), options)
+            found = _gradients(op, options, tensors)
         source = next((x for x in tensors if x is not None and x.requires_grad), None)
-        if torch.is_grad_enabled() and source is not None:
+        if source is not None:
             found = tuple(x if x is None else _Last.apply(op.name, source, x) for x in found)
         return (None, None, *found)
+
+
+@lru_cache(PLANS)
+def _needing(op: Op, options: Any, needed: tuple[bool, ...]) -> Any:
+    """Return the options with the gradients that are needed."""
+    return options._replace(needs=tuple(name for name, need in zip(op.arrays, needed, strict=True) if need))
+
+
+def _gradients(op: Op, options: Any, tensors: Tensors) -> Tensors:
+    """Run the operator of an operator's gradients."""
+    if _watched(tensors):
+        from cudakit.torch.operators import gradients
+
+        return gradients(op, options, tensors)
+    if torch._C._functorch.is_legacy_batchedtensor(tensors[0]):
+        from cudakit.torch.operators import batched_gradients
+
+        return batched_gradients(op, options, tensors)
+    assert op.backward is not None
+    return op.backward.run(FRAMEWORK, settled(tensors), options)
 
 
 class _Last(torch.autograd.Function):
@@ -146,6 +161,7 @@ def _watched(tensors: Tensors) -> bool:
     return (
         torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
         or not _PLAIN.issuperset(map(type, tensors))
     )
 

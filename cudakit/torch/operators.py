@@ -5,6 +5,7 @@ tensor, or for gradients a list of those that are needed.
 """
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import torch
@@ -22,7 +23,7 @@ _SCHEMAS: dict[Any, str] = {
     int | None: "SymInt?",
     str: "str",
     tuple[int, ...]: "SymInt[]",
-    tuple[str, ...]: "str[]",
+    tuple[str, ...]: "str",  # `needs`, with commas between: ``torch.jit.trace`` knows no lists of strings
 }
 _GRADIENTS = {op.backward.name: op.arrays for op in OPS.values() if op.backward is not None}
 
@@ -48,15 +49,34 @@ def _spread(op: Op, options: Any, tensors: Tensors, found: list[torch.Tensor]) -
 def gradients(op: Op, options: Any, tensors: Tensors) -> Tensors:
     """Run the operator of an operator's gradients; return one for each array, None where it is not needed."""
     assert op.backward is not None
-    found = iter(_OPERATORS[op.backward.name](*tensors, *_flat(options)))
-    return tuple([next(found) if name in options.needs else None for name in op.arrays])
+    return _each(op, options, _OPERATORS[op.backward.name](*tensors, *_flat(options)))
+
+
+def batched_gradients(op: Op, options: Any, tensors: Tensors) -> Tensors:
+    """Run it where autograd maps over gradients (``is_grads_batched``), by a map that is older than ``torch.func``."""
+    assert op.backward is not None
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    grads, operator = torch._remove_batch_dim(tensors[0], level, 0, 0), _OPERATORS[op.backward.name]
+    values = (grads, *tensors[1:], *_flat(options))
+    places = (0, *[None] * (len(values) - 1))
+    found, _ = operator.vmap(operator.function, SimpleNamespace(batch_size=len(grads)), places, *values)
+    return _each(op, options, [torch._add_batch_dim(x, 0, level) for x in found])
+
+
+def _each(op: Op, options: Any, found: list[torch.Tensor]) -> Tensors:
+    """Return a gradient for each array."""
+    needed = iter(found)
+    return tuple([next(needed) if name in options.needs else None for name in op.arrays])
 
 
 def _flat(options: Any) -> list[Any]:
     """Return the fields of a record, those of records within it included."""
     values: list[Any] = []
-    for value in options:
-        if not isinstance(value, tuple):
+    for name, value in zip(options._fields, options, strict=True):
+        if name == "needs":
+            values.append(",".join(value))
+        elif not isinstance(value, tuple):
             values.append(value)
         elif hasattr(value, "_fields"):
             values.extend(_flat(value))
@@ -80,9 +100,11 @@ def _record(record: type, values: Iterator[Any]) -> Any:
     for kind in get_type_hints(record).values():
         if hasattr(kind, "_fields"):
             fields.append(_record(kind, values))
-        else:
-            value = next(values)
-            fields.append(tuple(value) if isinstance(value, (list, tuple)) else value)
+            continue
+        value = next(values)
+        if kind == tuple[str, ...]:
+            value = value.split(",") if value else []
+        fields.append(tuple(value) if isinstance(value, (list, tuple)) else value)
     return record(*fields)
 
 
@@ -190,13 +212,16 @@ class _Operator:
         if foldable(self.op, options, mapped):
             larger = [self.fold(name, x, count, name in mapped) for name, x in zip(axes, moved, strict=True)]
             found = _listed(function(*larger, *_flat(enlarged(options, count))))
-            results = [x.reshape(count, x.shape[0] // count, *x.shape[1:]) for x in found]
+            batch = moved[0].shape[int(self.op.arrays[0] in mapped)]
+            results = [x.reshape(count, batch, *x.shape[1:]) for x in found]
         else:
-            fields = _flat(options)
-            parts = ([x[i] if name in mapped else x for name, x in zip(axes, moved, strict=True)] for i in range(count))
-            results = [
-                torch.stack(same) for same in zip(*(_listed(function(*part, *fields)) for part in parts), strict=True)
-            ]
+            fields, rows = _flat(options), range(max(count, 1))  # of nothing, results have a shape, too
+            if count == 0:
+                named = zip(axes, moved, strict=True)
+                moved = tuple([x.new_zeros(1, *x.shape[1:]) if name in mapped else x for name, x in named])
+            parts = ([x[i] if name in mapped else x for name, x in zip(axes, moved, strict=True)] for i in rows)
+            found = zip(*(_listed(function(*part, *fields)) for part in parts), strict=True)
+            results = [torch.stack(same)[:count] for same in found]
         return (results, [0] * len(results)) if self.is_gradient else (results[0], 0)
 
     def fold(self, name: str, x: torch.Tensor | None, count: int, mapped: bool) -> torch.Tensor | None:
