@@ -1,7 +1,7 @@
 // Rows of taps as planar kernels read them: one short load for each sample and channel.
 //
 // WINDOW says what makes a row one contiguous load: nothing (0), neighbouring pixels of a channel (1), or pixels whose
-// GROUP channels are all there is, interleaved (2).
+// GROUP channels are all there is, interleaved (2). NEAR says that images are small, and only sampled.
 
 constexpr int LINE = WINDOW == 2 ? TAPS * GROUP : TAPS, LINES = WINDOW == 2 ? 1 : GROUP;
 struct Row {  // of one channel, or of all with WINDOW == 2
@@ -16,9 +16,10 @@ constexpr int FLIGHT = !STORED ? 1 : ROWS < 4 ? ROWS : 4;  // rows worked on tog
 constexpr bool WORDS = TILE > 1 && WINDOW != 0 && ROW_SPACE == LINE &&
                        (sizeof(Row) == sizeof(unsigned) || sizeof(Row) == sizeof(long long));
 constexpr bool SHORT = WORDS && sizeof(Row) == sizeof(long long) && TILE % 16 == 0 && ROWS * TILE <= 128;
-constexpr bool GATHERED = WORDS && (GATHERS == 2 || (GATHERS == 1 && SHORT && GROUP == 1));
+constexpr bool GATHERED = WORDS && (GATHERS == 2 || (GATHERS == 1 && SHORT && (GROUP == 1 || NEAR)));
 constexpr bool BUILT = SHORT && !GATHERED;
-constexpr int PART = SHORT && GATHERS != 2 ? 16 : TILE;  // samples whose rows are loaded together
+constexpr int PART =
+    BUILT || (SHORT && GATHERS == 1 && GROUP == 1) ? 16 : TILE;  // samples whose rows are loaded together
 
 // One row of such samples.
 template <int lines> struct Window {

@@ -143,13 +143,14 @@ def add_sampling(
     constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts), large)
     constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
     constants |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector, "GROUP": form.group}
-    constants |= {"WINDOW": row_window(x, form, call.mode, target), "SLABS": int(slabs > 1)}
+    near, forward = prod(x.shape) * itemsize(x.dtype) <= NEAR_BYTES, pointers.output != NULL
+    window = row_window(x, form, call.mode, target)
+    constants |= {"WINDOW": window, "SLABS": int(slabs > 1), "NEAR": int(window and near and forward)}
     name = f"grid_sample_{'channels' if form.channels else 'planar'}"
-    kernel = SAMPLE_KERNELS[name + ("" if pointers.output != NULL else "_backward")]
-    far = prod(x.shape) * itemsize(x.dtype) > NEAR_BYTES
+    kernel = SAMPLE_KERNELS[name + ("" if forward else "_backward")]
     tail = pack_tail(
         kernel,
-        *(items, x.shape[0], x.shape[1], block, slabs, call.pixels, int(call.align_corners), int(far)),
+        *(items, x.shape[0], x.shape[1], block, slabs, call.pixels, int(call.align_corners), int(not near)),
         *(x.space, x.strides),
         *((*output.strides[:2], output.strides[-1]), grad.strides if grad else ()),
     )
