@@ -7,7 +7,7 @@
 // The columns that the gradient of a convolution's weights needs, mask * value, come from the same pass.
 //
 // One item = a tile of output pixels at one tap of an offset group, shared by LANES lanes. On a CPU the items that add
-// to one target belong together: they are all tiles and taps of an image's block of channels.
+// to one target belong together: they are all taps of a span of an image's tiles, in a block of its channels.
 #include "deform_gradients.cuh"
 
 struct DeformCol2imParams {
@@ -16,10 +16,12 @@ struct DeformCol2imParams {
     const coord_t* mask;       // null: none
     const scalar_t* columns;   // gradient by the columns
     scalar_t* samples;         // written, as columns are laid out, and may be the same; null: not needed
-    acc_t* grad_input;         // added to; null: not needed
+    acc_t* grad_input;         // [span], added to; null: not needed
     coord_t* grad_offset;      // written, contiguous in the order of offset's strides; null: not needed
     coord_t* grad_mask;        // written likewise; null: not needed
-    long long items;           // blocks * batch * groups of a block * taps * tiles
+    long long items;           // blocks * batch * groups of a block * spans * taps * tiles of a span
+    long long spans;           // 1 on a GPU
+    long long span_stride;     // from the images that one span adds to, to the next
     long long opens;           // whether a host's items zero grad_input first
     long long channel_block;   // channels of one item; below channels / groups only where grad_input alone is wanted
     long long grad_stride[5];  // of grad_input
@@ -28,7 +30,7 @@ struct DeformCol2imParams {
 };
 
 struct Place {
-    index_t n, group, tap, first, channel, channel_end;
+    index_t n, group, tap, span, first, channel, channel_end;
     bool opens;  // is the first of a host's items that add to one target
 };
 
@@ -43,14 +45,16 @@ DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
         it.group = take_digit(item, (index_t)g.groups);
         it.first = take_digit(item, tiles);
         it.n = item;
-        it.channel = 0;
+        it.span = it.channel = 0;
         it.opens = false;
     } else {
-        const index_t tile = take_digit(item, tiles), parts = (index_t)g.groups * blocks;
+        const index_t spans = (index_t)p.spans, all = (tiles + spans - 1) / spans, parts = (index_t)g.groups * blocks;
+        const index_t tile = take_digit(item, all);
         it.tap = take_digit(item, taps);
         it.opens = CLEARS && tile == 0 && it.tap == 0;
+        it.span = take_digit(item, spans);
         it.n = take_digit(item, batch);
-        it.first = (TILE > 1 ? tile_of_part(tile, tiles, item, parts) : tile) * TILE;
+        it.first = (it.span * all + (TILE > 1 ? tile_of_part(tile, all, item, parts) : tile)) * TILE;
         it.channel = take_digit(item, blocks) * length;
         it.group = item;
     }
@@ -63,10 +67,12 @@ KERNEL(deform_col2im, DeformCol2imParams) {
     const Geometry& g = p.geometry;
     FOR_EACH(item, p.items) {
         const Place it = place_of(p, item);
-        if (it.opens && p.opens && p.grad_input) {
-            clear(p.grad_input + it.n * (index_t)p.grad_stride[0], (index_t)p.grad_stride[1],
-                  (index_t)p.grad_stride[1 + NDIM], it.channel, it.channel_end, input_pixels(g));
+        acc_t* grad_input = p.grad_input ? p.grad_input + it.span * p.span_stride + it.n * p.grad_stride[0] : nullptr;
+        if (it.opens && p.opens && grad_input) {
+            clear(grad_input, (index_t)p.grad_stride[1], (index_t)p.grad_stride[1 + NDIM], it.channel, it.channel_end,
+                  input_pixels(g));
         }
+        if (TILE > 1 && it.first >= (index_t)g.pixels) continue;  // the last span may be shorter
         Base base;
         make_base(g, it.first, base);
         TapSamples samples;
@@ -78,8 +84,8 @@ KERNEL(deform_col2im, DeformCol2imParams) {
             acc_t tile[TILE][VEC], other[TILE * VEC];
             const index_t at = column_at(p.layout, it.n, c, it.tap, it.first);
             acc_t* column = load_tile(p.columns + at, channel_stride, pixel_stride, base.count, width, tile, other);
-            if (p.grad_input) {
-                acc_t* grad = p.grad_input + it.n * (index_t)p.grad_stride[0] + c * (index_t)p.grad_stride[1];
+            if (grad_input) {
+                acc_t* grad = grad_input + c * (index_t)p.grad_stride[1];
                 for (int j = 0; j < base.count; ++j) scatter_tap(samples, j, grad, width, column + j * VEC);
             }
             if (p.input) {

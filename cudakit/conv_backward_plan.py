@@ -21,7 +21,8 @@ from cudakit.conv_cut import (
 from cudakit.conv_plan import Access, Slots
 from cudakit.conv_sharing import as_given, share
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
-from cudakit.deform_plan import coordinates_from, gradient_layouts, plain_columns, wants_copy
+from cudakit.deform_gradient_plan import gradient_layouts
+from cudakit.deform_plan import coordinates_from, plain_columns, wants_copy
 from cudakit.launch import Launch, load
 from cudakit.layout import accumulator, add_copy, add_sum, by_group, divides, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target

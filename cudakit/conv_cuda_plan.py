@@ -13,16 +13,8 @@ from cudakit.array import itemsize
 from cudakit.conv_cut import Convolution
 from cudakit.conv_plan import Slots
 from cudakit.deform_geometry import Deformation
-from cudakit.deform_plan import (
-    Columns,
-    Gradients,
-    add_gradients,
-    add_im2col,
-    coordinates_from,
-    gradient_layouts,
-    wants_copy,
-    wants_neighbours,
-)
+from cudakit.deform_gradient_plan import Gradients, add_gradients, gradient_layouts
+from cudakit.deform_plan import Columns, add_im2col, coordinates_from, wants_copy, wants_neighbours
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, accumulator, add_copy, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target

@@ -1,16 +1,17 @@
 """How the gradients of a deformable convolution are shared out to threads of a CPU."""
 
+from collections.abc import Iterator
 from math import gcd, prod
 from typing import NamedTuple
 
 from cudakit.array import itemsize
 from cudakit.conv_cut import BLOCK, GIVEN_STEP, PIXELS, Convolution
 from cudakit.deform_geometry import Deformation
+from cudakit.layout import SUMS_BYTES
 
 CACHED_OUTPUTS = 256  # whose packed weights a cache is likely to hold
 CHANNEL_STEP = 16  # a chunk of channels is a multiple of it, where there are that many
 SUMMING = 0.1  # what it takes to add up the gradients of spans, as a share of the rest
-SUMS_BYTES = 128 << 20  # that the gradients of spans may take
 SHARED_CHANNELS = 64  # from which on a chunk is worth looking anew where its samples are
 
 
@@ -55,23 +56,21 @@ def share(conv: Convolution, threads: int) -> Sharing:
         return Sharing(-(-count // block), block, 1, 1)
     chunks = -(-count // BLOCK) * d.groups
     if chunks >= 4 * threads or chunks % threads == 0:
-        return _shared(conv, 1, 1)
-    ways = [_shared(conv, slots, threads) for slots in (min(d.batch, threads), gcd(d.batch, threads))]
-    return min(ways, key=lambda way: way.longest(d, threads))
+        return next(_shared(conv, 1, 1))
+    ways = [way for slots in (min(d.batch, threads), gcd(d.batch, threads)) for way in _shared(conv, slots, threads)]
+    return min(ways, key=lambda way: (way.longest(d, threads), way.items(d)))
 
 
-def _shared(conv: Convolution, slots: int, wanted: int) -> Sharing:
-    """Share an image out so that together with the slots there are as many items as wanted."""
+def _shared(conv: Convolution, slots: int, wanted: int) -> Iterator[Sharing]:
+    """Share an image out: so that together with the slots there are as many items as wanted, or a multiple of them."""
     d = conv.d
     count = d.channels // d.groups
     alike = slots * d.groups  # items without any sharing
     room = SUMS_BYTES // (slots * d.channels * prod(d.space) * conv.accumulator_bytes)
-
-    def spans(parts: int) -> int:
-        return max(1, min(-(-wanted // (alike * parts)), -(-d.pixels // PIXELS), room))
-
+    most = max(1, min(-(-d.pixels // PIXELS), room))
     parts = max(-(-count // BLOCK), min(count // SHARED_CHANNELS, -(-wanted // alike)))
-    parts = max(parts, -(-wanted // (alike * spans(parts))))
+    parts = max(parts, -(-wanted // (alike * min(most, -(-wanted // (alike * parts))))))
     block = min(count, BLOCK, -(-count // (parts * CHANNEL_STEP)) * CHANNEL_STEP)
     parts = -(-count // block)
-    return Sharing(parts, block, slots, spans(parts))
+    yield Sharing(parts, block, slots, min(most, -(-wanted // (alike * parts))))
+    yield Sharing(parts, block, slots, min(most, wanted // gcd(alike * parts, wanted)))

@@ -19,7 +19,8 @@ from cudakit.deform_geometry import (
     scattered,
     window,
 )
-from cudakit.deform_plan import Gradients, gradient_layouts, plain_columns, plan_columns, plan_gradients
+from cudakit.deform_gradient_plan import Gradients, gradient_layouts, plan_gradients
+from cudakit.deform_plan import plain_columns, plan_columns
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, packed
 from cudakit.op import Op

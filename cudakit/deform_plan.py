@@ -1,9 +1,9 @@
-"""How the samples of a deformable convolution and their gradients are launched; the host's and a GPU's kernels alike.
+"""How the samples of a deformable convolution are launched; the host's and a GPU's kernels alike.
 
 The columns may lie in either data format, or in groups of the convolution one after the other.
 """
 
-from math import gcd, prod
+from math import gcd
 from typing import NamedTuple
 
 from cudakit.array import CPU, itemsize
@@ -15,8 +15,8 @@ from cudakit.deform_geometry import (
     geometry_values,
 )
 from cudakit.launch import Launch, load
-from cudakit.layout import Image, accumulator, add_copy, chunks, cuda_lanes, is_wide, packed, part
-from cudakit.plan import NULL, Plan, Slot, Target, clears
+from cudakit.layout import Image, add_copy, chunks, cuda_lanes, is_wide, packed, part
+from cudakit.plan import Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
 
@@ -35,20 +35,6 @@ IM2COL = Kernel(
         *GEOMETRY_FIELDS,
     ),
     pointers=4,
-)
-COL2IM = Kernel(
-    "deform_col2im.cu",
-    "deform_col2im",
-    "DeformCol2imParams",
-    (
-        *((name, 1) for name in ("input", "offset", "mask", "columns")),
-        *((name, 1) for name in ("samples", "grad_input", "grad_offset", "grad_mask")),
-        *((name, 1) for name in ("items", "opens", "channel_block")),
-        ("grad_stride", 5),
-        *LAYOUT_FIELDS,
-        *GEOMETRY_FIELDS,
-    ),
-    pointers=8,
 )
 
 
@@ -155,63 +141,6 @@ def add_im2col(
     plan.launch(Launch(kernel, tail, items, 1, d.batch * d.channels * d.taps * d.visited), *slots)
 
 
-class Gradients(NamedTuple):
-    """The slots of `deform_col2im`, in the order of its parameters."""
-
-    input: Slot = NULL
-    offset: Slot = NULL
-    mask: Slot = NULL
-    columns: Slot = NULL
-    samples: Slot = NULL
-    grad_input: Slot = NULL
-    grad_offset: Slot = NULL
-    grad_mask: Slot = NULL
-
-
-def add_gradients(
-    plan: Plan,
-    target: Target,
-    d: Deformation,
-    x: Image,
-    grad: Image,
-    columns: Columns,
-    slots: Gradients,
-    opens: bool = False,
-) -> None:
-    """Append `deform_col2im`, in two launches where one would leave CPU threads without work.
-
-    `opens`: the gradient of the input is not there yet, rather than added to; on a CPU only.
-    """
-    groups = d.batch * d.groups
-    together = target.device != CPU or groups % target.threads == 0 or groups >= 4 * target.threads
-    if slots.grad_input == NULL or slots.input == NULL or together:
-        _add_col2im(plan, target, d, x, grad, columns, slots, opens)
-        return
-    alone = Gradients(NULL, slots.offset, slots.mask, slots.columns, NULL, slots.grad_input)
-    _add_col2im(plan, target, d, x, grad, columns, alone, opens)
-    _add_col2im(plan, target, d, x, grad, columns, slots._replace(grad_input=NULL), opens)
-
-
-def _add_col2im(
-    plan: Plan, target: Target, d: Deformation, x: Image, grad: Image, columns: Columns, slots: Gradients, opens: bool
-) -> None:
-    count = d.channels // d.groups
-    blocks = 1
-    if target.device == CPU and slots.input == NULL:
-        blocks = min(count, -(-target.threads // (d.batch * d.groups)))
-    block = -(-count // blocks)
-    form = choose_form(d, x if slots.input != NULL else grad, columns, target, block)
-    tiles = d.taps * -(-d.visited // form.tile)
-    items = d.groups * -(-count // block) * d.batch * tiles
-    layouts = [(x.shape, x.strides), (grad.shape, grad.strides), columns.span(d)]
-    defined = constants(d, form, *layouts, ((items * form.lanes,), (1,)))
-    tail = pack_tail(COL2IM, items, int(opens), block, grad.strides, *columns, *geometry_values(d, x.strides))
-    kernel = load(COL2IM, tuple(defined.items()), target.device)
-    work = d.batch * d.channels * d.taps * d.visited
-    grain = 1 if slots.grad_input == NULL else tiles
-    plan.launch(Launch(kernel, tail, items, grain, work), *slots)
-
-
 def plan_columns(plan: Plan, target: Target, d: Deformation, x: Image, slots: tuple[Slot, Slot, Slot, Slot]) -> None:
     """Append `deform_im2col` with an input in any `flat` layout; `slots` are those of input, offset, mask, columns."""
     columns, item = plain_columns(d), itemsize(d.dtype)
@@ -227,16 +156,6 @@ def plan_columns(plan: Plan, target: Target, d: Deformation, x: Image, slots: tu
         offset, mask = coordinates_from(d, first, slots[1], slots[2])
         to = slots[3].at(first * columns.strides[0] * item)
         add_im2col(plan, target, d.part(count), part(last, count), columns, (space, offset, mask, to))
-
-
-def gradient_layouts(d: Deformation, target: Target, columns: Columns) -> tuple[Image, Image]:
-    """Return how the gradient of the input lies in the end and while it is added up."""
-    shape = (d.batch, d.channels, *d.space)
-    last = d.last or wants_neighbours(d, columns, target)
-    return (
-        packed(shape, d.dtype, channels_last=d.last),
-        packed(shape, accumulator(d.dtype), channels_last=last),
-    )
 
 
 def wants_copy(x: Image, grad: Image | None, *, neighbours: bool) -> bool:
@@ -255,39 +174,3 @@ def coordinates_from(d: Deformation, first: int, offset: Slot, mask: Slot) -> tu
         offset.at(first * d.coordinate_bytes(d.offset_channels)),
         mask.at(first * d.coordinate_bytes(d.mask_channels)),
     )
-
-
-def plan_gradients(plan: Plan, target: Target, d: Deformation, x: Image | None, slots: Gradients) -> None:
-    """Append what `deform_col2im` and the gradients of `deform_im2col` launch.
-
-    `x` is the layout of the input, None where it is not read; `slots.grad_input` is a result in the data format.
-    """
-    columns, item = plain_columns(d), itemsize(d.dtype)
-    final, grad = gradient_layouts(d, target, columns)
-    summed = slots.grad_input != NULL and grad != final
-    beside = grad if slots.grad_input != NULL else None
-    copied = x is not None and wants_copy(x, beside, neighbours=wants_neighbours(d, columns, target))
-    layout = x if x is not None and not copied else grad._replace(dtype=d.dtype)
-    rounds = list(chunks(final, target)) if copied or summed else [(0, d.batch)]
-    image = d.channels * prod(d.space)
-    size = rounds[0][1] * image
-    space = plan.workspace(size * item) if copied else NULL
-    total = plan.workspace(size * itemsize(grad.dtype)) if summed else NULL
-    for first, count in rounds:
-        source = slots.input.at(first * (x.strides[0] if x else 0) * item)
-        if copied and x is not None:
-            add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)))
-        goal = slots.grad_input.at(first * final.strides[0] * item)
-        if summed and not clears(target):
-            plan.zero(total, count * image * itemsize(grad.dtype), target.device)
-        offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
-        grad_offset, grad_mask = coordinates_from(d, first, slots.grad_offset, slots.grad_mask)
-        where = Gradients(
-            *(space if copied else source, offset, mask, slots.columns.at(first * columns.strides[0] * item), NULL),
-            *(total if summed else goal, grad_offset, grad_mask),
-        )
-        add_gradients(
-            plan, target, d.part(count), part(layout, count), part(grad, count), columns, where, clears(target)
-        )
-        if summed:
-            add_copy(plan, target, (total, part(grad, count)), (goal, part(final, count)))

@@ -27,6 +27,7 @@ HOST_SUM_TILE = 16
 CUDA_SUM_LANES = 32
 CUDA_LANES = 8  # each of which reads 16 bytes: a line of the cache
 CUDA_THREADS = 1 << 18  # that a large GPU runs at the same time
+SUMS_BYTES = 128 << 20  # that CPU threads may take for sums of their own
 COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time
 
 

@@ -1,4 +1,4 @@
-"""Gradients of convolutions of fewer images than threads: pixels are shared out, and each share has sums of its own."""
+"""Gradients of fewer images than threads: pixels are shared out, and each share has sums of its own."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import conv_backward_plan, conv_sharing
+from cudakit import conv_backward_plan, conv_sharing, deform_gradient_plan
 from cudakit.conv_cut import Convolution
 from cudakit.conv_sharing import Sharing
 
@@ -65,6 +65,39 @@ def test_against_the_oracle(
     else:
         check(arrays, "deform_conv_backward", problem.on(arrays, dtype), dtype)
     assert all(way.spans > 1 for way in shared)
+
+
+@pytest.mark.parametrize("operator", ["deform_col2im", "deform_im2col_backward"])
+@pytest.mark.parametrize(("geometry", "threads"), GEOMETRIES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("last", [False, True], ids=["channels_first", "channels_last"])
+def test_columns_against_the_oracle(
+    arrays: Arrays,
+    rng: np.random.Generator,
+    shared: list[Sharing],
+    geometry: Geometry,
+    threads: int,
+    dtype: str,
+    last: bool,
+    operator: str,
+) -> None:
+    cudakit.set_num_threads(threads)
+    problem = draw(rng, geometry, dtype)
+    if last:
+        check_channels_last(arrays, operator, problem, lambda array: array, dtype)
+    else:
+        check(arrays, operator, problem.on(arrays, dtype), dtype)
+
+
+@pytest.mark.parametrize("room", [1 << 10, 1 << 30])
+def test_columns_of_large_images(
+    arrays: Arrays, rng: np.random.Generator, shared: list[Sharing], monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Where there is no room for sums of their own, threads share out channels."""
+    monkeypatch.setattr(deform_gradient_plan, "SUMS_BYTES", room)
+    cudakit.set_num_threads(3)
+    for operator in ("deform_col2im", "deform_im2col_backward"):
+        check(arrays, operator, draw(rng, IMAGE).on(arrays))
 
 
 @pytest.mark.parametrize("needs", [("weight",), ("input",), ("offset",), ("input", "weight"), ("offset", "mask")])

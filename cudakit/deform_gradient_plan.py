@@ -1,0 +1,173 @@
+"""How the gradients of a deformable convolution's samples are launched; the host's and a GPU's kernels alike."""
+
+from math import gcd, prod
+from typing import NamedTuple
+
+from cudakit.array import CPU, itemsize
+from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
+from cudakit.deform_plan import (
+    HOST_TILE,
+    LAYOUT_FIELDS,
+    Columns,
+    choose_form,
+    constants,
+    coordinates_from,
+    plain_columns,
+    wants_copy,
+    wants_neighbours,
+)
+from cudakit.launch import Launch, load
+from cudakit.layout import SUMS_BYTES, Image, accumulator, add_copy, add_sum, chunks, packed, part
+from cudakit.plan import NULL, Plan, Slot, Target, clears
+from cudakit.source import Kernel
+from cudakit.structs import pack_tail
+
+COL2IM = Kernel(
+    "deform_col2im.cu",
+    "deform_col2im",
+    "DeformCol2imParams",
+    (
+        *((name, 1) for name in ("input", "offset", "mask", "columns")),
+        *((name, 1) for name in ("samples", "grad_input", "grad_offset", "grad_mask")),
+        *((name, 1) for name in ("items", "spans", "span_stride", "opens", "channel_block")),
+        ("grad_stride", 5),
+        *LAYOUT_FIELDS,
+        *GEOMETRY_FIELDS,
+    ),
+    pointers=8,
+)
+
+
+class Gradients(NamedTuple):
+    """The slots of `deform_col2im`, in the order of its parameters."""
+
+    input: Slot = NULL
+    offset: Slot = NULL
+    mask: Slot = NULL
+    columns: Slot = NULL
+    samples: Slot = NULL
+    grad_input: Slot = NULL
+    grad_offset: Slot = NULL
+    grad_mask: Slot = NULL
+
+
+def add_gradients(
+    plan: Plan,
+    target: Target,
+    d: Deformation,
+    x: Image,
+    grad: Image,
+    columns: Columns,
+    slots: Gradients,
+    *,
+    spans: int = 1,
+    opens: bool = False,
+) -> None:
+    """Append `deform_col2im`, in two launches where one would leave CPU threads without work.
+
+    `spans` parts of each image's pixels add to gradients of the image of their own, one behind the other. `opens`: the
+    gradient of the input is not there yet, rather than added to; on a CPU only.
+    """
+    groups = d.batch * d.groups * spans
+    together = target.device != CPU or groups % target.threads == 0 or groups >= 4 * target.threads
+    if slots.grad_input == NULL or slots.input == NULL or together:
+        _add_col2im(plan, target, d, x, grad, columns, slots, spans, opens)
+        return
+    alone = Gradients(NULL, slots.offset, slots.mask, slots.columns, NULL, slots.grad_input)
+    _add_col2im(plan, target, d, x, grad, columns, alone, spans, opens)
+    _add_col2im(plan, target, d, x, grad, columns, slots._replace(grad_input=NULL), 1, opens)
+
+
+def _add_col2im(
+    plan: Plan,
+    target: Target,
+    d: Deformation,
+    x: Image,
+    grad: Image,
+    columns: Columns,
+    slots: Gradients,
+    spans: int,
+    opens: bool,
+) -> None:
+    count = d.channels // d.groups
+    blocks = 1
+    if target.device == CPU and slots.input == NULL:
+        blocks = min(count, -(-target.threads // (d.batch * d.groups * spans)))
+    block = -(-count // blocks)
+    form = choose_form(d, x if slots.input != NULL else grad, columns, target, block)
+    tiles = -(-d.visited // form.tile)
+    together = d.taps * -(-tiles // spans)  # items of a span
+    items = d.groups * -(-count // block) * d.batch * spans * together
+    layouts = [(x.shape, x.strides), (grad.shape, grad.strides), columns.span(d)]
+    defined = constants(d, form, *layouts, ((items * form.lanes,), (1,)))
+    places = (items, spans, d.batch * grad.strides[0], int(opens), block)
+    tail = pack_tail(COL2IM, *places, grad.strides, *columns, *geometry_values(d, x.strides))
+    kernel = load(COL2IM, tuple(defined.items()), target.device)
+    work = d.batch * d.channels * d.taps * d.visited
+    grain = 1 if slots.grad_input == NULL else together
+    plan.launch(Launch(kernel, tail, items, grain, work), *slots)
+
+
+def _spans(d: Deformation, grad: Image, target: Target) -> int:
+    """Return into how many spans to cut the pixels of images, so that all threads have as much to do."""
+    groups = d.batch * d.groups
+    if target.device != CPU or groups >= 4 * target.threads:
+        return 1
+    room = SUMS_BYTES // (d.batch * grad.strides[0] * itemsize(grad.dtype))
+    tiles = -(-d.visited // (2 * HOST_TILE))
+    return max(1, min(target.threads // gcd(groups, target.threads), tiles, room))
+
+
+def gradient_layouts(d: Deformation, target: Target, columns: Columns) -> tuple[Image, Image]:
+    """Return how the gradient of the input lies in the end and while it is added up."""
+    shape = (d.batch, d.channels, *d.space)
+    last = d.last or wants_neighbours(d, columns, target)
+    return (
+        packed(shape, d.dtype, channels_last=d.last),
+        packed(shape, accumulator(d.dtype), channels_last=last),
+    )
+
+
+def plan_gradients(plan: Plan, target: Target, d: Deformation, x: Image | None, slots: Gradients) -> None:
+    """Append what `deform_col2im` and the gradients of `deform_im2col` launch.
+
+    `x` is the layout of the input, None where it is not read; `slots.grad_input` is a result in the data format.
+    """
+    columns, item = plain_columns(d), itemsize(d.dtype)
+    final, grad = gradient_layouts(d, target, columns)
+    wanted, turned = slots.grad_input != NULL, grad != final
+    copied = x is not None and wants_copy(x, grad if wanted else None, neighbours=wants_neighbours(d, columns, target))
+    layout = x if x is not None and not copied else grad._replace(dtype=d.dtype)
+    rounds = list(chunks(final, target)) if copied or (wanted and turned) else [(0, d.batch)]
+    image, most = d.channels * prod(d.space), rounds[0][1]
+    spans = _spans(d.part(most), grad, target) if wanted else 1
+    space = plan.workspace(most * image * item) if copied else NULL
+    summed = wanted and (turned or spans > 1)
+    total = plan.workspace(spans * most * image * itemsize(grad.dtype)) if summed else NULL
+    for first, count in rounds:
+        source = slots.input.at(first * (x.strides[0] if x else 0) * item)
+        if copied and x is not None:
+            add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)))
+        goal = slots.grad_input.at(first * final.strides[0] * item)
+        if summed and not clears(target):
+            plan.zero(total, count * image * itemsize(grad.dtype), target.device)
+        offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
+        grad_offset, grad_mask = coordinates_from(d, first, slots.grad_offset, slots.grad_mask)
+        where = Gradients(
+            *(space if copied else source, offset, mask, slots.columns.at(first * columns.strides[0] * item), NULL),
+            *(total if summed else goal, grad_offset, grad_mask),
+        )
+        parts = d.part(count), part(layout, count), part(grad, count)
+        add_gradients(plan, target, *parts, columns, where, spans=spans, opens=clears(target))
+        if summed:
+            _add_result(plan, target, spans, (total, part(grad, count)), (goal, part(final, count)))
+
+
+def _add_result(plan: Plan, target: Target, spans: int, sums: tuple[Slot, Image], result: tuple[Slot, Image]) -> None:
+    """Append what makes a result of the sums of spans, which lie one behind the other."""
+    grad, turned = sums[1], sums[1] != result[1]
+    if spans > 1:
+        size, goal = prod(grad.shape), sums[0] if turned else result[0]
+        add_sum(plan, target, (sums[0], grad.dtype), (goal, grad.dtype), (size, 1, spans), (1, 0, size))
+    if turned:
+        add_copy(plan, target, sums, result)
