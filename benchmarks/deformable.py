@@ -65,7 +65,8 @@ SIZES = {
     "c128_56_g4og4": _square(1, 128, 56)._replace(offset_groups=4, groups=4),
 }
 MASKED_SIZES = {  # measured with a mask only: few pixels, few channels for each offset, and for each weight
-    "c512_7": _square(1, 512, 7),  # the last stage of a ResNet
+    "c256_14": _square(1, 256, 14),  # the last stages of a ResNet
+    "c512_7": _square(1, 512, 7),
     "c64_56_og8": _square(1, 64, 56)._replace(offset_groups=8),  # as video restoration aligns frames (EDVR)
     "c256_28_g256": _square(1, 256, 28)._replace(groups=256),  # depthwise
 }
