@@ -127,8 +127,8 @@ DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& ch
     }
 }
 
-// Where a tile begins. Tiles are full, or where there are more than need be, of about the same size, in steps of rows that
-// a product takes.
+// Where a tile begins. Tiles are full, or where there are more than need be, of about the same size, in steps of the rows
+// that a product takes.
 DEVICE index_t tile_begin(const DeformConvParams& p, index_t tile) {
     const index_t pixels = (index_t)p.geometry.pixels, least = (pixels + PIXELS - 1) / PIXELS;
     const index_t unit = GIVEN ? LINE : SPLIT ? 16 : MR / 3, rows = !GIVEN && p.tiles == least ? PIXELS : unit;

@@ -18,8 +18,7 @@ constexpr bool WORDS = TILE > 1 && WINDOW != 0 && ROW_SPACE == LINE &&
 constexpr bool SHORT = WORDS && sizeof(Row) == sizeof(long long) && TILE % 16 == 0 && ROWS * TILE <= 128;
 constexpr bool GATHERED = WORDS && (GATHERS == 2 || (GATHERS == 1 && SHORT && (GROUP == 1 || NEAR)));
 constexpr bool BUILT = SHORT && !GATHERED;
-constexpr int PART =
-    BUILT || (SHORT && GATHERS == 1 && GROUP == 1) ? 16 : TILE;  // samples whose rows are loaded together
+constexpr int PART = BUILT || (SHORT && GATHERS == 1 && GROUP == 1) ? 16 : TILE;  // samples that are loaded together
 
 // One row of such samples.
 template <int lines> struct Window {

@@ -55,8 +55,8 @@ DEVICE void make_window(Axis& axis, int j, index_t size, index_t stride) {
     }
 }
 
-// `locate` and `make_window` in one, to the same bits, for linear samples with zeros outside: an element of the window has
-// the weight 1 - |x - element|, where that is positive.
+// `locate` and `make_window` in one, to the same bits, for linear samples with zeros outside: an element has the weight
+// 1 - |x - element|, where that is positive.
 DEVICE void locate_window(Axis& axis, int j, acc_t x, index_t size, index_t stride) {
     const acc_t near = confine(x, size, false).x;
     const index_t base = larger(index_t(0), smaller((index_t)round_down(near), size - 2));
