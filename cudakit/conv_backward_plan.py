@@ -19,7 +19,7 @@ from cudakit.conv_cut import (
     with_split,
 )
 from cudakit.conv_plan import Access, Slots
-from cudakit.conv_sharing import as_given, share
+from cudakit.conv_sharing import Sharing, as_given, share
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deform_gradient_plan import gradient_layouts
 from cudakit.deform_plan import coordinates_from, plain_columns, wants_copy
@@ -102,7 +102,8 @@ class _Backward:
 
     def run(self) -> None:
         """Append all launches."""
-        self.conv = with_split(self._with_spans(), self._size)
+        self.sharing = self._affordable()
+        self.conv = with_split(self.conv, self._size)
         conv, results = self.conv, self.results
         amount = self._amount()
         buffers = self._buffers(amount)
@@ -116,12 +117,12 @@ class _Backward:
             pointers[8:10] = buffers.packed, results.weight
             self._launch(UNPACK, conv.d, amount, conv.panels, conv.packed_size(self.sharing.block), tuple(pointers))
 
-    def _with_spans(self) -> Convolution:
-        """Return the call, and share out pixels only where the caller allows the memory that this takes."""
+    def _affordable(self) -> Sharing:
+        """Return how to share out the work: by pixels only where the caller allows the memory that this takes."""
         limit = self.conv.workspace
-        if limit is not None and self._size(self.conv).of(Amount(self._workers, 1, 1)) > limit:
-            self.sharing = self.sharing._replace(spans=1)
-        return self.conv
+        if limit is None or self._size(self.conv).of(Amount(self._workers, 1, 1)) <= limit:
+            return self.sharing
+        return self.sharing._replace(spans=1)
 
     @property
     def _workers(self) -> int:
