@@ -68,9 +68,13 @@ def _shared(conv: Convolution, slots: int, wanted: int) -> Iterator[Sharing]:
     alike = slots * d.groups  # items without any sharing
     room = SUMS_BYTES // (slots * d.channels * prod(d.space) * conv.accumulator_bytes)
     most = max(1, min(-(-d.pixels // PIXELS), room))
+
+    def spans(parts: int) -> int:
+        return min(most, -(-wanted // (alike * parts)))
+
     parts = max(-(-count // BLOCK), min(count // SHARED_CHANNELS, -(-wanted // alike)))
-    parts = max(parts, -(-wanted // (alike * min(most, -(-wanted // (alike * parts))))))
+    parts = max(parts, -(-wanted // (alike * spans(parts))))  # where there cannot be spans enough
     block = min(count, BLOCK, -(-count // (parts * CHANNEL_STEP)) * CHANNEL_STEP)
     parts = -(-count // block)
-    yield Sharing(parts, block, slots, min(most, -(-wanted // (alike * parts))))
+    yield Sharing(parts, block, slots, spans(parts))
     yield Sharing(parts, block, slots, min(most, wanted // gcd(alike * parts, wanted)))
