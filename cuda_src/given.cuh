@@ -1,11 +1,12 @@
-// Products with weights as users give them, [output][channel][tap], for images of few pixels: to pack weights that so few
-// columns meet would take as long as to multiply them. Instead columns, which are fewer, go into the weights' order.
+// Products with weights as users give them, [output][channel][tap]: for images of few pixels, as to pack weights that so
+// few columns meet would take as long as to multiply them, and forwards for groups of few channels, whose outputs would
+// not fill vectors. Instead columns go into the weights' order, and vectors are of pixels.
 //
 // A piece has all taps, and its depth is a multiple of PANEL.
 
 // Where a piece's weights begin. They are a matrix of outputs by `given_row`, of which the piece has `depth` columns.
 DEVICE index_t given_row(const Geometry& g, const Cut& cut) {
-    return (index_t)(g.channels / cut.groups) * (index_t)g.taps;
+    return (index_t)(g.channels / (cut.groups * cut.joined)) * (index_t)g.taps;
 }
 DEVICE index_t given_at(const Geometry& g, const Cut& cut, const Piece& piece) {
     const index_t row = given_row(g, cut), per_group = (index_t)(g.channels / cut.groups);
@@ -95,31 +96,40 @@ DEVICE void multiply_alone(index_t outputs, index_t depth, Matrix weights, const
     }
 }
 
-// Adds the product of a piece's weights and columns to a tile of outputs, [output][pixel of PIXELS].
+// Adds the product of a piece's weights and columns to a tile of outputs, [output][pixel of PIXELS]. Joined groups meet
+// their own columns alone.
 DEVICE void multiply_given(const Geometry& g, const Cut& cut, Outputs of, index_t count, const Piece& piece,
                            const scalar_t* weights, const acc_t* panels, acc_t* total) {
     const Lanes lanes = lanes_of(count);
-    const index_t outputs = group_outputs(cut), row = given_row(g, cut), depth = piece.depth;
-    const index_t begin = larger(of.begin, piece.group * outputs), end = smaller(of.end, (piece.group + 1) * outputs);
-    weights += given_at(g, cut, piece) + (begin - piece.group * outputs) * row;
-    total += begin * PIXELS;
-    const index_t paired = lanes.vectors * LENGTH;
+    const index_t row = given_row(g, cut), taps = (index_t)g.taps, paired = lanes.vectors * LENGTH;
+    const index_t members = (index_t)(cut.groups * cut.joined), outputs = (index_t)cut.out_channels / members;
+    const index_t channels = (index_t)g.channels / members;
     acc_t wide[2 * MR * BLOCK];
-    // A few rows of weights meet all pixels while they are in the nearest cache. The last ones are no fewer than MR.
-    for (index_t o = begin, rows = MR; o < end; o += rows, weights += rows * row, total += rows * PIXELS) {
-        if (end - o < 2 * MR) rows = end - o;
-        const Matrix left = widened(weights, rows, row, depth, wide);
-        index_t v = 0;
-        for (; v + 1 < lanes.vectors; v += 2) {
-            multiply_rows<true>(rows, depth, left, panels + v * LENGTH * depth, NR, total + v * LENGTH, PIXELS);
+    for (index_t first = piece.begin; first < piece.end;) {
+        const index_t member = first / channels, last = smaller(piece.end, (member + 1) * channels);
+        const index_t begin = larger(of.begin, member * outputs), end = smaller(of.end, (member + 1) * outputs);
+        const index_t before = (first - piece.begin) * taps, depth = (last - first) * taps;
+        const scalar_t* from = weights + begin * row + first % channels * taps;
+        acc_t* to = total + begin * PIXELS;
+        // A few rows of weights meet all pixels while they are in the nearest cache. The last are no fewer than MR, or all.
+        for (index_t o = begin, rows = MR; o < end; o += rows, from += rows * row, to += rows * PIXELS) {
+            if (end - o < 2 * MR) rows = end - o;
+            const Matrix left = widened(from, rows, row, depth, wide);
+            index_t v = 0;
+            for (; v + 1 < lanes.vectors; v += 2) {
+                const acc_t* right = panels + v * LENGTH * piece.depth + before * NR;
+                multiply_rows<true>(rows, depth, left, right, NR, to + v * LENGTH, PIXELS);
+            }
+            if (v < lanes.vectors) {
+                const acc_t* right = panels + v * LENGTH * piece.depth + before * LENGTH;
+                multiply_rows<true, 1>(rows, depth, left, right, LENGTH, to + v * LENGTH, PIXELS);
+            }
+            for (index_t j = 0; j < lanes.alone; ++j) {
+                const acc_t* column = panels + paired * piece.depth + j * COLUMNS + piece.column + before;
+                multiply_alone(rows, depth, left, column, to + paired + j);
+            }
         }
-        if (v < lanes.vectors) {
-            multiply_rows<true, 1>(rows, depth, left, panels + v * LENGTH * depth, LENGTH, total + v * LENGTH, PIXELS);
-        }
-        for (index_t j = 0; j < lanes.alone; ++j) {
-            const acc_t* column = panels + paired * depth + j * COLUMNS + piece.column;
-            multiply_alone(rows, depth, left, column, total + paired + j);
-        }
+        first = last;
     }
 }
 

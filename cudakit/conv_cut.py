@@ -14,7 +14,7 @@ from cudakit.splitting import WHOLE, Splitting, choose_splitting
 from cudakit.workspace import ALIGNMENT
 
 PIXELS = 96  # of an output tile: a multiple of HOST_TILE and of the rows that registers hold
-ROWS, SPLIT_ROWS = 4, 16  # pixels that products go in steps of
+ROWS, MOST_ROWS, SPLIT_ROWS = 4, 12, 16  # that products go in steps of, or take at a time, and by tiles
 BLOCK = 320
 LINE_BYTES = 64
 MOST_WORKSPACES = 6
@@ -66,12 +66,31 @@ class Convolution(NamedTuple):
         """Whether the products can use weights in the order in which users give them (given.cuh)."""
         d = self.d
         return (
-            self.joined == 1
-            and not self.split.data
-            and self.out_channels // self.groups >= GIVEN_STEP
+            not self.split.data
+            and (self.small_groups_fit if self.joined > 1 else self.out_channels // self.groups >= GIVEN_STEP)
             and BLOCK // d.taps >= GIVEN_STEP
             and not any(d.channels // groups % GIVEN_STEP for groups in (d.groups, self.groups))
         )
+
+    @property
+    def small_groups_fit(self) -> bool:
+        """Whether a product of given weights takes rows of one of the user's groups alone (`multiply_last`)."""
+        outputs = self.out_channels // (self.groups * self.joined)
+        return not self.depthwise and (outputs % ROWS == 0 or outputs >= MOST_ROWS)
+
+    @property
+    def ways(self) -> Iterator["Convolution"]:
+        """The call with weights packed or as given, as far as either is worth trying.
+
+        Where groups are joined, packed weights are mostly zeros; given ones meet their own columns alone.
+        """
+        if self.joined > 1:
+            together = self._replace(given=True, groups=1, joined=self.groups * self.joined)
+            yield together if together.may_be_given else self
+            return
+        yield self
+        if self.may_be_given:
+            yield self._replace(given=True)
 
     @property
     def given_block(self) -> int:
@@ -108,7 +127,7 @@ class Convolution(NamedTuple):
     def work(self) -> int:
         """Steps of one image."""
         d = self.d
-        return d.channels * d.taps * d.pixels * (1 + self.out_channels // self.groups // SIMD_STEPS)
+        return d.channels * d.taps * d.pixels * (1 + self.out_channels // (self.groups * self.joined) // SIMD_STEPS)
 
     def prelude(self, layout: Image, channel_block: int) -> tuple[tuple[str, str | int], ...]:
         """Return the constants of the kernels, which read images in that layout."""
@@ -273,7 +292,8 @@ class Shares(NamedTuple):
         ends = [k * images * self.tiles * self.parts // threads for k in range(threads + 1)]  # `deal` in host_pool.cpp
         work = max(b - a for a, b in pairwise(map(self._work, ends)))
         if conv.given:
-            return work * (1 + (self.parts * (TURNING + SAMPLE) - SAMPLE) * conv.groups / conv.out_channels)
+            groups = conv.groups * conv.joined
+            return work * (1 + (self.parts * (TURNING + SAMPLE) - SAMPLE) * groups / conv.out_channels)
         return work + PACKING / threads + CROSSING * (threads > 1)
 
 
@@ -281,11 +301,11 @@ def cuts(conv: Convolution, images: int, threads: int) -> Iterator[Shares]:
     """Yield the ways to cut that are worth trying."""
     pixels = conv.d.pixels
     least = -(-pixels // PIXELS)
-    for given in (False, True) if conv.may_be_given else (False,):
-        one = Shares(conv._replace(given=given), images, threads, least)
+    for way in conv.ways:
+        one = Shares(way, images, threads, least)
         for tiles in range(least, max(1, min(least + threads - 1, -(-pixels // one.unit))) + 1):
             most = min(-(-threads // (images * tiles)), conv.out_channels // LEAST_PART)
-            for parts in range(1, max(1, most if given and conv.groups == 1 else 1) + 1):
+            for parts in range(1, max(1, most if way.given and way.groups * way.joined == 1 else 1) + 1):
                 yield one._replace(tiles=tiles, parts=parts)
 
 

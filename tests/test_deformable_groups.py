@@ -8,7 +8,7 @@ import pytest
 import cudakit
 
 from .conftest import Arrays
-from .deformable_problems import Geometry, Problem, check, draw
+from .deformable_problems import Geometry, Problem, call, check, draw
 from .tolerances import assert_close
 
 CONVOLUTIONS = ("deform_conv", "deform_conv_backward")
@@ -42,6 +42,52 @@ def test_a_group_for_every_channel(
     check(arrays, operator, draw(rng, geometry, dtype).on(arrays, dtype), dtype)
 
 
+SMALL = [  # channels, groups, outputs of a group, offset groups
+    pytest.param((128, 32, 4, 1), id="four channels"),
+    pytest.param((64, 8, 8, 2), id="eight channels, two offset groups"),
+    pytest.param((96, 4, 24, 1), id="groups that vectors of channels cut"),
+    pytest.param((96, 16, 16, 3), id="six channels, three offset groups"),
+    pytest.param((32, 16, 13, 1), id="two channels, odd outputs"),
+    pytest.param((64, 16, 6, 1), id="outputs that rows of a product do not fit"),
+]
+
+
+def small_groups(
+    arrays: Arrays, rng: np.random.Generator, sizes: tuple[int, int, int, int], space: tuple[int, int], dtype: str
+) -> Problem:
+    """Return a problem with those channels, groups, outputs of a group and offset groups."""
+    channels, groups, outputs, offset_groups = sizes
+    geometry = Geometry(space, (3, 3), padding=1, channels=channels, groups=groups, offset_groups=offset_groups)
+    return draw(rng, geometry._replace(out_channels=groups * outputs), dtype).on(arrays, dtype)
+
+
+@pytest.mark.parametrize("operator", CONVOLUTIONS)
+@pytest.mark.parametrize("sizes", SMALL)
+@pytest.mark.parametrize("space", [(11, 13), (3, 7), (2, 2)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_small_groups(
+    arrays: Arrays,
+    rng: np.random.Generator,
+    sizes: tuple[int, int, int, int],
+    space: tuple[int, int],
+    dtype: str,
+    operator: str,
+) -> None:
+    check(arrays, operator, small_groups(arrays, rng, sizes, space, dtype), dtype)
+
+
+@pytest.mark.parametrize("sizes", SMALL)
+def test_threads_change_no_bit_of_small_groups(
+    arrays: Arrays, rng: np.random.Generator, threads: None, sizes: tuple[int, int, int, int]
+) -> None:
+    made = small_groups(arrays, rng, sizes, (11, 13), "float32")
+    results = []
+    for number in (1, 2, 5):
+        cudakit.set_num_threads(number)
+        results.append(arrays.back(call("deform_conv", made)["output"]))
+        np.testing.assert_array_equal(results[-1], results[0])
+
+
 def of_group(problem: Problem, group: int) -> Problem:
     """Return the part of a problem that one group of the convolution sees."""
     geometry = problem.geometry
@@ -67,12 +113,14 @@ def run(arrays: Arrays, problem: Problem, dtype: str) -> dict[str, Any]:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["input", "weight", "output"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [2, 4])
 def test_what_is_not_finite_stays_in_its_group(
-    arrays: Arrays, rng: np.random.Generator, dtype: str, where: str, value: float
+    arrays: Arrays, rng: np.random.Generator, size: int, dtype: str, where: str, value: float
 ) -> None:
-    problem = draw(rng, WIDE._replace(channels=16, groups=8, out_channels=16), dtype)
+    problem = draw(rng, WIDE._replace(channels=8 * size, groups=8, out_channels=8 * size), dtype)
     bad = np.array(getattr(problem, where))
-    bad[(4,) if where == "weight" else (0, 4)].reshape(-1)[-1] = value  # of the third group, in the last tile
+    of_third = (2 * size,) if where == "weight" else (0, 2 * size)
+    bad[of_third].reshape(-1)[-1] = value  # in the last tile
     problem = problem._replace(**{where: bad})
     together = run(arrays, problem, dtype)
     alone = [run(arrays, of_group(problem, group), dtype) for group in range(8)]
