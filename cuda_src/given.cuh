@@ -69,9 +69,10 @@ DEVICE void make_panels(const Piece& piece, index_t count, const acc_t* columns,
 
 constexpr bool WIDENS = sizeof(scalar_t) < sizeof(acc_t);
 
-// Rows of weights, `row` apart, as numbers that can be multiplied: where they are, or widened.
+// Rows of weights, `row` apart, as numbers that can be multiplied: where they are, or widened, or where a product takes
+// more rows than there are (`multiply_last`), where something follows them.
 DEVICE Matrix widened(const scalar_t* weights, index_t rows, index_t row, index_t depth, acc_t* wide) {
-    if (!WIDENS) return {(acc_t*)weights, row, 1};
+    if (!WIDENS && (rows >= MR || rows % (MR / 3) == 0)) return {(acc_t*)weights, row, 1};
     for (index_t o = 0; o < rows; ++o) {
         SIMD for (index_t k = 0; k < depth; ++k) wide[o * depth + k] = widen(weights[o * row + k]);
     }

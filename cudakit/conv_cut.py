@@ -14,7 +14,7 @@ from cudakit.splitting import WHOLE, Splitting, choose_splitting
 from cudakit.workspace import ALIGNMENT
 
 PIXELS = 96  # of an output tile: a multiple of HOST_TILE and of the rows that registers hold
-ROWS, MOST_ROWS, SPLIT_ROWS = 4, 12, 16  # that products go in steps of, or take at a time, and by tiles
+ROWS, SPLIT_ROWS = 4, 16  # pixels that products go in steps of
 BLOCK = 320
 LINE_BYTES = 64
 MOST_WORKSPACES = 6
@@ -27,6 +27,7 @@ FEW_PIXELS = 4  # that meet weights one by one, where those are as given (given.
 ALONE = 2  # pixels of a vector that one takes the time of
 LEAST_PART = 24  # outputs, where they are shared out
 GIVEN_STEP = 32  # channels that pieces are multiples of, where weights are as given
+PADDING = 16  # zeros that a column may meet before it is worth turning
 TILE_COST, PACKING, CROSSING, TURNING = 8, 42, 20, 41  # see `Shares`
 
 CUT_FIELDS = tuple((f"cut.{name}", 1) for name in ("groups", "joined", "out_channels", "channel_block", "scratch"))
@@ -66,31 +67,27 @@ class Convolution(NamedTuple):
         """Whether the products can use weights in the order in which users give them (given.cuh)."""
         d = self.d
         return (
-            not self.split.data
-            and (self.small_groups_fit if self.joined > 1 else self.out_channels // self.groups >= GIVEN_STEP)
+            not self.depthwise
+            and not self.split.data
             and BLOCK // d.taps >= GIVEN_STEP
             and not any(d.channels // groups % GIVEN_STEP for groups in (d.groups, self.groups))
         )
 
     @property
-    def small_groups_fit(self) -> bool:
-        """Whether a product of given weights takes rows of one of the user's groups alone (`multiply_last`)."""
-        outputs = self.out_channels // (self.groups * self.joined)
-        return not self.depthwise and (outputs % ROWS == 0 or outputs >= MOST_ROWS)
-
-    @property
     def ways(self) -> Iterator["Convolution"]:
         """The call with weights packed or as given, as far as either is worth trying.
 
-        Where groups are joined, packed weights are mostly zeros; given ones meet their own columns alone.
+        Packed weights are padded with zeros, most of all where groups are joined; given ones meet their own columns
+        alone.
         """
+        given, outputs = self._replace(given=True), self.out_channels // self.groups
         if self.joined > 1:
-            together = self._replace(given=True, groups=1, joined=self.groups * self.joined)
-            yield together if together.may_be_given else self
-            return
-        yield self
-        if self.may_be_given:
-            yield self._replace(given=True)
+            given = given._replace(groups=1, joined=self.groups * self.joined)
+        sparse = self.joined > 1 or self.padded - outputs > PADDING
+        if not (sparse and given.may_be_given):
+            yield self
+        if given.may_be_given and (sparse or outputs >= GIVEN_STEP):
+            yield given
 
     @property
     def given_block(self) -> int:

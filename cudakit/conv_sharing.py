@@ -42,7 +42,7 @@ def as_given(conv: Convolution, threads: int) -> Convolution:
     """
     d, outputs = conv.d, conv.out_channels // conv.groups
     most = outputs * max(1, outputs // CACHED_OUTPUTS) * itemsize(d.dtype) // conv.accumulator_bytes
-    few = 0 < d.batch * d.pixels <= most
+    few = 0 < d.batch * d.pixels <= most and outputs >= GIVEN_STEP
     return conv._replace(given=few and conv.joined == 1 and conv.may_be_given and d.channels // GIVEN_STEP >= threads)
 
 

@@ -47,8 +47,10 @@ SMALL = [  # channels, groups, outputs of a group, offset groups
     pytest.param((64, 8, 8, 2), id="eight channels, two offset groups"),
     pytest.param((96, 4, 24, 1), id="groups that vectors of channels cut"),
     pytest.param((96, 16, 16, 3), id="six channels, three offset groups"),
-    pytest.param((32, 16, 13, 1), id="two channels, odd outputs"),
-    pytest.param((64, 16, 6, 1), id="outputs that rows of a product do not fit"),
+    pytest.param((32, 16, 13, 1), id="two channels"),
+    pytest.param((64, 1, 3, 2), id="one group, three outputs"),
+    pytest.param((64, 2, 35, 1), id="two groups, a few more outputs than a vector has"),
+    pytest.param((64, 16, 5, 1), id="odd outputs of four channels"),
 ]
 
 
