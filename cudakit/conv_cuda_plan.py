@@ -194,16 +194,20 @@ class _Backward:
         self.final, self.grad = gradient_layouts(d, target, columns_of(d, conv.groups))
         self.slopes = results.offset != NULL or results.mask != NULL
         self.image_bytes = self.grad.strides[0] * wide * (results.input != NULL and self.grad != self.final)
+        self.turned = packed(conv.output.shape, d.dtype, channels_last=True)
         weights = conv.out_channels * d.taps * (d.channels // conv.groups) * wide * (results.weight != NULL)
+        turns = bool(weights) and conv.groups == 1 and d.batch > 1 and conv.output.strides != self.turned.strides
+        turned_bytes = self.turned.strides[0] * itemsize(d.dtype) * turns
         reads = self.slopes or results.weight != NULL
         self.work = Work(
             *(plan, target, conv, slots),
             reads=reads,
             grad=None if results.input == NULL else self.grad,
-            image_bytes=self.image_bytes,
+            image_bytes=self.image_bytes + turned_bytes,
             fixed_bytes=weights,
         )
         self.total = plan.workspace(self.work.images * self.image_bytes) if self.image_bytes else NULL
+        self.space = plan.workspace(self.work.images * turned_bytes) if turns and self.work.images > 1 else NULL
         self.weights = plan.workspace(weights) if weights else NULL
         if weights:
             plan.zero(self.weights, weights, target.device)
@@ -267,12 +271,23 @@ class _Backward:
             work.multiply(product, grad, work.weight, work.columns.at(i * conv.groups * size * work.item))
 
     def _multiply_weights(self, block: Block) -> None:
-        """Append weights += grad_output.T @ columns, one image after the other: they add to the same sums."""
+        """Append weights += grad_output.T @ columns.
+
+        Without groups the pixels of all images are one sum, where they are evenly spaced in memory: the length of a sum
+        can occupy a GPU, where the size of the weights cannot. Else one image after the other adds to the same sums.
+        """
         work, conv = self.work, self.conv
-        batch, channel, pixel = conv.output_strides
+        grad, (batch, channel, pixel) = work.output_at(self.grad_output, block), conv.output_strides
+        if self.space != NULL:
+            source = (grad, part(conv.output, block.images))
+            add_copy(work.plan, work.target, source, (self.space, part(self.turned, block.images)))
+            grad, (batch, channel, pixel) = self.space, (self.turned.strides[0], 1, conv.out_channels)
+        together = conv.groups == 1 and batch == block.pixels * pixel
         size = block.pixels * work.depth
         product = Product(
-            *(conv.d.dtype, accumulator(conv.d.dtype), (work.outputs, work.depth, block.pixels)),
+            conv.d.dtype,
+            accumulator(conv.d.dtype),
+            (work.outputs, work.depth, block.pixels * (block.images if together else 1)),
             conv.groups,
             a=(channel, pixel, work.outputs * channel),
             b=(work.depth, 1, size),
@@ -280,9 +295,9 @@ class _Backward:
             add=True,
             tf32=self.conv.tf32,
         )
-        for i in range(block.images):
-            grad = work.output_at(self.grad_output, block).at(i * batch * work.item)
-            work.multiply(product, grad, work.columns.at(i * conv.groups * size * work.item), self.weights)
+        for i in range(1 if together else block.images):
+            columns = work.columns.at(i * conv.groups * size * work.item)
+            work.multiply(product, grad.at(i * batch * work.item), columns, self.weights)
 
 
 def plan_backward(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from cudakit import conv_cuda_plan, conv_ops, layout, op
+from cudakit import conv_cuda_plan, conv_ops, layout, op, product
 
 from .conftest import Arrays, devices
 from .deformable_problems import Geometry, call, check, draw
@@ -63,3 +63,25 @@ def test_needs(arrays: Arrays, rng: np.random.Generator, geometry: Geometry, siz
     assert {name for name, gradient in some.items() if gradient is not None} == set(needs)
     for name in needs:
         assert_close(arrays.back(some[name]), arrays.back(every[name]), "float32")
+
+
+@pytest.mark.parametrize("size", [1 << 21])
+@pytest.mark.parametrize("last", [False, True], ids=["channels_first", "channels_last"])
+def test_the_pixels_of_all_images_are_one_sum(
+    arrays: Arrays, rng: np.random.Generator, size: int, last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if arrays.device == "cpu":
+        pytest.skip("a CPU multiplies tile by tile")
+    products: list[product.Product] = []
+
+    def noted(one: product.Product, device: tuple[str, int]) -> product.Multiply:
+        products.append(one)
+        return product.Multiply(one, device)
+
+    monkeypatch.setattr(conv_cuda_plan, "Multiply", noted)
+    problem = draw(rng, Geometry((13, 11), (3, 3), padding=1, batch=5, channels=12, out_channels=9))
+    if last:
+        check_channels_last(arrays, "deform_conv_backward", problem, lambda array: array)
+    else:
+        check(arrays, "deform_conv_backward", problem.on(arrays))
+    assert (9, 12 * 9, 5 * 13 * 11) in [one.sizes for one in products]
