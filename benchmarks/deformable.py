@@ -68,6 +68,7 @@ MASKED_SIZES = {  # measured with a mask only: few pixels, few channels for each
     "c256_14": _square(1, 256, 14),  # the last stages of a ResNet
     "c512_7": _square(1, 512, 7),
     "c64_56_og8": _square(1, 64, 56)._replace(offset_groups=8),  # as video restoration aligns frames (EDVR)
+    "c256_28_g32": _square(1, 256, 28)._replace(groups=32),  # as in a ResNeXt
     "c256_28_g256": _square(1, 256, 28)._replace(groups=256),  # depthwise
 }
 SMALL_SIZES = {
