@@ -94,7 +94,7 @@ DEVICE void pack(const DeformConvParams& p, index_t item) {
 // One item = PANEL output channels of a group.
 KERNEL(deform_conv_pack, DeformConvParams) {
     FOR_EACH(item, p.items) {
-        if (p.cut.joined > 1) {
+        if (JOINED) {
             pack_joined(p, item);
         } else {
             pack(p, item);
@@ -189,7 +189,7 @@ DEVICE void multiply_piece(const DeformConvParams& p, Outputs, index_t count, co
         });
         return;
     }
-    if (p.cut.joined > 1 && !all_finite(columns + piece.column, count, COLUMNS, piece.depth)) {
+    if (JOINED && !all_finite(columns + piece.column, count, COLUMNS, piece.depth)) {
         for_weights(p.geometry, p.cut, piece, [&](index_t o, index_t k, index_t at) {
             const acc_t* column = columns + piece.column + k;
             const acc_t weight = widen(p.weight[at]);

@@ -88,13 +88,13 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, const Share& share, ind
 
 // The gradients of a piece's columns.
 DEVICE void differentiate_columns(const DeformConvBackwardParams& p, index_t count, const Piece& piece,
-                                  const Scratch& s, index_t panel) {
+                                  const Scratch& s, const acc_t* packed) {
 #if GIVEN
     const Matrix weights = weights_of<false>(p.geometry, p.cut, piece, p.weight, s.wide);
     multiply_given_weights(p.cut, count, piece, weights, s.grads, s.weights);
     turn_columns<true>(piece, count, s.weights, s.columns);
 #else
-    multiply_weights(p.geometry, p.cut, count, piece, s, panel);
+    multiply_weights(p.geometry, p.cut, count, piece, s, packed);
 #endif
 }
 
@@ -125,20 +125,16 @@ DEVICE void visit_tile(const DeformConvBackwardParams& p, const Share& share, in
     const Groups of = groups_of(g, cut, chunk);
     move_outputs<false>(cut, of, (scalar_t*)from, (index_t)p.output_stride[1], (index_t)p.output_stride[2], count,
                         s.grads);
-    s.finite = true;
-    for (index_t group = of.begin; cut.joined > 1 && group < of.end; ++group) {
-        s.finite &= all_finite(s.grads + group * padded_outputs(cut), count, output_row(cut), group_outputs(cut));
-    }
 #if SPLIT
     split_grads(cut, of, count, s);
 #endif
-    index_t panel = 0;
+    const acc_t* weights = s.weights;
     for (index_t first_tap = 0; first_tap < (index_t)g.taps; first_tap += taps_at_once(chunk)) {
         const index_t end = smaller(first_tap + taps_at_once(chunk), (index_t)g.taps);
         if (back) {
             for_pieces(g, cut, chunk, first_tap, [&](const Piece& piece) {
-                differentiate_columns(p, count, piece, s, panel);
-                panel += (piece.depth + NR - 1) / NR;
+                differentiate_columns(p, count, piece, s, weights);
+                weights += packed_numbers(cut, piece);
             });
         }
         for (index_t done = 0; done < count; done += TILE) {
@@ -200,18 +196,18 @@ DEVICE acc_t add_sums(const DeformConvBackwardParams& p, const acc_t* from) {
     return sum;
 }
 
-DEVICE void unpack_joined(const DeformConvBackwardParams& p, index_t item) {
+#if JOINED
+DEVICE void unpack(const DeformConvBackwardParams& p, index_t item) {
     const index_t blocks = padded_outputs(p.cut) / PANEL, block = item % blocks;
     for_pieces_of(p.geometry, p.cut, item / blocks, [&](const Piece& piece) {
         for_weights(p.geometry, p.cut, piece, [&](index_t o, index_t k, index_t at) {
             if (o / PANEL != block) return;
-            const index_t from =
-                SPLIT ? piece.packed + o * padded_depth(piece) + k : packed_at(p.geometry, p.cut, piece, o, k);
+            const index_t from = sums_at(p.cut, piece) + o % member_outputs(p.cut) * piece.depth + k;
             narrow(add_sums(p, p.packed + from), p.grad_weight[at]);
         });
     });
 }
-
+#else
 DEVICE void unpack(const DeformConvBackwardParams& p, index_t item) {
     for_strips(p.geometry, p.cut, item, [&](const Strip& s) {
 #if SPLIT
@@ -238,14 +234,9 @@ DEVICE void unpack(const DeformConvBackwardParams& p, index_t item) {
 #endif
     });
 }
+#endif
 
 // grad_weight from the sums of slots and spans. One item = PANEL output channels of a group.
 KERNEL(deform_conv_unpack, DeformConvBackwardParams) {
-    FOR_EACH(item, p.items) {
-        if (p.cut.joined > 1) {
-            unpack_joined(p, item);
-        } else {
-            unpack(p, item);
-        }
-    }
+    FOR_EACH(item, p.items) unpack(p, item);
 }

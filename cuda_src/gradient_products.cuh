@@ -5,12 +5,14 @@
 #if GIVEN
 #include "given.cuh"
 #endif
+#if JOINED
+#include "small_groups.cuh"
+#endif
 
 // A worker's memory.
 struct Scratch {
     acc_t *columns, *grads;
     acc_t* weights;  // packed; or where they are as given, columns in their order
-    bool finite;     // the gradients of the output
 #if GIVEN
     acc_t* wide;  // weights as given, widened
 #endif
@@ -40,6 +42,19 @@ DEVICE Scratch scratch_of(const Cut& cut, acc_t* memory) {
     return s;
 }
 
+// What a piece's weights and the sums of their gradients take, and where the sums are among those of all pieces.
+#if JOINED
+DEVICE index_t packed_numbers(const Cut& cut, const Piece& piece) { return piece.depth * member_outputs(cut); }
+DEVICE index_t sums_numbers(const Cut& cut, const Piece& piece) { return piece.depth * member_outputs(cut); }
+DEVICE index_t sums_at(const Cut& cut, const Piece& piece) { return member_at(cut, piece); }
+#else
+DEVICE index_t packed_numbers(const Cut& cut, const Piece& piece) {
+    return (piece.depth + NR - 1) / NR * NR * group_outputs(cut);
+}
+DEVICE index_t sums_numbers(const Cut& cut, const Piece& piece) { return padded_depth(piece) * padded_outputs(cut); }
+DEVICE index_t sums_at(const Cut&, const Piece& piece) { return piece.packed; }
+#endif
+
 // The weights of some of a piece's outputs, in panels of NR columns: [panel][output channel][NR].
 DEVICE void pack_piece(const Geometry& g, const Cut& cut, const scalar_t* weight, const Piece& piece, index_t begin,
                        index_t end, acc_t* to) {
@@ -55,29 +70,20 @@ DEVICE void pack_piece(const Geometry& g, const Cut& cut, const scalar_t* weight
     }
 }
 
-DEVICE void pack_joined(const Geometry& g, const Cut& cut, const scalar_t* weight, const Piece& piece, acc_t* to) {
-    const index_t outputs = group_outputs(cut), size = (piece.depth + NR - 1) / NR * NR * outputs;
-    const bool depthwise = is_depthwise(g, cut);
-    for (index_t i = 0; i < size; ++i) to[i] = 0;
-    for_weights(g, cut, piece, [&](index_t o, index_t k, index_t at) {
-        to[depthwise ? k : (k / NR * outputs + o) * NR + k % NR] = widen(weight[at]);
-    });
-}
-
 // The chunk's weights, piece after piece. Returns their end. A few outputs go through all pieces while the cache has them.
 DEVICE acc_t* pack_chunk(const Geometry& g, const Cut& cut, const scalar_t* weight, const Chunk& chunk, acc_t* to) {
-    const index_t outputs = group_outputs(cut), few = cut.joined > 1 ? outputs : 16;
+    const index_t outputs = group_outputs(cut), few = JOINED ? outputs : 16;
     acc_t* end = to;
     for (index_t o = 0; o < outputs; o += few) {
         end = to;
         for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
             for_pieces(g, cut, chunk, tap, [&](const Piece& piece) {
-                if (cut.joined > 1) {
-                    pack_joined(g, cut, weight, piece, end);
-                } else {
-                    pack_piece(g, cut, weight, piece, o, smaller(o + few, outputs), end);
-                }
-                end += (piece.depth + NR - 1) / NR * NR * outputs;
+#if JOINED
+                pack_members(g, cut, weight, piece, end);
+#else
+                pack_piece(g, cut, weight, piece, o, smaller(o + few, outputs), end);
+#endif
+                end += packed_numbers(cut, piece);
             });
         }
     }
@@ -88,7 +94,8 @@ DEVICE acc_t* pack_chunk(const Geometry& g, const Cut& cut, const scalar_t* weig
 DEVICE void clear_chunk(const Geometry& g, const Cut& cut, const Chunk& chunk, acc_t* packed) {
     for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
         for_pieces(g, cut, chunk, tap, [&](const Piece& piece) {
-            clear(packed + piece.packed, 1, padded_outputs(cut), 0, padded_outputs(cut), padded_depth(piece));
+            const index_t numbers = sums_numbers(cut, piece);
+            clear(packed + sums_at(cut, piece), 1, numbers, 0, numbers, 1);
         });
     }
 }
@@ -128,29 +135,21 @@ DEVICE void split_grads(const Cut& cut, Groups of, index_t count, Scratch& s) {
 
 // The gradients of a piece's columns.
 DEVICE void multiply_weights(const Geometry& g, const Cut& cut, index_t count, const Piece& piece, const Scratch& s,
-                             index_t panel) {
+                             const acc_t* weights) {
     const index_t outputs = group_outputs(cut), padded = padded_outputs(cut), row = output_row(cut);
-    const acc_t *weights = s.weights + panel * NR * outputs, *grads = s.grads + piece.group * padded;
+    const acc_t* grads = s.grads + piece.group * padded;
     acc_t* to = s.columns + piece.column;
-    if (is_depthwise(g, cut)) {
-        for_vectors(g, cut, piece, count,
-                    [&](index_t j, index_t k, index_t c) { to[j * COLUMNS + k] = grads[j * row + c] * weights[k]; });
-        return;
-    }
-    if (cut.joined > 1 && !s.finite) {
-        clear(to, 1, COLUMNS, 0, piece.depth, count);
-        for_weights(g, cut, piece, [&](index_t o, index_t k, index_t) {
-            const acc_t weight = weights[(k / NR * outputs + o) * NR + k % NR];
-            for (index_t j = 0; j < count; ++j) to[j * COLUMNS + k] += grads[j * row + o] * weight;
-        });
-        return;
-    }
+#if JOINED
+    multiply_members(g, cut, piece, {grads, row, count}, weights, to);
+    return;
+#endif
 #if SPLIT
     if (s.weights_fit && s.grads_fit) {
         const unsigned* rows = s.rows + piece.group * PIXELS * padded * DATA_PARTS / 2;
         multiply_split<DATA_PARTS, DATA_PARTS, false>(
-            count, piece.depth, outputs, rows, s.split_weights + panel * steps_of(outputs) * STEP * NR / 2 * DATA_PARTS,
-            to, COLUMNS);
+            count, piece.depth, outputs, rows,
+            s.split_weights + (weights - s.weights) / outputs / NR * steps_of(outputs) * STEP * NR / 2 * DATA_PARTS, to,
+            COLUMNS);
         return;
     }
 #endif
@@ -164,13 +163,11 @@ DEVICE void multiply_columns(const Geometry& g, const Cut& cut, index_t count, c
                              acc_t* packed) {
     const index_t outputs = group_outputs(cut), padded = padded_outputs(cut), row = output_row(cut);
     const acc_t* columns = s.columns + piece.column;
-    acc_t *grads = s.grads + piece.group * padded, *to = packed + piece.packed;
-    if (is_depthwise(g, cut)) {
-        for_vectors(g, cut, piece, count, [&](index_t j, index_t k, index_t c) {
-            to[k] = fused(columns[j * COLUMNS + k], grads[j * row + c], to[k]);
-        });
-        return;
-    }
+    acc_t *grads = s.grads + piece.group * padded, *to = packed + sums_at(cut, piece);
+#if JOINED
+    sum_members(g, cut, piece, {grads, row, count}, columns, to);
+    return;
+#endif
 #if SPLIT
     const index_t deep = padded_depth(piece), panel = steps_of(count) * STEP * NR / 2 * VALUE_PARTS;
     bool fits = s.grads_fit;

@@ -8,10 +8,12 @@
 // Packed weights hold piece after piece, each as panels of NR output channels: [panel][depth][NR]. Where sums go in steps
 // (split.cuh), a piece has room for a whole number of them.
 //
-// Groups with few channels are joined: several are multiplied as one, whose weights from the channels of a member to the
-// outputs of another are zeros. Full vectors of zeros are faster than short ones of numbers; but as 0 * inf is NaN, tiles
-// with numbers that are not finite take each weight by itself. Where every channel is a group with one output, a product
-// is that of vectors: weight k of the sum belongs to channel k % width, and is packed at k.
+// Groups with few channels are joined: several make one piece. Gradients keep them apart (small_groups.cuh), and so do
+// forward passes that use weights as given (given.cuh). Else they are multiplied as one group, whose weights from the
+// channels of a member to the outputs of another are zeros. Full vectors of zeros are faster than short ones of numbers;
+// but as 0 * inf is NaN, tiles with numbers that are not finite take each weight by itself. Where every channel is a
+// group with one output, a product is that of vectors: weight k of the sum belongs to channel k % width, and is packed at
+// k.
 
 constexpr int LINE = 64 / (int)sizeof(acc_t);  // numbers in a line of the cache
 constexpr int PANEL = 2 * LINE;                // output channels of a group are padded to a multiple: NR at the widest
@@ -95,7 +97,7 @@ template <typename F> DEVICE void for_pieces(const Geometry& g, const Cut& cut, 
 }
 
 DEVICE bool is_depthwise(const Geometry& g, const Cut& cut) {
-    return cut.joined > 1 && cut.out_channels == g.channels && g.channels == cut.groups * cut.joined;
+    return JOINED && cut.out_channels == g.channels && g.channels == cut.groups * cut.joined;
 }
 
 // Of a depthwise piece and `count` pixels: calls f(j, k, c) where number k of pixel j meets channel c of the group.

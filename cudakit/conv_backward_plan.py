@@ -19,7 +19,7 @@ from cudakit.conv_cut import (
     with_split,
 )
 from cudakit.conv_plan import Access, Slots
-from cudakit.conv_sharing import Sharing, as_given, share
+from cudakit.conv_sharing import Sharing, as_given, gather, share
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deform_gradient_plan import gradient_layouts
 from cudakit.deform_plan import coordinates_from, plain_columns, wants_copy
@@ -74,7 +74,7 @@ class _Backward:
     def __init__(
         self, plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
     ) -> None:
-        conv = as_given(join(conv), target.threads)
+        conv = as_given(gather(join(conv)), target.threads)
         self.plan, self.target, self.conv = plan, target, conv
         self.slots, self.grad_output, self.results = slots, grad_output, results
         d = conv.d
@@ -103,7 +103,8 @@ class _Backward:
     def run(self) -> None:
         """Append all launches."""
         self.sharing = self._affordable()
-        self.conv = with_split(self.conv, self._size)
+        if self.conv.joined == 1:
+            self.conv = with_split(self.conv, self._size)
         conv, results = self.conv, self.results
         amount = self._amount()
         buffers = self._buffers(amount)
@@ -149,7 +150,7 @@ class _Backward:
 
     def _scratch(self, conv: Convolution) -> int:
         """Return the numbers of one worker: a tile, and a chunk's weights as the kernel packs them (`scratch_of`)."""
-        block, outputs = self.sharing.block, conv.out_channels // conv.groups
+        block, outputs = self.sharing.block, conv.out_channels // (conv.groups * conv.joined)
         if conv.given:
             return 2 * conv.tile_size + (block * conv.d.taps * outputs if self.item < self.wide else 0)
         panel = conv.padded // max(1, conv.panels // conv.groups)

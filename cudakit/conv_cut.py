@@ -28,6 +28,7 @@ ALONE = 2  # pixels of a vector that one takes the time of
 LEAST_PART = 24  # outputs, where they are shared out
 GIVEN_STEP = 32  # channels that pieces are multiples of, where weights are as given
 PADDING = 16  # zeros that a column may meet before it is worth turning
+MOST_CUTS = 64  # numbers of tiles that are tried
 TILE_COST, PACKING, CROSSING, TURNING = 8, 42, 20, 41  # see `Shares`
 
 CUT_FIELDS = tuple((f"cut.{name}", 1) for name in ("groups", "joined", "out_channels", "channel_block", "scratch"))
@@ -140,6 +141,7 @@ class Convolution(NamedTuple):
             "SPLIT_VALUES": self.split.values,
             "TILES": int(self.split.tiles),
             "GIVEN": int(self.given),
+            "JOINED": int(self.joined > 1),
             "IMAGE": C_TYPES[layout.dtype][0],
         }
         return tuple(found.items())
@@ -285,7 +287,8 @@ class Shares(NamedTuple):
     @property
     def longest(self) -> float:
         """The work."""
-        conv, images, threads = self.conv, self.images, self.threads
+        conv, images = self.conv, self.images
+        threads = min(self.threads, max(1, images * self.tiles * self.parts))
         ends = [k * images * self.tiles * self.parts // threads for k in range(threads + 1)]  # `deal` in host_pool.cpp
         work = max(b - a for a, b in pairwise(map(self._work, ends)))
         if conv.given:
@@ -300,7 +303,8 @@ def cuts(conv: Convolution, images: int, threads: int) -> Iterator[Shares]:
     least = -(-pixels // PIXELS)
     for way in conv.ways:
         one = Shares(way, images, threads, least)
-        for tiles in range(least, max(1, min(least + threads - 1, -(-pixels // one.unit))) + 1):
+        most_tiles = max(1, min(least + threads - 1, -(-pixels // one.unit)))
+        for tiles in range(least, most_tiles + 1, 1 + (most_tiles - least) // MOST_CUTS):
             most = min(-(-threads // (images * tiles)), conv.out_channels // LEAST_PART)
             for parts in range(1, max(1, most if way.given and way.groups * way.joined == 1 else 1) + 1):
                 yield one._replace(tiles=tiles, parts=parts)

@@ -5,13 +5,14 @@ from math import gcd, prod
 from typing import NamedTuple
 
 from cudakit.array import itemsize
-from cudakit.conv_cut import BLOCK, GIVEN_STEP, PIXELS, Convolution
+from cudakit.conv_cut import BLOCK, GIVEN_STEP, LINE_BYTES, PIXELS, Convolution
 from cudakit.deform_geometry import Deformation
 from cudakit.layout import SUMS_BYTES
 
 CACHED_OUTPUTS = 256  # whose packed weights a cache is likely to hold
 CHANNEL_STEP = 16  # a chunk of channels is a multiple of it, where there are that many
 SUMMING = 0.1  # what it takes to add up the gradients of spans, as a share of the rest
+GATHERED = 96  # channels of small groups in a chunk
 SHARED_CHANNELS = 64  # from which on a chunk is worth looking anew where its samples are
 
 
@@ -34,6 +35,24 @@ class Sharing(NamedTuple):
         return -(-items // threads) / items * images * (1 + SUMMING * (self.spans > 1))
 
 
+def gather(conv: Convolution) -> Convolution:
+    """Return the call with as many small groups joined as suit vectors of channels (small_groups.cuh).
+
+    Vectors should be full, and looked at once for many channels; outputs of all groups are read for every chunk.
+    """
+    if conv.joined == 1:
+        return conv
+    groups, line = conv.groups * conv.joined, LINE_BYTES // conv.accumulator_bytes
+    own = conv.d.channels // groups
+
+    def work(joined: int) -> float:
+        width = joined * own
+        return -(-width // line) * line / width * (1 + line / min(width, GATHERED)) + width / BLOCK / line
+
+    joined = min((m for m in range(1, groups + 1) if groups % m == 0), key=work)
+    return conv._replace(groups=groups // joined, joined=joined)
+
+
 def as_given(conv: Convolution, threads: int) -> Convolution:
     """Return the call, with weights as given where they meet few pixels, and channels are enough for all threads.
 
@@ -54,11 +73,16 @@ def share(conv: Convolution, threads: int) -> Sharing:
         parts = max(-(-count // conv.given_block), -(-threads // d.groups))
         block = -(-count // (parts * GIVEN_STEP)) * GIVEN_STEP
         return Sharing(-(-count // block), block, 1, 1)
-    chunks = -(-count // BLOCK) * d.groups
+    chunks = -(-count // _most(conv)) * d.groups
     if chunks >= 4 * threads or chunks % threads == 0:
         return next(_shared(conv, 1, 1))
     ways = [way for slots in (min(d.batch, threads), gcd(d.batch, threads)) for way in _shared(conv, slots, threads)]
     return min(ways, key=lambda way: (way.longest(d, threads), way.items(d)))
+
+
+def _most(conv: Convolution) -> int:
+    """Return how many channels a chunk has at most."""
+    return BLOCK if conv.joined == 1 else min(GATHERED, conv.d.channels // conv.groups)
 
 
 def _shared(conv: Convolution, slots: int, wanted: int) -> Iterator[Sharing]:
@@ -72,7 +96,7 @@ def _shared(conv: Convolution, slots: int, wanted: int) -> Iterator[Sharing]:
     def spans(parts: int) -> int:
         return min(most, -(-wanted // (alike * parts)))
 
-    parts = max(-(-count // BLOCK), min(count // SHARED_CHANNELS, -(-wanted // alike)))
+    parts = max(-(-count // _most(conv)), min(count // SHARED_CHANNELS, -(-wanted // alike)))
     parts = max(parts, -(-wanted // (alike * spans(parts))))  # where there cannot be spans enough
     block = min(count, BLOCK, -(-count // (parts * CHANNEL_STEP)) * CHANNEL_STEP)
     parts = -(-count // block)

@@ -89,13 +89,18 @@ def test_bfloat16(arrays: Arrays, rng: np.random.Generator, tiles: None, geometr
 def test_rounded_bfloat16(
     arrays: Arrays, rng: np.random.Generator, unit: None, geometry: Geometry, operator: str
 ) -> None:
-    """Columns are rounded, as on a GPU, if that is allowed, and are not otherwise."""
+    """Columns are rounded, as on a GPU, if that is allowed, and are not otherwise.
+
+    Gradients of small groups take vectors of channels, which round nothing.
+    """
     problem = draw(rng, geometry, "bfloat16").on(arrays, "bfloat16")
     rtol, atol = TOLERANCES["bfloat16"]
     check(arrays, operator, problem, "bfloat16", scale=2 * rtol / atol, allow_tf32=True)
     some, exact = (call(operator, problem, allow_tf32=allowed) for allowed in (True, False))
     name = "output" if operator == "deform_conv" else "weight"
-    assert (arrays.back(some[name]) != arrays.back(exact[name])).any()
+    small = geometry.groups > 1 and geometry.out_channels // geometry.groups < 20
+    rounds = operator == "deform_conv" or not small
+    assert (arrays.back(some[name]) != arrays.back(exact[name])).any() == rounds
 
 
 @OPERATORS
