@@ -56,6 +56,29 @@ static void deal(long long items, long long grains) {
     }
 }
 
+// Kernels work with subnormal numbers whatever their caller does: some frameworks have their threads take them for zeros, and
+// threads inherit that. float16 is widened by way of them.
+#if defined(__x86_64__) || defined(__i386__)
+typedef unsigned control_t;
+constexpr control_t FLUSHES = 0x8040;  // FTZ and DAZ of MXCSR
+static control_t get_control() { return __builtin_ia32_stmxcsr(); }
+static void set_control(control_t control) { __builtin_ia32_ldmxcsr(control); }
+#elif defined(__aarch64__)
+typedef unsigned long long control_t;
+constexpr control_t FLUSHES = 1 << 24 | 1 << 19;  // FZ and FZ16 of FPCR
+static control_t get_control() {
+    control_t control;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(control));
+    return control;
+}
+static void set_control(control_t control) { __asm__ volatile("msr fpcr, %0" : : "r"(control)); }
+#else
+typedef unsigned control_t;
+constexpr control_t FLUSHES = 0;
+static control_t get_control() { return 0; }
+static void set_control(control_t) {}
+#endif
+
 // `job` and `running` are read by threads that spin, too.
 static long long get(const long long* number) { return __atomic_load_n(number, __ATOMIC_RELAXED); }
 static void set(long long* number, long long value) { __atomic_store_n(number, value, __ATOMIC_RELAXED); }
@@ -79,6 +102,7 @@ static void leave() {
 }
 
 static void* worker(void* number) {
+    set_control(get_control() & ~FLUSHES);
     for (long long seen = 0;;) {
         spin([=] { return get(&job) != seen; });
         pthread_mutex_lock(&lock);
@@ -146,7 +170,7 @@ struct Job {
     long long items, grain, threads;
 };
 
-extern "C" __attribute__((visibility("default"))) void parallel_run(const Job* order) {
+static void run(const Job* order) {
     const kernel_t kernel = order->kernel;
     const void* params = order + 1;
     const long long items = order->items, grain = order->grain, grains = (items + grain - 1) / grain;
@@ -176,4 +200,11 @@ extern "C" __attribute__((visibility("default"))) void parallel_run(const Job* o
     while (running > 0) pthread_cond_wait(&done, &lock);
     pthread_mutex_unlock(&lock);
     pthread_mutex_unlock(&busy);
+}
+
+extern "C" __attribute__((visibility("default"))) void parallel_run(const Job* order) {
+    const control_t before = get_control();
+    if (before & FLUSHES) set_control(before & ~FLUSHES);
+    run(order);
+    if (before & FLUSHES) set_control(before);
 }
