@@ -54,9 +54,10 @@ DEVICE index_t input_pixels(const Geometry& g) {
 
 constexpr int CORNERS = ROWS * TAPS;
 
-// p_d of a tile's pixels, without kernel and offset.
+// p_d of a tile's pixels, without kernel and offset. Whole numbers until both are added: a float32 holds none beyond 2^24,
+// to which a large dilation may lead and a padding back.
 struct Base {
-    acc_t at[NDIM][TILE];
+    index_t at[NDIM][TILE];
     index_t first;  // pixel of the output
     int count;      // pixels that exist
 };
@@ -68,7 +69,7 @@ DEVICE void make_base(const Geometry& g, index_t first, Base& base) {
     index_t o[NDIM], rest = base.first;
     UNROLL for (int d = NDIM - 1; d >= 0; --d) { o[d] = d ? take_digit(rest, (index_t)g.out[d]) : rest; }
     for (int j = 0; j < TILE; ++j) {
-        UNROLL for (int d = 0; d < NDIM; ++d) base.at[d][j] = acc_t(o[d] * (index_t)g.stride[d] - (index_t)g.pad[d]);
+        UNROLL for (int d = 0; d < NDIM; ++d) base.at[d][j] = o[d] * (index_t)g.stride[d] - (index_t)g.pad[d];
         o[NDIM - 1] += 1;
         UNROLL for (int d = NDIM - 1; d > 0; --d) {
             if (o[d] < (index_t)g.out[d]) break;
@@ -145,12 +146,12 @@ DEVICE void look(const Geometry& g, const coord_t* offset, const coord_t* mask, 
     Samples& s = samples.s;
     UNROLL for (int d = NDIM - 1; d >= 0; --d) {
         const index_t i = d ? take_digit(tap, (index_t)g.kernel[d]) : tap;
-        const acc_t shift = acc_t(i * (index_t)g.dilation[d]);
+        const index_t shift = i * (index_t)g.dilation[d];
         const index_t size = (index_t)g.size[d], step = (index_t)g.input_stride[2 + d];
         acc_t delta[TILE];
         load_pixels(from + d * (index_t)g.offset_stride[1], (index_t)g.offset_stride[2], base, acc_t(-1e30), delta);
         SIMD for (int j = 0; j < TILE; ++j) {
-            locate(s.axis[d], j, base.at[d][j] + shift + delta[j], size, step, false);
+            locate(s.axis[d], j, acc_t(base.at[d][j] + shift) + delta[j], size, step, false);
         }
     }
     make_rows(s);

@@ -78,7 +78,8 @@ DEVICE void make_gradients(const TapSamples& samples, const Dots& dots, SampleGr
         UNROLL for (int r = 0; r < ROWS; ++r) {
             acc_t value = 0, slope = 0;
             UNROLL for (int t = 0; t < TAPS; ++t) {
-                const acc_t dot = whole_of(dots.corner[r * TAPS + t][j]);
+                const int k = r * TAPS + t;
+                const acc_t dot = keep(whole_of(dots.corner[k][j]), corner_inside(s, k, j));  // else 0 * NaN
                 value = add_product(x.weight[t][j], dot, value);
                 slope = add_product(x.slope[t][j], dot, slope);
             }

@@ -86,8 +86,11 @@ template <bool CHECKED> DEVICE void plane_gradients(const Samples& s, const scal
                     if (begin + SET < GROUP) continue;
                     acc_t value = 0, slope = 0;
                     UNROLL for (int t = 0; t < TAPS; ++t) {
-                        value = fused(x.weight[t][j], dot[t][k], value);
-                        slope = fused(x.slope[t][j], dot[t][k], slope);
+                        // Outside the sum is 0, or the NaN of an infinite gradient.
+                        const int inside = !CHECKED || (row_inside(s, r, j) & x.inside[t][j]);
+                        const acc_t sum = CHECKED ? keep(dot[t][k], inside) : dot[t][k];
+                        value = fused(x.weight[t][j], sum, value);
+                        slope = fused(x.slope[t][j], sum, slope);
                     }
                     UNROLL for (int d = 0; d < NDIM - 1; ++d) {
                         grad[d][j] = fused(row_slope(s, d, r, j), value, grad[d][j]);

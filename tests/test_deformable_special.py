@@ -240,3 +240,28 @@ def test_images_that_are_parts_of_others(rng: np.random.Generator, dtype: str, l
     weight = rng.standard_normal((8, 6, 3, 3)).astype(dtype)
     found = cudakit.deform_conv2d(part, offset, weight, padding=1)
     assert np.array_equal(found, cudakit.deform_conv2d(part.copy(order="C"), offset, weight, padding=1))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("operator", ["deform_im2col_backward", "deform_conv_backward"])
+def test_outside_no_gradient_counts(arrays: Arrays, rng: np.random.Generator, operator: str, bad: float) -> None:
+    problem = draw(rng, GEOMETRIES["2-D"])
+    offset = np.full_like(problem.offset, np.nan)
+    offset[:, :2] = 1e6
+    columns, output = np.full_like(problem.columns, bad), np.full_like(problem.output, bad)
+    made = problem._replace(offset=offset, columns=columns, output=output).on(arrays)
+    found = call(operator, made)
+    for name in ("input", "offset", "mask"):
+        assert not arrays.back(found[name]).any(), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dilation", [2**24 + 1, 2**31 + 1, 2**53 + 1])
+def test_dilations_beyond_the_digits_of_a_coordinate(arrays: Arrays, dtype: str, dilation: int) -> None:
+    """The padding leads back, so that places are small whole numbers and a half."""
+    x, offset = arrays.make(np.arange(1.0, 6).reshape(1, 1, 5), dtype), arrays.make(np.full((1, 2, 5), 0.5), dtype)
+    moves = {"dilation": dilation, "padding": (dilation, 0)}
+    columns = cudakit.deform_im2col(x, offset, 2, **moves)
+    assert arrays.back(columns).tolist() == [[[0, 0, 0, 0, 0], [1.5, 2.5, 3.5, 4.5, 2.5]]]
+    image = cudakit.deform_col2im(arrays.make(np.ones((1, 2, 5)), dtype), offset, (5,), 2, **moves)
+    assert arrays.back(image).tolist() == [[[0.5, 1, 1, 1, 1]]]

@@ -176,3 +176,13 @@ def test_the_ends_of_the_line_are_the_edge_pixels(
     assert values.tolist() == [[[1, 1, 5, 5]]]
     assert grad_input.tolist() == [[[(1 + 2) / 8, 0, 0, 0, (3 + 4) / 8]]]
     assert not grad_grid.any()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16, 20])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_outside_no_gradient_counts(arrays: Arrays, channels: int, bad: float) -> None:
+    x, grid = np.ones((1, channels, 4, 4)), np.full((1, 1, 3, 2), [[np.nan, 0], [9, 0], [0, 9]])
+    grad = np.full((1, channels, 1, 3), bad)
+    found = cudakit.grid_sample_backward(*map(arrays.make, (grad, x, grid)))
+    assert not arrays.back(found.input).any()
+    assert not arrays.back(found.grid).any()
