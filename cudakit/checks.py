@@ -1,8 +1,10 @@
 """Shape, dtype and value checks: the one place that writes such messages."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from operator import index
 from typing import Any
+
+import numpy as np
 
 from cudakit.array import Spec
 from cudakit.errors import InvalidArgument
@@ -19,7 +21,7 @@ def choice(argument: str, value: object, allowed: Collection[str]) -> None:
 
 def boolean(argument: str, value: object) -> None:
     """Check that a switch is True or False."""
-    if not isinstance(value, bool):
+    if not isinstance(value, (bool, np.bool_)):
         raise InvalidArgument(argument, "be True or False", repr(value), TypeError)
 
 
@@ -40,6 +42,8 @@ def integers(
     """Check a sequence of integers, and return it as a tuple of ints; `shown` is what the caller gave instead."""
     came = value if shown is None else shown
     try:
+        if isinstance(value, (bytes, bytearray, Set)):  # numbers, but in no order or of another meaning
+            raise TypeError
         numbers = tuple(_integer(number) for number in value)
     except (TypeError, AttributeError):
         raise InvalidArgument(argument, rule, repr(came), TypeError) from None

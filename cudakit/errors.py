@@ -6,6 +6,8 @@ class CompileError(RuntimeError):
 
     Attributes
     ----------
+    message : str
+        Which command failed.
     source : str
         The whole text that was compiled, with ``#line`` marks.
     log : str
@@ -14,8 +16,13 @@ class CompileError(RuntimeError):
 
     def __init__(self, message: str, source: str, log: str) -> None:
         super().__init__(f"{message}\n{log}")
+        self.message = message
         self.source = source
         self.log = log
+
+    def __reduce__(self) -> tuple[type["CompileError"], tuple[str, str, str]]:
+        """Pickle what it was made of, for a process that compiles for another."""
+        return type(self), (self.message, self.source, self.log)
 
 
 class BackendUnavailable(RuntimeError):

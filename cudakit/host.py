@@ -40,7 +40,10 @@ INSTALL_HINT = "no C++ compiler found; install g++ or clang++, or: pip install '
 def compilers() -> Iterator[tuple[str, ...]]:
     """Yield the commands that could compile, best first: ``$CXX``, c++, g++, clang++, then the ziglang wheel."""
     for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
-        command = tuple(shlex.split(name))
+        try:
+            command = tuple(shlex.split(name))
+        except ValueError as error:
+            raise BackendUnavailable(f"$CXX must be a command, got {name!r}: {error}") from None
         path = shutil.which(command[0]) if command else None
         if path is not None:
             yield (path, *command[1:])
@@ -83,12 +86,20 @@ def flags() -> tuple[str, ...]:
     return FLAGS + (X86_FLAGS if platform.machine() in ("x86_64", "AMD64") else ())
 
 
-@cache
 def cache_dir() -> Path:
     """Return the folder of compiled kernels: ``$CUDAKIT_CACHE_DIR``, the user's cache folder, or a temporary one."""
+    folder = _cache_dir()
+    if not folder.is_dir():  # removed meanwhile
+        _cache_dir.cache_clear()
+        folder = _cache_dir()
+    return folder
+
+
+@cache
+def _cache_dir() -> Path:
     chosen = os.environ.get("CUDAKIT_CACHE_DIR")
     if chosen:
-        candidate = Path(chosen)
+        candidate = Path(chosen).expanduser()
     else:
         import platformdirs  # here, because it costs milliseconds that an import of cudakit need not pay
 
@@ -125,6 +136,8 @@ def build(text: str) -> Path:
         payload = made.read_bytes()
         made.write_bytes(payload + hashlib.sha256(payload).digest())
         made.replace(entry)
+    except IsADirectoryError:
+        raise CompileError(f"{entry} must be a file that can be replaced, and is a folder", text, "") from None
     finally:
         made.unlink(missing_ok=True)
     return entry
@@ -142,9 +155,12 @@ def _compile(text: str, target: Path) -> None:
     command = [*compiler(), *flags(), "-o", str(target), "-"]
     # Zig keeps what it builds for itself in a cache of its own, by default in the home, which may be read-only.
     environment = {"ZIG_GLOBAL_CACHE_DIR": str(cache_dir() / "zig"), **os.environ}
-    done = subprocess.run(
-        command, input=text, capture_output=True, encoding="utf-8", errors="replace", env=environment, check=False
-    )
+    try:
+        done = subprocess.run(
+            command, input=text, capture_output=True, encoding="utf-8", errors="replace", env=environment, check=False
+        )
+    except OSError as error:  # what is no program
+        raise CompileError(f"{shlex.join(command)} failed", text, str(error)) from None
     if done.returncode != 0:
         raise CompileError(f"{shlex.join(command)} failed", text, done.stderr)
 

@@ -12,8 +12,11 @@ from cudakit.source import Kernel, render
 
 # Work per thread below which waking another one costs more than it saves, in inner-loop steps.
 SERIAL_WORK = 1 << 15
+MOST_THREADS = 1024
 
-_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+_threads = min(
+    MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+)
 
 
 def get_num_threads() -> int:
@@ -34,12 +37,12 @@ def set_num_threads(threads: int) -> None:
     Parameters
     ----------
     threads : int
-        At least 1.
+        From 1 to 1024.
 
     Raises
     ------
     TypeError, ValueError
-        If `threads` is no int, or below 1.
+        If `threads` is no int, or out of range.
 
     Examples
     --------
@@ -51,11 +54,13 @@ def set_num_threads(threads: int) -> None:
     >>> cudakit.set_num_threads(before)
     """
     global _threads
-    if not hasattr(threads, "__index__"):
-        raise TypeError(f"set_num_threads: threads must be an int, got {threads!r}")
-    if threads < 1:
-        raise ValueError(f"set_num_threads: threads must be at least 1, got {threads}")
-    _threads = index(threads)
+    try:
+        number = index(threads)
+    except TypeError:
+        raise TypeError(f"set_num_threads: threads must be an int, got {threads!r}") from None
+    if not 1 <= number <= MOST_THREADS:
+        raise ValueError(f"set_num_threads: threads must be at least 1 and at most {MOST_THREADS}, got {number}")
+    _threads = number
 
 
 class Loaded:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, NoReturn
 
+import numpy as np
+
 from cudakit.adapters import adapter, is_traced
 from cudakit.array import CPU, Device, Framework, Spec, View, contiguous_strides
 from cudakit.errors import InvalidArgument
@@ -18,7 +20,8 @@ from cudakit.launch import get_num_threads
 from cudakit.plan import Output, Plan, Target
 
 PLANS = 4096  # kept at a time
-UNREADABLE = (AttributeError, BufferError, RuntimeError, ValueError)  # what DLPack producers raise when they refuse
+UNREADABLE = (AttributeError, BufferError, RuntimeError, TypeError, ValueError)  # what DLPack producers raise
+CONSTANT = frozenset((int, float, bool, str, type(None), *(np.dtype(code).type for code in np.typecodes["AllInteger"])))
 
 
 OPS: "dict[str, Op]" = {}  # every operator by its name
@@ -74,7 +77,7 @@ class Op:
         """Run on anybody's arrays and return theirs, one for each result."""
         if is_traced():  # nothing that is remembered between calls may become a condition of the trace
             return adapter("torch")(self, arrays, arguments)
-        framework = _agreed.get(tuple(map(type, arrays))) or self._agree(arrays)
+        framework = _agreed.get((self, *map(type, arrays))) or self._agree(arrays)
         if isinstance(framework, Framework):
             return self.run(framework, arrays, self.options(arguments))
         return framework(self, arrays, arguments)
@@ -82,11 +85,10 @@ class Op:
     def options(self, arguments: tuple[Any, ...]) -> Any:
         """Return the checked options."""
         try:
-            try:
-                kinds = tuple([type(item) for value in arguments if type(value) is tuple for item in value])
+            kinds = tuple([type(item) for value in arguments if isinstance(value, tuple) for item in value])
+            if CONSTANT.issuperset((*kinds, *[type(value) for value in arguments if not isinstance(value, tuple)])):
                 return _options(self.check, kinds, *arguments)
-            except TypeError:  # something unhashable, such as a list
-                return self.check(*arguments)
+            return self.check(*arguments)  # what may change must not be remembered
         except InvalidArgument as error:
             self.refuse(error)
 
@@ -103,7 +105,7 @@ class Op:
                 rule = f"be an array of the same framework as {self.arrays[0]}, {_library(arrays[0])}"
                 self.refuse(InvalidArgument(name, rule, _library(array), TypeError))
         common = adapter(framework) if isinstance(framework, str) else framework
-        return _agreed.setdefault(tuple(map(type, arrays)), common)
+        return _agreed.setdefault((self, *map(type, arrays)), common)
 
     def run(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
         """Run on arrays of one framework, without regard to autograd."""
@@ -178,7 +180,7 @@ class Op:
 
 
 Adapter = Callable[[Op, tuple[Any, ...], tuple[Any, ...]], tuple[Any, ...]]
-_agreed: dict[tuple[type, ...], Framework | Adapter] = {}  # what arrays of these types have in common
+_agreed: dict[tuple[Any, ...], Framework | Adapter] = {}  # what arrays of these types have in common, by operator
 Maker = Callable[[], Any]
 Recipe = tuple[Plan, Device, tuple[Maker | None, ...]]  # the last allocate the results
 _recipes: dict[Any, Recipe] = {}  # what a call with arrays like these does, checks passed

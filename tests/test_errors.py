@@ -153,3 +153,49 @@ def test_the_good_arguments_are_good(dtype: Any) -> None:
     for function, arguments, attributes in (sample(), backward(), affine(), affine_backward()):
         made = [a.astype(dtype) if isinstance(a, np.ndarray) else a for a in arguments]
         function(*made, **attributes)
+
+
+def test_none_is_refused_whatever_was_called_before() -> None:
+    x, offset = np.ones((1, 2, 4, 4), np.float32), np.zeros((1, 18, 4, 4), np.float32)
+    cudakit.deform_im2col(x, offset, 3, padding=1)  # its third array may be None
+    with pytest.raises(TypeError, match="grid_sample_backward: grid must be an array that speaks DLPack, got NoneType"):
+        cudakit.grid_sample_backward(x, x, None)
+
+
+def test_options_that_change_are_read_anew() -> None:
+    x, offset = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2), np.zeros((1, 2, 2, 3), np.float32)
+    padding = np.array([0, 1])
+    cudakit.deform_im2col(x, np.zeros((1, 2, 2, 4), np.float32), 1, padding=padding)
+    padding[1] = 0
+    with pytest.raises(ValueError, match="offset must have shape"):
+        cudakit.deform_im2col(x, offset, 1, padding=padding)
+
+
+class Number:
+    """An integer that changes."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
+def test_an_integer_that_changes_is_read_anew() -> None:
+    x, kernel = np.ones((1, 1, 4), np.float32), Number(1)
+    assert cudakit.deform_im2col(x, np.zeros((1, 2, 4), np.float32)[:, :1], kernel).shape == (1, 1, 4)
+    kernel.value = 2
+    assert cudakit.deform_im2col(x, np.zeros((1, 2, 3), np.float32), kernel).shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize("size", [b"\x03", {3}, bytearray(b"\x03")])
+def test_what_is_no_tuple_of_integers(size: Any) -> None:
+    with pytest.raises(TypeError, match="deform_im2col: kernel_size must be a positive int or a tuple of them, got"):
+        cudakit.deform_im2col(np.ones((1, 1, 4), np.float32), np.zeros((1, 3, 2), np.float32), size)
+
+
+def test_threads_out_of_range() -> None:
+    with pytest.raises(ValueError, match="set_num_threads: threads must be at least 1 and at most 1024, got 4096"):
+        cudakit.set_num_threads(4096)
+    with pytest.raises(TypeError, match="set_num_threads: threads must be an int, got array"):
+        cudakit.set_num_threads(np.array([1, 2]))

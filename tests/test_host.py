@@ -2,7 +2,9 @@
 
 import ctypes
 import os
+import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -51,7 +53,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def forget() -> None:
     """Forget compiler and cache folder, for another environment."""
-    for function in (host.cache_dir, host.compiler, host.fingerprint):
+    for function in (host._cache_dir, host.compiler, host.fingerprint):
         function.cache_clear()
 
 
@@ -232,3 +234,27 @@ def test_a_gpu_without_cupy_names_the_install_command(monkeypatch: pytest.Monkey
     plan = operators()["grid_sample"].plan(specs, options, ("cuda", 0))
     with pytest.raises(BackendUnavailable, match=r"pip install 'cudakit\[cuda12\]'"):
         plan.run([0, 0, 0], ("cuda", 0), 0)
+
+
+def test_a_failed_compile_crosses_processes() -> None:
+    error = CompileError("it failed", "int x", "line 1")
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.source, copy.log) == (str(error), "int x", "line 1")
+
+
+def test_a_cache_that_was_removed_is_made_anew(cache: Path) -> None:
+    assert answer(host.build(text_of(1))) == 1
+    shutil.rmtree(cache)
+    assert answer(host.build(text_of(2))) == 2
+
+
+@pytest.mark.parametrize(("command", "error"), [("g++ 'x", BackendUnavailable), ("{}", CompileError)])
+def test_a_compiler_that_is_no_command(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, error: type[Exception]
+) -> None:
+    text = tmp_path / "text"
+    text.write_text("no program")
+    text.chmod(0o755)
+    monkeypatch.setenv("CXX", command.format(text))
+    with pytest.raises(error, match=r"CXX|failed"):
+        host.build(text_of(3))

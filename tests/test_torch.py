@@ -71,6 +71,41 @@ def test_second_derivatives_are_refused_where_only_arguments_ask_for_them() -> N
         torch.autograd.grad(gradient.square().sum() + x.square().sum(), x)
 
 
+def test_gradients_of_gradients_are_refused() -> None:
+    image, grid = arrays(2)
+    found = cudakit.grid_sample_backward(cudakit.grid_sample(image, grid), image, grid)
+    assert found.input.requires_grad
+    with pytest.raises(RuntimeError, match="grid_sample_backward: there are no second derivatives"):
+        found.grid.sum().backward()
+
+
+def test_forward_mode_is_refused() -> None:
+    """Where nothing asks for gradients, too, it must not take the derivative for zero."""
+    image, grid = (x.detach() for x in arrays(2))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(image, torch.ones_like(image))
+        with pytest.raises(NotImplementedError, match="grid_sample: there is no forward mode"):
+            cudakit.grid_sample(dual, grid)
+        cudakit.grid_sample(image, grid)
+
+
+def test_subnormal_numbers_count_whatever_the_caller_does() -> None:
+    """A thread that flushes them to zero, as those of some frameworks do, gets the results of any other."""
+    weight, offset = torch.full((2, 20, 3, 3), 2e-5, dtype=torch.float16), torch.zeros(1, 18, 30, 30)
+    image = torch.ones(1, 20, 30, 30, dtype=torch.float16)
+    expected = cudakit.deform_conv2d(image, offset, weight, padding=1)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("the processor cannot flush them")
+    try:
+        found = cudakit.deform_conv2d(image, offset, weight, padding=1)
+        tiny = torch.tensor([1e-39])
+        assert (tiny * 1).item() == 0  # the caller's thread is as it was
+    finally:
+        torch.set_flush_denormal(False)
+    assert torch.equal(found, expected)
+    assert expected.min() > 0
+
+
 def test_gradients_under_vmap() -> None:
     """Of many gradients that come in at once."""
     image, grid, found = torch.randn(1, 2, 4, 4, requires_grad=True), torch.rand(1, 3, 3, 2), []

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from .conftest import require
@@ -148,3 +149,24 @@ def test_layers_compile() -> None:
     model.zero_grad()
     model(image).sum().backward()
     torch.testing.assert_close(found, [parameter.grad for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"padding": "same"}, "padding must be a non-negative int or a tuple of them, got 'same'"),
+        ({"kernel_size": (3, 3, 3)}, r"kernel_size must be an int or have 2 of them, got \(3, 3, 3\)"),
+        ({"stride": 0}, "stride must be a positive int"),
+        ({"groups": 0}, "groups must be a positive int, got 0"),
+        ({"in_channels": 4.0}, "in_channels must be a positive int, got 4.0"),
+    ],
+)
+def test_what_a_layer_refuses(arguments: dict[str, Any], message: str) -> None:
+    usual = {"in_channels": 4, "out_channels": 4, "kernel_size": 3}
+    with pytest.raises((TypeError, ValueError), match=f"DeformConv2d: {message}"):
+        nn.DeformConv2d(**usual | arguments)
+
+
+def test_sizes_of_a_layer_may_be_integers_of_numpy() -> None:
+    layer = nn.DeformConv2d(4, 4, np.int64(3), padding=(np.int64(1), 1, 2, 2))
+    assert (layer.kernel_size, layer.padding) == ((3, 3), (1, 1, 2, 2))

@@ -14,6 +14,7 @@ from functools import cache, lru_cache, reduce
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from cudakit.array import CPU, Device, Framework, Memory, Spec, View
 from cudakit.errors import InvalidArgument
@@ -92,10 +93,7 @@ class _Differentiable(torch.autograd.Function):
             return (None, None, *_gradients(op, options, tensors))
         with torch.no_grad():
             found = _gradients(op, options, tensors)
-        source = next((x for x in tensors if x is not None and x.requires_grad), None)
-        if source is not None:
-            found = tuple(x if x is None else _Last.apply(op.name, source, x) for x in found)
-        return (None, None, *found)
+        return (None, None, *_last(op.name, tensors, found))
 
 
 @lru_cache(PLANS)
@@ -116,6 +114,14 @@ def _gradients(op: Op, options: Any, tensors: Tensors) -> Tensors:
         return batched_gradients(op, options, tensors)
     assert op.backward is not None
     return op.backward.run(FRAMEWORK, settled(tensors), options)
+
+
+def _last(name: str, tensors: Tensors, gradients: Tensors) -> Tensors:
+    """Let gradients depend on the tensors that want gradients themselves, so that these are refused."""
+    source = next((x for x in tensors if x is not None and x.requires_grad), None)
+    if source is None:
+        return gradients
+    return tuple(x if x is None else _Last.apply(name, source, x) for x in gradients)
 
 
 class _Last(torch.autograd.Function):
@@ -142,9 +148,17 @@ def call(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     if torch._C._is_any_autocast_enabled():
         tensors = _autocast(op, tensors)
     options = op.options(arguments)
-    if op.backward is not None and torch.is_grad_enabled() and True in _asking(tensors):
+    if forward_ad._current_level >= 0 and any(map(_is_dual, tensors)):
+        raise NotImplementedError(f"{op.name}: there is no forward mode of differentiation")
+    asks = torch.is_grad_enabled() and True in _asking(tensors)
+    if asks and op.backward is not None:
         return (_Differentiable.apply(op, options, *tensors),)
-    return op.run(FRAMEWORK, settled(tensors), options)
+    found = op.run(FRAMEWORK, settled(tensors), options)
+    return _last(op.name, tensors, found) if asks else found
+
+
+def _is_dual(x: torch.Tensor | None) -> bool:
+    return x is not None and forward_ad.unpack_dual(x).tangent is not None
 
 
 def settled(tensors: Tensors) -> Tensors:

@@ -7,6 +7,9 @@ import torch
 from torch import nn
 
 import cudakit
+from cudakit.checks import integers
+from cudakit.deform_geometry import numbers, per_dimension
+from cudakit.errors import InvalidArgument
 
 _FUNCTIONS = {1: cudakit.deform_conv1d, 2: cudakit.deform_conv2d, 3: cudakit.deform_conv3d}
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -31,22 +34,35 @@ class _DeformConvNd(nn.Module):
         bias: bool,
     ) -> None:
         super().__init__()
+        self._number("groups", groups)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
+            if self._number(name, channels) % groups:
                 raise ValueError(f"{type(self).__name__}: {name} must be divisible by groups={groups}, got {channels}")
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = self._each(kernel_size)
-        self.stride = self._each(stride)
-        self.padding = self._each(padding)
-        self.dilation = self._each(dilation)
+        self.kernel_size = self._each("kernel_size", kernel_size)
+        self.stride = self._each("stride", stride)
+        self.padding = self._each("padding", padding, minimum=0)
+        self.dilation = self._each("dilation", dilation)
         self.groups = groups
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.register_parameter("bias", nn.Parameter(torch.empty(out_channels)) if bias else None)
         self.reset_parameters()
 
-    def _each(self, value: Integers) -> tuple[int, ...]:
-        return (value,) * self.n if isinstance(value, int) else tuple(value)
+    def _each(self, name: str, value: Integers, minimum: int = 1) -> tuple[int, ...]:
+        """Return a number for each dimension; paddings may be those before and those behind."""
+        try:
+            found = numbers(name, value, minimum=minimum)
+            both = name == "padding" and len(found) == 2 * self.n
+            return found if both else per_dimension(name, found, self.n)
+        except InvalidArgument as error:
+            raise error.named(type(self).__name__) from None
+
+    def _number(self, name: str, value: int) -> int:
+        try:
+            return integers(name, (value,), "be a positive int", length=(1,), minimum=1, shown=value)[0]
+        except InvalidArgument as error:
+            raise error.named(type(self).__name__) from None
 
     def reset_parameters(self) -> None:
         """Draw the parameters as ``nn.Conv2d`` does."""

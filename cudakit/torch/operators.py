@@ -34,6 +34,9 @@ def dispatch(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
         options = op.check(*arguments)
     except InvalidArgument as error:
         op.refuse(error)
+    for name, x in zip(op.arrays, tensors, strict=True):
+        if x is not None and x.is_nested:
+            op.refuse(InvalidArgument(name, "be a dense tensor", "a nested one", TypeError))
     found = _OPERATORS[op.name](*tensors, *_flat(options))
     return _spread(op, options, tensors, found) if op.name in _GRADIENTS else (found,)
 
