@@ -1,13 +1,16 @@
 """CUDA through CuPy: compile, launch, allocate. The only module that imports it."""
 
+import struct
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from cudakit.array import Device, Memory, numpy_dtype
+from cudakit.cublas import Gemm, Library
 from cudakit.errors import BackendUnavailable, CompileError
-from cudakit.product import Product, column_major
+from cudakit.product import Product
 from cudakit.source import CUDA_OPTIONS
 
 try:
@@ -17,6 +20,7 @@ except ImportError as error:
         "CUDA arrays need CuPy; install it with: pip install 'cudakit[cuda12]' (or 'cudakit[cuda13]')"
     ) from error
 
+INSTALL_PARTS = "install CuPy with its parts of the CUDA toolkit: pip install 'cudakit[cuda12]' (or 'cudakit[cuda13]')"
 THREADS = 256
 BLOCKS_PER_PROCESSOR = 32
 
@@ -110,28 +114,24 @@ def device_count() -> int:
     return count
 
 
-# cudaDataType_t, and the type that products are summed in.
-_DATA_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
-_ONE, _ZERO = ({name: np.array(value, name) for name in ("float32", "float64")} for value in (1, 0))
+@cache
+def _cublas() -> Library:
+    try:
+        from cupy.cuda import cublas
+    except ImportError as error:
+        raise BackendUnavailable(f"deformable convolutions on a GPU need cuBLAS; {INSTALL_PARTS}") from error
+    return Library(cublas.__file__)
 
 
-def multiply(product: Product, pointers: tuple[int, ...], ordinal: int, stream: int) -> None:
-    """Run matrix products by cuBLAS, on `stream`. Sums are kept in float32 for half precision."""
-    from cupy.cuda import cublas
+class CudaProduct:
+    """A matrix product, ready to run on one device."""
 
-    first, second, columns = column_major(product)
-    (m, n, k), (x, y, out) = product.sizes, pointers
-    if columns.swapped:
-        m, n, x, y = n, m, y, x
-    number = "float64" if product.dtype == "float64" else "float32"
-    compute = {"float64": cublas.CUBLAS_COMPUTE_64F, "float32": cublas.CUBLAS_COMPUTE_32F}[number]
-    if product.tf32 and product.dtype == "float32":
-        compute = cublas.CUBLAS_COMPUTE_32F_FAST_TF32
-    alpha, beta = _ONE[number].ctypes.data, (_ONE if product.add else _ZERO)[number].ctypes.data
-    kind, kind_out = _DATA_TYPES[product.dtype], _DATA_TYPES[product.out]
-    with cupy.cuda.Device(ordinal), cupy.cuda.Stream.from_external(_Stream(stream)):
-        cublas.gemmStridedBatchedEx(
-            *(cupy.cuda.device.get_cublas_handle(), first.transposed, second.transposed, m, n, k, alpha),
-            *(x, kind, first.leading, first.batch, y, kind, second.leading, second.batch, beta),
-            *(out, kind_out, columns.leading, columns.batch, product.batch, compute, cublas.CUBLAS_GEMM_DEFAULT),
-        )
+    def __init__(self, product: Product, ordinal: int) -> None:
+        self._gemm, self._ordinal = Gemm(_cublas(), product), ordinal
+        self._unpack = struct.Struct("3Q").unpack
+
+    def launch(self, pointers: bytes, stream: int) -> None:
+        """Multiply with these pointers, packed, on the given stream."""
+        with cupy.cuda.Device(self._ordinal):
+            # Asked for every time: CuPy has a handle for each thread.
+            self._gemm.launch(cupy.cuda.device.get_cublas_handle(), stream, self._unpack(pointers))

@@ -18,7 +18,16 @@ TESTS = Path(__file__).parent
 # Two processes with about as much to do.
 PARTS = [
     ("deformable", "deformable_gradients", "deformable_groups", "deformable_errors", "conv_cuda_plan"),
-    ("sampling", "sampling_gradients", "sampling_special", "deformable_special", "errors", "frameworks", "wide"),
+    (
+        "sampling",
+        "sampling_gradients",
+        "sampling_special",
+        "deformable_special",
+        "errors",
+        "frameworks",
+        "wide",
+        "cuda_calls",
+    ),
 ]
 FEWEST_TESTS = 600
 FUZZ, CALLS = TESTS / "fuzz.py", 20

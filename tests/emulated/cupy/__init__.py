@@ -1,7 +1,8 @@
 """As much of CuPy as cudakit and its tests use, on a GPU that is emulated: what runs there runs here, slowly.
 
-Kernels are the texts that NVRTC would see (`compiler.py`, `processor.h`), memory is walled in (`arrays.py`), and what
-cuBLAS is asked for is checked and computed by NumPy (`cuda/cublas.py`).
+Kernels are the texts that NVRTC would see (`compiler.py`, `processor.h`), memory is walled in (`arrays.py`), streams
+and devices are current as they are in CuPy (`cuda/stream.py`), and what cuBLAS is asked for is checked and computed by
+NumPy (`cuda/cublas.py`).
 """
 
 from typing import Any

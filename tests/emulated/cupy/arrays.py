@@ -14,11 +14,19 @@ import ml_dtypes
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from .cuda import runtime
+
 PAGE = mmap.PAGESIZE
 ALIGNMENT = 16  # CuPy's arrays begin at multiples of 512 bytes; a kernel may ask for no more than this
 CUDA = 2  # kDLCUDA
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+class Pages(mmap.mmap):
+    """Pages of a device."""
+
+    device = 0
 
 
 class Block:
@@ -27,7 +35,8 @@ class Block:
     def __init__(self, size: int, zero: bool = False) -> None:
         room = -(-size // ALIGNMENT) * ALIGNMENT
         pages = -(-room // PAGE) * PAGE
-        self._map = mmap.mmap(-1, pages + 2 * PAGE)
+        self._map = Pages(-1, pages + 2 * PAGE)
+        self._map.device = runtime.getDevice()
         self.bytes = np.frombuffer(self._map, np.uint8)
         start = self.bytes.ctypes.data
         for wall in (start, start + PAGE + pages):
@@ -100,18 +109,25 @@ def placed(result: Any) -> Any:
     """Return a result of NumPy's in the GPU's memory: as it is where it is a view of what lies there."""
     if not isinstance(result, np.ndarray):
         return wrapped(result)
-    owner: Any = result
-    while isinstance(owner, np.ndarray) and owner.base is not None:
-        owner = owner.base
-    if isinstance(owner, memoryview | mmap.mmap):
+    if isinstance(_owner(result), Pages):
         return ndarray(result)
     copy = allocate(result.shape, result.dtype, "F" if result.flags.fnc else "C")
     copy.host[...] = result
     return copy
 
 
+def _owner(host: Any) -> Any:
+    """Return what the memory of an array belongs to."""
+    while isinstance(host, np.ndarray) and host.base is not None:
+        host = host.base
+    return host.obj if isinstance(host, memoryview) else host
+
+
 def allocate(shape: Any, dtype: Any, order: Any = "C", zero: bool = False) -> "ndarray":
     """Return a new array, of zeros or of anything but numbers."""
+    from .cuda import get_current_stream
+
+    runtime.begin(get_current_stream().ptr)
     dtype = np.dtype(dtype)
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
@@ -158,24 +174,33 @@ class ndarray(NDArrayOperatorsMixin):
     def device(self) -> Any:
         from .cuda import Device
 
-        return Device(0)
+        return Device(self.data.device_id)
 
     @property
     def data(self) -> Any:
-        return SimpleNamespace(ptr=self.host.ctypes.data)
+        return SimpleNamespace(ptr=self.host.ctypes.data, device_id=getattr(_owner(self.host), "device", 0))
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         return {**self.host.__array_interface__, "stream": None}
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return CUDA, 0
+        return CUDA, self.data.device_id
 
-    def __dlpack__(self, **_: Any) -> Any:
+    def __dlpack__(self, *, stream: int | None = None, **_: Any) -> Any:
+        self._order(stream)
         host, count = self.host, self.host.ndim
         kind = (4, 16) if host.dtype == BFLOAT16 else (_CODES[host.dtype.kind], 8 * host.dtype.itemsize)
         numbers = (ctypes.c_int64 * (2 * count))(*host.shape, *(step // host.dtype.itemsize for step in host.strides))
         at = ctypes.addressof(numbers)
-        tensor = DLTensor(host.ctypes.data, CUDA, 0, count, *kind, 1, at, at + 8 * count)
+        tensor = DLTensor(host.ctypes.data, *self.__dlpack_device__(), count, *kind, 1, at, at + 8 * count)
         self._exported = tensor, numbers  # nothing here takes the memory over
         return _new_capsule(ctypes.addressof(tensor), b"dltensor", None)
+
+    def _order(self, consumer: int | None) -> None:
+        """Let the consumer's stream wait for the current one, as CuPy does unless it is told not to."""
+        from .cuda import get_current_stream
+
+        streams = {consumer or runtime.streamLegacy, get_current_stream().ptr or runtime.streamLegacy}
+        if consumer != -1 and len(streams) > 1 and streams & runtime.capturing:
+            raise runtime.CUDARuntimeError("cudaErrorStreamCaptureIsolation", 905)

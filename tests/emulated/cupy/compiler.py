@@ -13,6 +13,8 @@ from typing import Any
 
 from cudakit.host import cache_dir
 
+from .cuda import runtime
+
 FLAGS = ("-x", "c++", "-std=c++17", "-fPIC", "-shared", "-w")
 KERNEL_FLAGS = (
     *("-O0", "-fvisibility=hidden", "-ffp-contract=off"),
@@ -51,16 +53,17 @@ class RawModule:
         self._name = name
         header = PROCESSOR.with_suffix(".h").read_text(encoding="utf-8")
         _load_processor()
-        self._library = ctypes.PyDLL(str(_build(f"{header}{code}LAUNCH({name}, {params})\n", *KERNEL_FLAGS)))
+        self._library = ctypes.PyDLL(str(build(f"{header}{code}LAUNCH({name}, {params})\n", *KERNEL_FLAGS)))
 
     def get_function(self, name: str) -> Function:
         assert name == self._name
-        launch = self._library.launch
+        launch, device = self._library.launch, runtime.getDevice()
 
         def function(grid: tuple[int], block: tuple[int], arguments: tuple[Any], *, stream: Any) -> None:
             (blocks,), (threads,), (by_value,) = grid, block, arguments
             assert blocks > 0
-            assert hasattr(stream, "ptr")
+            assert runtime.getDevice() == device
+            runtime.begin(stream.ptr)
             launch(ctypes.c_char_p(by_value.tobytes()), blocks, threads)
 
         return function
@@ -70,10 +73,11 @@ class RawModule:
 def _load_processor() -> ctypes.PyDLL:
     """Load what kernels call."""
     text = PROCESSOR.with_suffix(".cpp").read_text(encoding="utf-8")
-    return ctypes.PyDLL(str(_build(text, "-O2")), ctypes.RTLD_GLOBAL)
+    return ctypes.PyDLL(str(build(text, "-O2")), ctypes.RTLD_GLOBAL)
 
 
-def _build(text: str, *flags: str) -> Path:
+def build(text: str, *flags: str) -> Path:
+    """Compile a library, unless it is in the cache."""
     digest = hashlib.sha256("\0".join((*FLAGS, *flags, text)).encode()).hexdigest()
     library = cache_dir() / f"emulated-{digest[:40]}.so"
     if library.exists():

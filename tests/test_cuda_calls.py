@@ -1,0 +1,113 @@
+"""What is asked of CUDA and CuPy besides kernels: streams, graphs, cuBLAS, and what is left as it was found."""
+
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cudakit
+from cudakit.product import Product
+
+from .conftest import devices, require
+from .deformable_problems import GEOMETRIES, Problem, call, draw
+
+pytestmark = pytest.mark.skipif("cuda" not in devices(), reason="there is no GPU")
+
+DEVICE = ("cuda", 0)
+PRODUCT = Product("float32", "float32", (2, 3, 4), 1, (4, 1, 0), (3, 1, 0), (3, 1, 0), add=False)
+
+
+@pytest.fixture
+def cupy() -> Iterator[Any]:
+    """Return CuPy, and make its default stream current again after the test."""
+    found = require("cupy")
+    yield found
+    found.cuda.Stream.null.use()
+
+
+@pytest.fixture
+def runtime(cupy: Any) -> Any:
+    """Return a runtime that tells which streams have work that nobody has waited for."""
+    if not hasattr(cupy, "EMULATED"):
+        pytest.skip("a GPU does not tell")
+    cupy.cuda.runtime.unfinished.clear()
+    return cupy.cuda.runtime
+
+
+@pytest.fixture
+def stream(cupy: Any) -> Any:
+    """Return a stream that CUDA's default one does not wait for."""
+    return cupy.cuda.Stream(non_blocking=True)
+
+
+def problem(cupy: Any, dtype: str = "float32") -> Problem:
+    """Return a convolution with workspaces and products."""
+    found = draw(np.random.default_rng(7), GEOMETRIES["2-D of all sorts"])
+    return found.map(lambda _, array: cupy.asarray(array.astype(dtype)))
+
+
+def convolve(made: Problem) -> list[Any]:
+    """Return the results of a convolution and all its gradients."""
+    return [x for operator in ("deform_conv", "deform_conv_backward") for x in call(operator, made).values()]
+
+
+def values(arrays: list[Any]) -> list[Any]:
+    return [x.get() for x in arrays]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_mode_of_cublas_is_put_back(cupy: Any, dtype: str) -> None:
+    """The emulated one refuses half results of sums that are less than float32."""
+    cublas, handle = cupy.cuda.cublas, cupy.cuda.device.get_cublas_handle()
+    before = cublas.getMathMode(handle)
+    cublas.setMathMode(handle, 2)
+    try:
+        convolve(problem(cupy, dtype))
+        assert cublas.getMathMode(handle) == 2
+    finally:
+        cublas.setMathMode(handle, before)
+
+
+def test_products_run_on_the_stream_they_are_given(cupy: Any, stream: Any) -> None:
+    from cudakit import cuda
+
+    a, b = (cupy.asarray(np.arange(24, dtype=np.float32)[:size]) for size in (8, 12))
+    c = cupy.zeros(6, np.float32)
+    pointers = np.array([x.data.ptr for x in (a, b, c)], np.uint64).tobytes()
+    stream.use()
+    for handle in (0, stream.ptr):  # 0 is CUDA's default stream, whatever CuPy takes for it
+        cupy.cuda.Device().synchronize()
+        cuda.CudaProduct(PRODUCT, 0).launch(pointers, handle)
+        assert cupy.cuda.cublas.getStream(cupy.cuda.device.get_cublas_handle()) == handle
+        cupy.cuda.Device().synchronize()
+        np.testing.assert_array_equal(c.get(), (a.get().reshape(2, 4) @ b.get().reshape(4, 3)).ravel())
+
+
+def test_every_thread_has_its_own_handle(cupy: Any) -> None:
+    made = problem(cupy)
+    expected = values(convolve(made))
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(lambda: values(convolve(made))).result()
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_an_error_of_cublas_has_its_name(cupy: Any) -> None:
+    from cudakit import cuda
+
+    impossible = cuda.CudaProduct(PRODUCT._replace(sizes=(2, 3, -1)), 0)
+    with pytest.raises(RuntimeError, match="cublasGemmStridedBatchedEx failed: CUBLAS_STATUS_INVALID_VALUE"):
+        impossible.launch(bytes(24), 0)
+
+
+def test_a_missing_cublas_is_named(runtime: Any, cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cudakit import cuda
+
+    cuda._cublas.cache_clear()
+    monkeypatch.delattr(cupy.cuda, "cublas")
+    monkeypatch.setitem(sys.modules, "cupy.cuda.cublas", None)
+    with pytest.raises(cudakit.BackendUnavailable, match=r"cuBLAS; .* pip install 'cudakit\[cuda12\]'"):
+        cuda.CudaProduct(PRODUCT, 0)
