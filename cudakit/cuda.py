@@ -1,6 +1,8 @@
 """CUDA through CuPy: compile, launch, allocate. The only module that imports it."""
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -92,9 +94,34 @@ def stream(ordinal: int) -> int:
         return handle
 
 
+@cache
+def _external(handle: int) -> Any:
+    """Return somebody's stream as CuPy's. It is kept: CuPy's `MemoryAsyncPool` frees on it, and does not keep it."""
+    return cupy.cuda.Stream.from_external(_Stream(handle))
+
+
+@contextmanager
+def current(device: Device, stream: int) -> Iterator[None]:
+    """Make a device and a stream CuPy's current ones for a while.
+
+    The stream that was current comes back by `use`: to leave ``with stream:`` brings back what was current by ``with``,
+    and forgets what somebody made current by `use`.
+    """
+    with cupy.cuda.Device(device[1]):
+        before = cupy.cuda.get_current_stream()
+        if before.ptr == stream:
+            yield
+            return
+        _external(stream).use()
+        try:
+            yield
+        finally:
+            before.use()
+
+
 def allocate(size: int, device: Device, stream: int) -> Memory:
     """Return temporary device memory from CuPy's pool, ordered on `stream`."""
-    with cupy.cuda.Device(device[1]), cupy.cuda.Stream.from_external(_Stream(stream)):
+    with current(device, stream):
         memory = cupy.cuda.alloc(size)
     return Memory(memory.ptr, memory)
 

@@ -58,6 +58,33 @@ def values(arrays: list[Any]) -> list[Any]:
     return [x.get() for x in arrays]
 
 
+def test_a_stream_in_use_stays_in_use(cupy: Any, stream: Any) -> None:
+    made = problem(cupy)
+    stream.use()
+    convolve(made)
+    assert cupy.cuda.get_current_stream() == stream
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_memory_for_another_stream_leaves_the_current_one(cupy: Any, stream: Any, inside: bool) -> None:
+    from cudakit import cuda
+
+    outer, own = cupy.cuda.Stream(), cupy.cuda.Stream()
+    with outer:
+        if not inside:
+            stream.use()
+        cuda.allocate(256, DEVICE, own.ptr)
+        assert cupy.cuda.get_current_stream() == (outer if inside else stream)
+    assert cupy.cuda.get_current_stream() == cupy.cuda.Stream.null
+
+
+def test_memory_is_freed_on_the_stream_it_is_for(runtime: Any) -> None:
+    """CuPy's `MemoryAsyncPool` has but a weak reference to it."""
+    from cudakit import cuda
+
+    assert cuda.allocate(256, DEVICE, 1 << 50).owner.stream_ref().ptr == 1 << 50
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_the_mode_of_cublas_is_put_back(cupy: Any, dtype: str) -> None:
     """The emulated one refuses half results of sums that are less than float32."""
