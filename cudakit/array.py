@@ -108,8 +108,8 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return plain
 
 
-def numpy_view(x: Any) -> View:
-    """View a NumPy array: read-only ones, any strides, and ml_dtypes' bfloat16 included."""
+def strided_spec(x: Any, aligned: bool = True) -> Spec:
+    """Return what an array of NumPy's or CuPy's looks like: any strides, and ml_dtypes' bfloat16 included."""
     dtype = x.dtype
     name = _NUMPY_NAMES.get(dtype) or str(dtype)
     item = dtype.itemsize
@@ -117,8 +117,12 @@ def numpy_view(x: Any) -> View:
         raise InvalidArgument("{}", "be in native byte order", dtype.str, TypeError)
     if any(stride % item for stride in x.strides):
         raise InvalidArgument("{}", f"have strides that are multiples of {item} bytes", x.strides)
-    strides = tuple([stride // item for stride in x.strides])
-    return View(numpy_pointer(x), Spec(x.shape, strides, name), CPU)
+    return Spec(x.shape, tuple([stride // item for stride in x.strides]), name, aligned)
+
+
+def numpy_view(x: Any) -> View:
+    """View a NumPy array, read-only ones included."""
+    return View(numpy_pointer(x), strided_spec(x), CPU)
 
 
 def _interface_pointer(x: Any) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cudakit.array import Device, Memory, numpy_dtype
+from cudakit.array import Device, Memory, View, numpy_dtype, strided_spec
 from cudakit.cublas import Gemm, Library
 from cudakit.errors import BackendUnavailable, CompileError
 from cudakit.product import Product
@@ -56,6 +56,24 @@ class CudaKernel:
         by_value = np.frombuffer(params, np.dtype((np.void, len(params))))
         with cupy.cuda.Device(self._ordinal):
             self._function((blocks,), (THREADS,), (by_value,), stream=_Stream(stream))
+
+
+def view(x: Any) -> View:
+    """View a CuPy array. DLPack would let CUDA's default stream wait for the current one, which a capture forbids."""
+    memory = x.data
+    return View(memory.ptr, strided_spec(x, memory.ptr % 16 == 0), ("cuda", memory.device_id))
+
+
+def pointer(x: Any) -> int:
+    """Return the address of a CuPy array."""
+    address: int = x.data.ptr
+    return address
+
+
+def signature(x: Any) -> Any:
+    """Return a quick key of what a CuPy array looks like."""
+    memory = x.data
+    return x.shape, x.strides, x.dtype, memory.device_id, memory.ptr % 16
 
 
 def empty(shape: tuple[int, ...], dtype: str, device: Device) -> Any:

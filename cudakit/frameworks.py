@@ -69,9 +69,9 @@ def _cupy_framework() -> Framework:
     from cudakit import cuda
 
     return Framework(
-        view=dlpack_view,
-        pointer=dlpack_pointer,
-        signature=lambda x: dlpack_view(x)[1:],
+        view=cuda.view,
+        pointer=cuda.pointer,
+        signature=cuda.signature,
         empty=cuda.empty,
         zeros=cuda.zeros,
         contiguous=cuda.contiguous,

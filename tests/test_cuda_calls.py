@@ -58,6 +58,20 @@ def values(arrays: list[Any]) -> list[Any]:
     return [x.get() for x in arrays]
 
 
+def test_a_cuda_graph_holds_convolutions(cupy: Any, stream: Any) -> None:
+    made = problem(cupy)
+    expected = values(convolve(made))
+    with stream:
+        convolve(made)  # gives the stream memory
+        stream.begin_capture()
+        found = convolve(made)
+        graph = stream.end_capture()
+        graph.launch(stream)
+        stream.synchronize()
+    for one, other in zip(values(found), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)  # sums of atomics
+
+
 def test_a_stream_in_use_stays_in_use(cupy: Any, stream: Any) -> None:
     made = problem(cupy)
     stream.use()
@@ -83,6 +97,14 @@ def test_memory_is_freed_on_the_stream_it_is_for(runtime: Any) -> None:
     from cudakit import cuda
 
     assert cuda.allocate(256, DEVICE, 1 << 50).owner.stream_ref().ptr == 1 << 50
+
+
+def test_work_of_cupy_is_not_waited_for(cupy: Any, runtime: Any, stream: Any) -> None:
+    made = problem(cupy)
+    with stream:
+        runtime.unfinished.clear()
+        convolve(made)
+    assert runtime.unfinished == {stream.ptr}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
