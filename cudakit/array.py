@@ -75,7 +75,8 @@ class Framework:
     `view` reads an array, `pointer` only its address; `signature` is a quick key: arrays with equal ones have equal
     specs and devices. `empty` and `zeros` take (shape, dtype name, device); `contiguous` returns a copy in C order;
     `stream` returns the handle of the stream to launch on for a device ordinal. `temporary` makes workspaces, where the
-    framework has memory for them that its CUDA graphs keep.
+    framework has memory for them that its CUDA graphs keep. `finish` waits for what was launched, given the ordinal and
+    the stream, where that is not the stream that the framework works on.
     """
 
     view: Callable[[Any], View]
@@ -86,6 +87,7 @@ class Framework:
     contiguous: Callable[[Any], Any]
     stream: Callable[[int], int]
     temporary: Temporary | None = None
+    finish: Callable[[int, int], None] | None = None
 
 
 _NUMPY_NAMES = {np.dtype(name): name for name in ("float16", "float32", "float64")}

@@ -144,6 +144,12 @@ def allocate(size: int, device: Device, stream: int) -> Memory:
     return Memory(memory.ptr, memory)
 
 
+def synchronize(ordinal: int, stream: int) -> None:
+    """Wait for what a device has to do on `stream`."""
+    with cupy.cuda.Device(ordinal):
+        cupy.cuda.runtime.streamSynchronize(stream)
+
+
 def zero_memory(pointer: int, size: int, device: Device, stream: int) -> None:
     """Fill device memory with zeros, on `stream`."""
     with cupy.cuda.Device(device[1]):

@@ -94,12 +94,21 @@ def _cuda_interface_framework() -> Framework:
     )
 
 
-def wrapping_framework(wrap: Callable[[Any, str], Any]) -> Framework:
+def _finish(ordinal: int, stream: int) -> None:
+    from cudakit import cuda
+
+    cuda.synchronize(ordinal, stream)
+
+
+def wrapping_framework(wrap: Callable[[Any, str], Any], stream: Callable[[int], int] | None = None) -> Framework:
     """Make the framework of arrays that cannot be allocated and written in place by their own library.
 
     The buffer is NumPy's or CuPy's; `wrap(buffer, dtype)` hands it over through DLPack. NumPy exports no bfloat16, so
-    there the buffer is int16 and `wrap` reinterprets it.
+    there the buffer is int16 and `wrap` reinterprets it. `stream` returns the handle of the library's current stream on
+    a device. Where nobody can tell, launches go to CUDA's default stream, which DLPack makes wait for the arguments,
+    and are waited for: the library may read the results on any other.
     """
+    launches_on = stream or _no_stream
 
     def allocate(shape: tuple[int, ...], dtype: str, device: Device, make: str) -> Any:
         storage = "int16" if dtype == "bfloat16" else dtype
@@ -107,7 +116,8 @@ def wrapping_framework(wrap: Callable[[Any, str], Any]) -> Framework:
             return wrap(_aligned(shape, storage, make), dtype)
         from cudakit import cuda
 
-        return wrap(getattr(cuda, make)(shape, storage, device), dtype)
+        with cuda.current(device, launches_on(device[1])):
+            return wrap(getattr(cuda, make)(shape, storage, device), dtype)
 
     def contiguous(x: Any) -> Any:
         view = dlpack_view(x)
@@ -119,7 +129,8 @@ def wrapping_framework(wrap: Callable[[Any, str], Any]) -> Framework:
             return wrap(buffer, dtype)
         from cudakit import cuda
 
-        return wrap(cuda.copied(array_interface(view), view.device), dtype)
+        with cuda.current(view.device, launches_on(view.device[1])):
+            return wrap(cuda.copied(array_interface(view), view.device), dtype)
 
     return Framework(
         view=dlpack_view,
@@ -128,7 +139,8 @@ def wrapping_framework(wrap: Callable[[Any, str], Any]) -> Framework:
         empty=lambda shape, dtype, device: allocate(shape, dtype, device, "empty"),
         zeros=lambda shape, dtype, device: allocate(shape, dtype, device, "zeros"),
         contiguous=contiguous,
-        stream=_no_stream,
+        stream=launches_on,
+        finish=None if stream else _finish,
     )
 
 

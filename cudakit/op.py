@@ -129,7 +129,10 @@ class Op:
         results = tuple([None if make is None else make() for make in makers])
         pointer = framework.pointer
         pointers = [0 if array is None else pointer(array) for array in (*arrays, *results)]
-        plan.run(pointers, device, 0 if device == CPU else framework.stream(device[1]), framework.temporary)
+        stream = 0 if device == CPU else framework.stream(device[1])
+        plan.run(pointers, device, stream, framework.temporary)
+        if framework.finish is not None and device != CPU:
+            framework.finish(device[1], stream)
         return results
 
     def _recipe(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> "Recipe":

@@ -14,7 +14,13 @@ def _wrap(buffer: Any, dtype: str) -> Any:
     return tensor.view("bfloat16") if dtype == "bfloat16" else tensor
 
 
-FRAMEWORK = wrapping_framework(_wrap)
+def _stream(ordinal: int) -> int:
+    handle: int = paddle.device.current_stream(paddle.CUDAPlace(ordinal)).stream_base.cuda_stream
+    return handle
+
+
+_TELLS = paddle.is_compiled_with_cuda() and hasattr(paddle.device, "current_stream")
+FRAMEWORK = wrapping_framework(_wrap, _stream if _TELLS else None)
 
 
 class _Differentiable(PyLayer):

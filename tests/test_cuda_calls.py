@@ -3,13 +3,17 @@
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
 import cudakit
+from cudakit import frameworks
+from cudakit.op import OPS
 from cudakit.product import Product
+from cudakit.sampling import GridSampleOptions
 
 from .conftest import devices, require
 from .deformable_problems import GEOMETRIES, Problem, call, draw
@@ -104,6 +108,55 @@ def test_work_of_cupy_is_not_waited_for(cupy: Any, runtime: Any, stream: Any) ->
     with stream:
         runtime.unfinished.clear()
         convolve(made)
+    assert runtime.unfinished == {stream.ptr}
+
+
+class Lender:
+    """An array of a library that cudakit does not know, nor its streams."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+
+class Borrower(Lender):
+    """An array of one that takes others' memory, too."""
+
+    __module__ = "borrowers"
+
+
+@pytest.mark.parametrize("kind", [Lender, Borrower])
+@pytest.mark.parametrize("turned", [False, True])
+def test_work_of_unknown_libraries_is_waited_for(
+    cupy: Any, runtime: Any, stream: Any, monkeypatch: pytest.MonkeyPatch, kind: Any, turned: bool
+) -> None:
+    borrowers = ModuleType("borrowers")
+    borrowers.from_dlpack = Borrower
+    monkeypatch.setitem(sys.modules, "borrowers", borrowers)
+    made = problem(cupy)
+    if turned:  # which is copied
+        made = made.map(lambda _, x: cupy.ascontiguousarray(x[::-1])[::-1])
+    made = made.map(lambda _, x: kind(x))
+    stream.use()
+    runtime.unfinished.clear()
+    found = convolve(made)
+    assert {type(x) for x in found} == {Borrower if kind is Borrower else cupy.ndarray}
+    assert runtime.unfinished == set()
+    assert cupy.cuda.get_current_stream() == stream
+
+
+def test_a_library_that_tells_its_stream_gets_its_work_there(cupy: Any, runtime: Any, stream: Any) -> None:
+    framework = frameworks.wrapping_framework(lambda buffer, _: buffer, lambda _: stream.ptr)
+    shapes = ((1, 2, 3, 3), (1, 2, 4, 4), (1, 3, 3, 2))
+    arrays = tuple(cupy.zeros(shape, np.float32) for shape in shapes)
+    options = GridSampleOptions("bilinear", "zeros", False, "channels_first", ("input", "grid"))
+    runtime.unfinished.clear()
+    OPS["grid_sample_backward"].run(framework, arrays, options)
     assert runtime.unfinished == {stream.ptr}
 
 

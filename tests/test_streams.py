@@ -81,6 +81,40 @@ def test_jax() -> None:
     np.testing.assert_allclose(np.asarray(twice), 2 * expected, rtol=1e-4, atol=1e-4)
 
 
+def test_tensorflow() -> None:
+    """It does not tell its stream, which is not the default one; a call waits instead."""
+    tf = require("tensorflow")
+    if not tf.config.list_physical_devices("GPU"):
+        pytest.skip("TensorFlow has no GPU here")
+    *arrays, expected = problem()
+    with tf.device("GPU:0"):
+        new, offset, weight = map(tf.constant, arrays)
+        large = tf.eye(2048)
+        for _ in range(REPEATS):
+            slow = large
+            for _ in range(20):
+                slow = slow @ large
+            twice = 2 * cudakit.deform_conv2d(new + slow[0, 1], offset, weight, padding=1)
+    np.testing.assert_allclose(twice.numpy(), 2 * expected, rtol=1e-4, atol=1e-4)
+
+
+def test_paddle() -> None:
+    paddle = require("paddle")
+    if not paddle.is_compiled_with_cuda():
+        pytest.skip("Paddle has no GPU here")
+    *arrays, expected = problem()
+    new, offset, weight = (paddle.to_tensor(x, place="gpu:0") for x in arrays)
+    large = paddle.to_tensor(np.eye(2048, dtype=np.float32), place="gpu:0")
+    with paddle.device.stream_guard(paddle.device.Stream("gpu:0")):
+        for _ in range(REPEATS):
+            slow = large
+            for _ in range(20):
+                slow = slow @ large
+            twice = 2 * cudakit.deform_conv2d(new + slow[0, 1], offset, weight, padding=1)
+        result = twice.numpy()
+    np.testing.assert_allclose(result, 2 * expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_cuda_graph_of_torch_holds_a_training_step() -> None:
     """Workspaces come from PyTorch's allocator, which keeps what a graph was captured with."""
     torch = require("torch")
