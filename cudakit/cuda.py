@@ -43,12 +43,9 @@ class CudaKernel:
 
     def __init__(self, text: str, name: str, lanes: int, ordinal: int) -> None:
         self._lanes, self._ordinal = lanes, ordinal
-        with cupy.cuda.Device(ordinal) as device:
-            try:
-                self._function = cupy.RawModule(code=text, options=CUDA_OPTIONS).get_function(name)
-            except cupy.cuda.compiler.CompileException as error:
-                raise CompileError(f"NVRTC refused {name}", text, str(error)) from error
-            self._blocks = device.attributes["MultiProcessorCount"] * BLOCKS_PER_PROCESSOR
+        with cupy.cuda.Device(ordinal):
+            self._function = _compile(text, name)
+        self._blocks = cupy.cuda.Device(ordinal).attributes["MultiProcessorCount"] * BLOCKS_PER_PROCESSOR
 
     def launch(self, params: bytes, items: int, _grain: int, _threads: int, stream: int) -> None:
         """Run items 0 ... `items` - 1 on the given stream."""
@@ -56,6 +53,18 @@ class CudaKernel:
         by_value = np.frombuffer(params, np.dtype((np.void, len(params))))
         with cupy.cuda.Device(self._ordinal):
             self._function((blocks,), (THREADS,), (by_value,), stream=_Stream(stream))
+
+
+def _compile(text: str, name: str) -> Any:
+    """Return a kernel for the current device."""
+    try:
+        return cupy.RawModule(code=text, options=CUDA_OPTIONS).get_function(name)
+    except cupy.cuda.compiler.CompileException as error:
+        raise CompileError(f"NVRTC refused {name}", text, str(error)) from error
+    except RuntimeError as error:
+        if hasattr(error, "status"):  # CUDA's own; the rest say what CuPy does not find
+            raise
+        raise BackendUnavailable(f"NVRTC or the headers of CUDA are missing; {INSTALL_PARTS}\n{error}") from error
 
 
 def view(x: Any) -> View:

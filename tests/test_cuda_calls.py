@@ -205,6 +205,28 @@ def test_an_error_of_cublas_has_its_name(cupy: Any) -> None:
         impossible.launch(bytes(24), 0)
 
 
+def test_missing_parts_of_the_toolkit_are_named(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cudakit import cuda
+
+    def module(**_: Any) -> Any:
+        raise RuntimeError("Failed to find CUDA headers.")
+
+    monkeypatch.setattr(cupy, "RawModule", module)
+    with pytest.raises(cudakit.BackendUnavailable, match=r"pip install 'cudakit\[cuda12\]'.*\nFailed to find CUDA"):
+        cuda.CudaKernel("", "kernel", 1, 0)
+
+
+def test_an_error_of_cuda_stays_what_it_is(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cudakit import cuda
+
+    def module(**_: Any) -> Any:
+        cupy.cuda.runtime.setDevice(-1)
+
+    monkeypatch.setattr(cupy, "RawModule", module)
+    with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="cudaErrorInvalidDevice"):
+        cuda.CudaKernel("", "kernel", 1, 0)
+
+
 def test_a_missing_cublas_is_named(runtime: Any, cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from cudakit import cuda
 
