@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +25,12 @@ except ImportError as error:
 INSTALL_PARTS = "install CuPy with its parts of the CUDA toolkit: pip install 'cudakit[cuda12]' (or 'cudakit[cuda13]')"
 THREADS = 256
 BLOCKS_PER_PROCESSOR = 32
+_HERE = nullcontext()
+
+
+def _on(ordinal: int) -> AbstractContextManager[Any]:
+    """Return a context in which a device is current; one that is needs nothing put back."""
+    return _HERE if cupy.cuda.runtime.getDevice() == ordinal else cupy.cuda.Device(ordinal)
 
 
 class _Stream:
@@ -43,7 +49,7 @@ class CudaKernel:
 
     def __init__(self, text: str, name: str, lanes: int, ordinal: int) -> None:
         self._lanes, self._ordinal = lanes, ordinal
-        with cupy.cuda.Device(ordinal):
+        with _on(ordinal):
             self._function = _compile(text, name)
         self._blocks = cupy.cuda.Device(ordinal).attributes["MultiProcessorCount"] * BLOCKS_PER_PROCESSOR
 
@@ -51,7 +57,7 @@ class CudaKernel:
         """Run items 0 ... `items` - 1 on the given stream."""
         blocks = min(-(-items * self._lanes // THREADS), self._blocks)
         by_value = np.frombuffer(params, np.dtype((np.void, len(params))))
-        with cupy.cuda.Device(self._ordinal):
+        with _on(self._ordinal):
             self._function((blocks,), (THREADS,), (by_value,), stream=_Stream(stream))
 
 
@@ -87,19 +93,19 @@ def signature(x: Any) -> Any:
 
 def empty(shape: tuple[int, ...], dtype: str, device: Device) -> Any:
     """Return an uninitialised CuPy array."""
-    with cupy.cuda.Device(device[1]):
+    with _on(device[1]):
         return cupy.empty(shape, numpy_dtype(dtype))
 
 
 def zeros(shape: tuple[int, ...], dtype: str, device: Device) -> Any:
     """Return a CuPy array of zeros."""
-    with cupy.cuda.Device(device[1]):
+    with _on(device[1]):
         return cupy.zeros(shape, numpy_dtype(dtype))
 
 
 def contiguous(x: Any) -> Any:
     """Return a CuPy array in C order."""
-    with x.device:
+    with _on(x.data.device_id):
         return cupy.ascontiguousarray(x)
 
 
@@ -110,13 +116,13 @@ def adopted(x: Any) -> Any:
 
 def copied(interface: dict[str, Any], device: Device) -> Any:
     """Return what a ``__cuda_array_interface__`` describes as a CuPy array in C order."""
-    with cupy.cuda.Device(device[1]):
+    with _on(device[1]):
         return cupy.array(SimpleNamespace(__cuda_array_interface__=interface), order="C")
 
 
 def stream(ordinal: int) -> int:
     """Return the handle of CuPy's current stream on a device."""
-    with cupy.cuda.Device(ordinal):
+    with _on(ordinal):
         handle: int = cupy.cuda.get_current_stream().ptr
         return handle
 
@@ -134,7 +140,7 @@ def current(device: Device, stream: int) -> Iterator[None]:
     The stream that was current comes back by `use`: to leave ``with stream:`` brings back what was current by ``with``,
     and forgets what somebody made current by `use`.
     """
-    with cupy.cuda.Device(device[1]):
+    with _on(device[1]):
         before = cupy.cuda.get_current_stream()
         if before.ptr == stream:
             yield
@@ -155,13 +161,13 @@ def allocate(size: int, device: Device, stream: int) -> Memory:
 
 def synchronize(ordinal: int, stream: int) -> None:
     """Wait for what a device has to do on `stream`."""
-    with cupy.cuda.Device(ordinal):
+    with _on(ordinal):
         cupy.cuda.runtime.streamSynchronize(stream)
 
 
 def zero_memory(pointer: int, size: int, device: Device, stream: int) -> None:
     """Fill device memory with zeros, on `stream`."""
-    with cupy.cuda.Device(device[1]):
+    with _on(device[1]):
         cupy.cuda.runtime.memsetAsync(pointer, 0, size, stream)
 
 
@@ -192,6 +198,6 @@ class CudaProduct:
 
     def launch(self, pointers: bytes, stream: int) -> None:
         """Multiply with these pointers, packed, on the given stream."""
-        with cupy.cuda.Device(self._ordinal):
+        with _on(self._ordinal):
             # Asked for every time: CuPy has a handle for each thread.
             self._gemm.launch(cupy.cuda.device.get_cublas_handle(), stream, self._unpack(pointers))

@@ -197,6 +197,18 @@ def test_every_thread_has_its_own_handle(cupy: Any) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
+def test_the_current_device_stays(cupy: Any) -> None:
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one GPU")
+    with cupy.cuda.Device(1):
+        made = problem(cupy)
+    found = convolve(made)
+    assert cupy.cuda.runtime.getDevice() == 0
+    assert {x.device.id for x in found} == {1}
+    for one, other in zip(values(found), values(convolve(problem(cupy))), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_an_error_of_cublas_has_its_name(cupy: Any) -> None:
     from cudakit import cuda
 
