@@ -77,7 +77,8 @@ def render(kernel: Kernel, constants: Mapping[str, str | int], *, host: bool) ->
     return "\n".join([prelude, *shim, flatten(kernel.file), f"ENTRY({kernel.name}, {kernel.params})", ""])
 
 
-# What NVRTC is told. No contraction but where the text says so, as on the host: the same bits on both.
+# What NVRTC is told, besides what CuPy adds. No contraction but where the text says so, as on the host: the same bits
+# on both, but for float32 numbers below the normal ones, which CuPy's -ftz=true makes zeros.
 CUDA_OPTIONS = ("--std=c++17", "--fmad=false")
 
 # Storage type of an array -> (C type, arithmetic type).

@@ -24,10 +24,11 @@ OLDEST = 75
 ARCHITECTURES = [number for number in nvrtc.nvrtcGetSupportedArchs()[1] if number >= OLDEST]
 NEWEST = ARCHITECTURES[-1]
 VECTOR_BYTES = 16
+CUPY_OPTIONS = ("-ftz=true", "--device-as-default-execution-space")  # which CuPy adds to every compilation
 
-# Bytes of registers that ptxas may spill: none in float32 with 32-bit indices. Elsewhere it gives up a few by itself,
-# to fit more threads on a processor, around divisions of 64-bit indices above all.
-SOME_BYTES = 128
+# Bytes of registers that ptxas may spill: one register in float32 with 32-bit indices. Elsewhere it gives up a few by
+# itself, to fit more threads on a processor, around divisions of 64-bit indices above all.
+ONE_REGISTER, SOME_BYTES = 4, 128
 
 
 class Built(NamedTuple):
@@ -57,7 +58,7 @@ def get(what: str, program: nvrtc.nvrtcProgram) -> str:
 @cache
 def build(text: str, architecture: int) -> Built:
     """Compile for an architecture, down to machine code, or raise with the log."""
-    options = [f"--gpu-architecture=sm_{architecture}", *CUDA_OPTIONS, "--ptxas-options=-v"]
+    options = [f"--gpu-architecture=sm_{architecture}", *CUDA_OPTIONS, *CUPY_OPTIONS, "--ptxas-options=-v"]
     result, program = nvrtc.nvrtcCreateProgram(text.encode(), b"cudakit", 0, None, None)
     check(result)
     try:
@@ -77,7 +78,7 @@ def check_stack(example: Specialisation, built: Built) -> None:
     """Check that nothing but a few spilled registers is on the stack, above all no array."""
     assert built.stack <= -(-built.spilled // 8) * 8, f"an array is indexed at run time in {example.constants}"
     usual = (example.constant("SCALAR"), example.constant("INDEX")) == ("float", "int")
-    assert built.spilled <= (0 if usual else SOME_BYTES), example.constants
+    assert built.spilled <= (ONE_REGISTER if usual else SOME_BYTES), example.constants
 
 
 def small_examples(architecture: int) -> Iterator[list[Specialisation]]:
