@@ -79,6 +79,7 @@ def test_gradients_of_gradients_are_refused() -> None:
         found.grid.sum().backward()
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by what makes dual tensors
 def test_forward_mode_is_refused() -> None:
     """Where nothing asks for gradients, too, it must not take the derivative for zero."""
     image, grid = (x.detach() for x in arrays(2))
