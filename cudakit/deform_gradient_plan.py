@@ -12,7 +12,6 @@ from cudakit.deform_plan import (
     choose_form,
     constants,
     coordinates_from,
-    plain_columns,
     wants_copy,
     wants_neighbours,
 )
@@ -101,7 +100,7 @@ def _add_col2im(
     layouts = [(x.shape, x.strides), (grad.shape, grad.strides), columns.span(d)]
     defined = constants(d, form, *layouts, ((items * form.lanes,), (1,)))
     places = (items, spans, d.batch * grad.strides[0], int(opens), block)
-    tail = pack_tail(COL2IM, *places, grad.strides, *columns, *geometry_values(d, x.strides))
+    tail = pack_tail(COL2IM, *places, grad.strides, *columns.fields, *geometry_values(d, x.strides))
     kernel = load(COL2IM, tuple(defined.items()), target.device)
     work = d.batch * d.channels * d.taps * d.visited
     grain = 1 if slots.grad_input == NULL else together
@@ -128,12 +127,15 @@ def gradient_layouts(d: Deformation, target: Target, columns: Columns) -> tuple[
     )
 
 
-def plan_gradients(plan: Plan, target: Target, d: Deformation, x: Image | None, slots: Gradients) -> None:
+def plan_gradients(
+    plan: Plan, target: Target, d: Deformation, x: Image | None, columns: Columns, slots: Gradients
+) -> None:
     """Append what `deform_col2im` and the gradients of `deform_im2col` launch.
 
-    `x` is the layout of the input, None where it is not read; `slots.grad_input` is a result in the data format.
+    `x` is the layout of the input, None where it is not read; columns and `slots.grad_input`, a result, are in the data
+    format.
     """
-    columns, item = plain_columns(d), itemsize(d.dtype)
+    item = itemsize(d.dtype)
     final, grad = gradient_layouts(d, target, columns)
     wanted, turned = slots.grad_input != NULL, grad != final
     copied = x is not None and wants_copy(x, grad if wanted else None, neighbours=wants_neighbours(d, columns, target))

@@ -51,16 +51,25 @@ class Form(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Columns in memory: strides (batch, channel, tap, pixel) and blocks of channels (deform.cuh: `ColumnLayout`)."""
+    """Columns in memory: strides (batch, channel, tap, pixel) and blocks of channels (deform.cuh: `ColumnLayout`).
+
+    `aligned` is that of a `Spec`.
+    """
 
     strides: Integers
     block: int
     block_stride: int = 0
+    aligned: bool = True
 
     @property
     def neighbours(self) -> bool:
         """Whether the channels of a block lie next to each other."""
         return self.strides[1] == 1
+
+    @property
+    def fields(self) -> tuple[Integers, int, int]:
+        """The values of `LAYOUT_FIELDS`."""
+        return self.strides, self.block, self.block_stride
 
     def span(self, d: Deformation) -> tuple[Integers, Integers]:
         """Return (shape, strides)."""
@@ -68,9 +77,9 @@ class Columns(NamedTuple):
         return (d.batch, blocks, self.block, d.taps, d.visited), (self.strides[0], self.block_stride, *self.strides[1:])
 
 
-def plain_columns(d: Deformation) -> Columns:
+def plain_columns(d: Deformation, aligned: bool = True) -> Columns:
     """Return the layout of columns in the data format."""
-    return Columns(columns_strides(d), d.channels)
+    return Columns(columns_strides(d), d.channels, aligned=aligned)
 
 
 def few(channels: int) -> int:
@@ -92,9 +101,9 @@ def choose_form(d: Deformation, x: Image, columns: Columns, target: Target, run:
         width = few(min(run, vector)) if even else 0
         return Form(2 * HOST_TILE if columns.strides[3] == 1 else HOST_TILE, 1, vector, width)
     vector = CUDA_VECTOR_BYTES // itemsize(d.dtype)
-    steps = (count, columns.block, columns.block_stride, x.strides[0], *x.strides[2:])
-    steps += (columns.strides[0], *columns.strides[2:])
-    if not (columns.neighbours and x.strides[1] == 1 and x.aligned) or any(step % vector for step in steps):
+    steps = (count, columns.block, columns.block_stride, columns.strides[0], *columns.strides[2:])
+    neighbours = columns.neighbours and columns.aligned and x.strides[1] == 1
+    if not (neighbours and x.in_vectors(vector)) or any(step % vector for step in steps):
         return Form(1, 1, 1)
     return Form(1, cuda_lanes(count, vector, d.batch * d.groups * d.taps * d.visited), vector)
 
@@ -136,7 +145,7 @@ def add_im2col(
     items = places * -(-pairs // block)
     layouts = (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,))
     defined = constants(d, form, *layouts, large=target.bypasses_cache(slots[3]))
-    tail = pack_tail(IM2COL, items, block, *columns, *geometry_values(d, x.strides))
+    tail = pack_tail(IM2COL, items, block, *columns.fields, *geometry_values(d, x.strides))
     kernel = load(IM2COL, tuple(defined.items()), target.device)
     plan.launch(Launch(kernel, tail, items, 1, d.batch * d.channels * d.taps * d.visited), *slots)
 

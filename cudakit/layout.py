@@ -63,6 +63,11 @@ class Image(NamedTuple):
         sizes = zip(self.strides[2:], expected, self.space, strict=True)
         return all(stride == wanted for stride, wanted, size in sizes if size != 1)
 
+    def in_vectors(self, size: int) -> bool:
+        """Whether a GPU may take the neighbouring channels of every pixel so many at a time."""
+        pixel = [stride for stride, count in zip(self.strides[2:], self.space, strict=True) if count > 1]
+        return self.aligned and not any(stride % size for stride in (self.strides[0], *pixel))
+
 
 def image(spec: Spec, channels_last: bool) -> Image:
     """Read a spec in either data format."""

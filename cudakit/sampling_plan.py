@@ -57,8 +57,11 @@ class Form(NamedTuple):
     group: int
 
 
-def choose_form(x: Image, pixels: int, target: Target, neighbours: bool, backward: bool = False) -> Form:
-    """Choose how to read an image at so many places; `neighbours`: its channels lie next to each other, or will."""
+def choose_form(x: Image, output: Image, target: Target, neighbours: bool, backward: bool = False) -> Form:
+    """Choose how to read an image where the output, or its gradient, has pixels.
+
+    `neighbours`: the image's channels lie next to each other, or will.
+    """
     count = x.shape[1]
     group = -(-count // -(-count // LARGEST_GROUP)) if count else 1  # groups of about the same size
     if target.device == CPU:
@@ -68,10 +71,11 @@ def choose_form(x: Image, pixels: int, target: Target, neighbours: bool, backwar
         channels = neighbours and count > FEW_CHANNELS
         return Form(channels, HOST_TILE if channels or backward else PLANAR_TILE, 1, vector, group)
     vector = CUDA_VECTOR_BYTES // itemsize(x.dtype)
-    steps = (x.strides[0], *x.strides[2:])
-    if not (neighbours and x.aligned and count >= 2 * vector) or any(n % vector for n in (count, *steps)):
+    whole = neighbours and count >= 2 * vector and count % vector == 0
+    # The output's channels go in vectors, too, where they are neighbours.
+    if not (whole and x.in_vectors(vector) and (output.strides[1] != 1 or output.in_vectors(vector))):
         return Form(False, 1, 1, 1, group)
-    return Form(True, 1, cuda_lanes(count, vector, x.shape[0] * pixels), vector, group)
+    return Form(True, 1, cuda_lanes(count, vector, x.shape[0] * prod(output.space)), vector, group)
 
 
 def row_window(x: Image, form: Form, mode: str, target: Target) -> int:
@@ -182,10 +186,10 @@ def plan_forward(call: Sampling, output: Image, result: Output, target: Target) 
     pointers = Pointers(plan.input(0), plan.input(1), plan.result(0))
     transposes = target.device == CPU and not neighbours and x.shape[1] >= MANY_CHANNELS[call.mode] and x.flat
     if not transposes or call.pixels * call.taps < prod(x.space):
-        add_sampling(plan, target, call, choose_form(x, call.pixels, target, neighbours), pointers, output)
+        add_sampling(plan, target, call, choose_form(x, output, target, neighbours), pointers, output)
         return plan
     last = packed(x.shape, x.dtype, channels_last=True)
-    form = choose_form(last, call.pixels, target, True)
+    form = choose_form(last, output, target, True)
     rounds = list(chunks(x, target))
     space = plan.workspace(rounds[0][1] * last.strides[0] * item)
     for first, count in rounds:
@@ -206,7 +210,7 @@ def plan_backward(
     if not x.flat:
         return Plan(3, copies=(1,))
     together = not wanted_input or len(x.space) > 1 or _shares(x, target) == 1
-    form, layout = _backward_form(call, target, together)
+    form, layout = _backward_form(call, output, target, together)
     grad = layout._replace(dtype=accumulator(x.dtype))
     empty = 0 in output.shape or 0 in x.shape
     direct = empty or grad == final
@@ -217,8 +221,7 @@ def plan_backward(
     plan = Plan(3, (wanted_input and wanted_input._replace(zero=empty or added), zeros))
     if empty or not (wanted_input or sloped):
         return plan
-    readable = x.strides[2:] == layout.strides[2:] and (not form.channels or x.strides[1] == 1)
-    copied = sloped and not readable
+    copied = sloped and not _readable(x, layout, form)
     summed = bool(wanted_input) and not direct
     rounds = list(chunks(x, target)) if copied or summed else [(0, x.shape[0])]
     size = rounds[0][1] * layout.strides[0]
@@ -244,6 +247,12 @@ def plan_backward(
     return plan
 
 
+def _readable(x: Image, layout: Image, form: Form) -> bool:
+    """Whether an image need not be copied to that layout; batch and channels may have other strides where they fit."""
+    neighbours = x.strides[1] == 1 and (form.lanes == 1 or x.in_vectors(form.vector))
+    return x.strides[2:] == layout.strides[2:] and (neighbours or not form.channels)
+
+
 def _shares(x: Image, target: Target) -> int:
     """Return into how many slabs, or parts of its channels, to cut the gradient of an image, for the least time."""
     if target.device != CPU:
@@ -257,7 +266,7 @@ def _shares(x: Image, target: Target) -> int:
     return min(range(1, max(most, 1) + 1), key=time)
 
 
-def _backward_form(call: Sampling, target: Target, together: bool) -> tuple[Form, Image]:
+def _backward_form(call: Sampling, output: Image, target: Target, together: bool) -> tuple[Form, Image]:
     """Choose the form, and the layout that the image and its gradient have in common.
 
     Unless the channels of a pixel stay `together`, threads that divide them write to planes of their own: neighbours
@@ -268,7 +277,7 @@ def _backward_form(call: Sampling, target: Target, together: bool) -> tuple[Form
     if target.device == CPU:
         neighbours = together and (neighbours or x.shape[1] >= MANY_CHANNELS[call.mode])
     image = packed(x.shape, x.dtype, channels_last=neighbours)
-    form = choose_form(image, call.pixels, target, neighbours, backward=True)
+    form = choose_form(image, output, target, neighbours, backward=True)
     interleaved = neighbours and x.strides[-1] == x.shape[1]
     return form, packed(x.shape, x.dtype, channels_last=form.channels or interleaved)
 

@@ -145,6 +145,16 @@ def _part(xp: Any, array: Any) -> Any:
     return xp.concatenate([array, array], -1)[..., : array.shape[-1]]
 
 
+def _spaced(xp: Any, array: Any) -> Any:
+    return xp.concatenate([array, array[..., :1]], -1)[..., :-1]
+
+
+def _shifted(xp: Any, array: Any) -> Any:
+    view = xp.zeros(array.size + 1, array.dtype)[1:].reshape(array.shape)
+    view[...] = array
+    return view
+
+
 def _unaligned(xp: Any, array: Any) -> Any:
     if xp is not np:
         pytest.skip("only NumPy has unaligned arrays")
@@ -168,6 +178,11 @@ LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
     "sliced": _sliced,
     "part of the last axis": _part,
     "part of the channels last": lambda xp, array: xp.moveaxis(_part(xp, xp.moveaxis(array, 1, -1)), -1, 1),
+    "one number apart along the last axis": _spaced,
+    "one number apart along the channels last": lambda xp, array: xp.moveaxis(
+        _spaced(xp, xp.moveaxis(array, 1, -1)), -1, 1
+    ),
+    "one element behind a boundary": _shifted,
     "channels last": lambda xp, array: xp.moveaxis(xp.moveaxis(array, 1, -1).copy(order="C"), -1, 1),
     "broadcast over the batch": lambda xp, array: xp.broadcast_to(array[:1], array.shape),
     "broadcast over all but the last axis": lambda xp, array: xp.broadcast_to(array[:1, :1, :1], array.shape),
@@ -175,6 +190,10 @@ LAYOUTS: dict[str, Callable[[Any, Any], Any]] = {
     "read-only": _read_only,
     "unaligned": _unaligned,
 }
+
+
+# Those of channels last that a GPU cannot, or only just can, read in vectors.
+NEAR_BOUNDARIES = ("one element behind a boundary", "one number apart along the last axis", "part of the last axis")
 
 
 @pytest.fixture(params=devices())

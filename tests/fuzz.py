@@ -96,6 +96,13 @@ def part(x: Any) -> Any:
     return library(x).concatenate([x, x], -1)[..., : x.shape[-1]]
 
 
+def shift(x: Any) -> Any:
+    """Return the same values one element behind where an array begins."""
+    moved = library(x).zeros(x.size + 1, x.dtype)[1:].reshape(x.shape)
+    moved[...] = x
+    return moved
+
+
 def transpose(x: Any) -> Any:
     """Return the same values in Fortran order."""
     return library(x).asfortranarray(x)
@@ -106,7 +113,7 @@ def broadcast(x: Any) -> Any:
     return library(x).broadcast_to(x[:1], x.shape)
 
 
-LAYOUTS: tuple[Callable[[Any], Any], ...] = (plain, plain, reverse, spread, part, transpose, broadcast)
+LAYOUTS: tuple[Callable[[Any], Any], ...] = (plain, plain, reverse, spread, part, shift, transpose, broadcast)
 
 
 class Fuzzer:

@@ -2,15 +2,29 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
 import cudakit
+from cudakit.deform_columns import COLUMN_NAMES, DEFORM_COL2IM_BACKWARD
+from cudakit.frameworks import framework_of
 
-from .conftest import LAYOUTS, Arrays, require
-from .deformable_problems import GEOMETRIES, OPERATORS, Geometry, Problem, call, check, draw
+from .conftest import LAYOUTS, NEAR_BOUNDARIES, Arrays, require
+from .deformable_problems import (
+    COORDINATES,
+    GEOMETRIES,
+    OPERATORS,
+    Geometry,
+    Problem,
+    call,
+    channels_last,
+    check,
+    draw,
+)
+from .test_deformable import check_channels_last
 from .tolerances import TOLERANCES, assert_close
 
 ANY_GEOMETRY = pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
@@ -98,6 +112,38 @@ def test_an_outputs_gradient_with_any_strides(
 ) -> None:
     made = draw(rng, geometry).on(arrays)
     check(arrays, "deform_conv_backward", made._replace(output=change(arrays.xp, made.output)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("layout", NEAR_BOUNDARIES)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_channels_last_near_boundaries(
+    arrays: Arrays, rng: np.random.Generator, operator: str, layout: str, dtype: str
+) -> None:
+    problem = draw(rng, GEOMETRIES["2-D"]._replace(channels=16, out_channels=8), dtype)
+    move = partial(LAYOUTS[layout], arrays.xp)
+    for name in ("input", "weight", "output", "columns", *COORDINATES):
+        check_channels_last(arrays, operator, problem, move, dtype, changed=(name,))
+
+
+@pytest.mark.parametrize("layout", NEAR_BOUNDARIES)
+def test_gradients_of_col2im_near_boundaries(arrays: Arrays, rng: np.random.Generator, layout: str) -> None:
+    geometry = GEOMETRIES["2-D"]._replace(channels=16)
+    made = draw(rng, geometry).map(lambda name, array: channels_last(geometry, name, array)).on(arrays)
+    names = ("input", *COLUMN_NAMES)  # like the input is the gradient of what columns are added up into
+    options = DEFORM_COL2IM_BACKWARD.options((geometry.kernel, *geometry.places, "channels_last", geometry.sizes))
+
+    def gradients(problem: Problem) -> list[np.ndarray]:
+        given = tuple(getattr(problem, name) for name in names)
+        framework = framework_of(given[0])
+        found = DEFORM_COL2IM_BACKWARD.run(framework, given, options._replace(needs=COLUMN_NAMES))
+        return [arrays.back(array) for array in found]
+
+    expected = gradients(made)
+    for name in names:
+        moved = made._replace(**{name: LAYOUTS[layout](arrays.xp, getattr(made, name))})
+        for one, other in zip(gradients(moved), expected, strict=True):
+            assert_close(one, other, "float32")
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])

@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 import cudakit
 from cudakit import reference
 
-from .conftest import CHANNELS_LAST, COMBINATIONS, LAYOUTS, MODES, OUT, SIZES, SOME_COMBINATIONS, Arrays, Problem, draw
+from .conftest import (
+    CHANNELS_LAST,
+    COMBINATIONS,
+    LAYOUTS,
+    MODES,
+    NEAR_BOUNDARIES,
+    OUT,
+    SIZES,
+    SOME_COMBINATIONS,
+    Arrays,
+    Problem,
+    draw,
+)
 from .tolerances import TOLERANCES, assert_close, near_knot, rounded
 
 
@@ -111,6 +123,25 @@ def test_channels_last(arrays: Arrays, rng: np.random.Generator, n: int, mode: s
     grad_input, grad_grid = reference.grid_sample_backward(grad_output, x, grid, mode)
     assert_close(arrays.back(gradients.input), np.moveaxis(grad_input, 1, -1), "float32")
     assert_close(arrays.back(gradients.grid), grad_grid, "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("layout", NEAR_BOUNDARIES)
+@pytest.mark.parametrize("moved", [0, 1, 2], ids=["grad_output", "input", "grid"])
+@pytest.mark.parametrize("channels", [16, 17])
+def test_channels_last_near_boundaries(
+    arrays: Arrays, rng: np.random.Generator, channels: int, moved: int, layout: str, dtype: str
+) -> None:
+    grad_output, x, grid = make(arrays, draw(rng, (5, 7), (4, 6), channels=channels, dtype=dtype), dtype)
+    made = [arrays.xp.moveaxis(grad_output, 1, -1).copy(order="C"), arrays.xp.moveaxis(x, 1, -1).copy(order="C"), grid]
+    expected = cudakit.grid_sample_backward(grad_output, x, grid)
+    made[moved] = LAYOUTS[layout](arrays.xp, made[moved])
+    for needs in (("input", "grid"), ("input",), ("grid",)):
+        found = cudakit.grid_sample_backward(*made, needs=needs, data_format="channels_last")
+        if found.input is not None:
+            assert_close(np.moveaxis(arrays.back(found.input), -1, 1), arrays.back(expected.input), dtype)
+        if found.grid is not None:
+            assert_close(arrays.back(found.grid), arrays.back(expected.grid), dtype)
 
 
 @pytest.mark.parametrize("needs", [("input",), ("grid",), ("grid", "input"), ()])
