@@ -2,7 +2,7 @@
 
 Columns lie as [image][group][pixel][tap][channel of the group], weights as [group][output][tap][channel of the group]:
 each product reads its operands as they are and writes its result in the caller's layout. Work goes in blocks of whole
-images, or of some pixels of one, whose columns stay in cache. Only `Multiply` needs a GPU.
+images, or of some pixels of one, so that memory does not grow with the batch. Only `Multiply` needs a GPU.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from math import prod
 from typing import NamedTuple
 
 from cudakit.array import itemsize
-from cudakit.conv_cut import Convolution
+from cudakit.conv_cut import MOST_WORKSPACES, Convolution
 from cudakit.conv_plan import Slots
 from cudakit.deform_geometry import Deformation
 from cudakit.deform_gradient_plan import Gradients, add_gradients, gradient_layouts
@@ -19,8 +19,10 @@ from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, accumulator, add_copy, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.product import Multiply, Product
+from cudakit.workspace import ALIGNMENT
 
-COLUMN_BYTES = 32 << 20  # of a block: they stay in the cache of a large GPU
+# Of a block: its product should have several tiles for every processor of a large GPU, and take longer than to launch.
+COLUMN_BYTES = 128 << 20
 FEWEST_PIXELS = 64  # of a block
 
 
@@ -84,7 +86,8 @@ class Work:
         self.layout = packed(x.shape, x.dtype, channels_last=last) if self.copied or not reads else x
         copy = d.channels * prod(d.space) * self.item * self.copied
         self.weight_bytes = conv.out_channels * self.depth * self.item
-        self.images, self.pixels = self._block_size(fixed_bytes + self.weight_bytes, image_bytes + copy)
+        fixed = MOST_WORKSPACES * ALIGNMENT + fixed_bytes + self.weight_bytes
+        self.images, self.pixels = self._block_size(fixed, image_bytes + copy)
         self.space = plan.workspace(self.images * copy) if self.copied else NULL
         self.columns = plan.workspace(self.images * self.pixels * d.taps * d.channels * self.item)
         self.weight = self._weights()

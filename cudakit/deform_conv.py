@@ -53,7 +53,8 @@ def deform_conv2d(
     data_format : {"channels_first", "channels_last"}
         With "channels_last", `input`, `offset`, `mask` and the result have their channels in the last dimension.
     workspace : int, optional
-        Upper bound in bytes for temporary memory. By default it stays in cache and does not grow with the batch.
+        Upper bound in bytes for temporary memory. By default that does not grow with the batch, and stays in a CPU's
+        cache.
     allow_tf32 : bool
         Whether products may round their factors where that is faster: float32 numbers on a GPU to TF32 (11 bits), on a
         CPU with AMX to two bfloat16 numbers (16 bits); columns beside bfloat16 weights on a CPU with AMX or AVX512_BF16

@@ -28,7 +28,8 @@ CUDA_SUM_LANES = 32
 CUDA_LANES = 8  # each of which reads 16 bytes: a line of the cache
 CUDA_THREADS = 1 << 18  # that a large GPU runs at the same time
 SUMS_BYTES = 128 << 20  # that CPU threads may take for sums of their own
-COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time
+COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time, for a CPU's caches
+CUDA_COPY_BYTES = 64 << 20  # likewise, to keep a GPU busy
 
 
 def cuda_lanes(channels: int, vector: int, items: int) -> int:
@@ -150,8 +151,9 @@ def part(image: Image, count: int) -> Image:
 def chunks(x: Image, target: Target) -> Iterator[tuple[int, int]]:
     """Cut the batch into (first, count), so that copies of an image stay in cache, or take little memory on a GPU."""
     batch, size = x.shape[0], prod(x.shape[1:]) * itemsize(x.dtype)
-    step = max(1, COPY_BYTES // size)
-    step += -step % target.threads
+    on_cpu = target.device == CPU
+    step = max(1, (COPY_BYTES if on_cpu else CUDA_COPY_BYTES) // size)
+    step += -step % target.threads if on_cpu else 0
     for first in range(0, batch, step):
         yield first, min(step, batch - first)
 
