@@ -43,6 +43,12 @@ def cuda_lanes(channels: int, vector: int, items: int) -> int:
     return lanes
 
 
+def cuda_block(channels: int, group: int, items: int) -> int:
+    """Return how many channels, in whole groups, one thread takes: few where a large GPU has few items for them."""
+    groups = -(-channels // group)
+    return -(-groups // min(max(groups, 1), -(-CUDA_THREADS // items))) * group
+
+
 class Image(NamedTuple):
     """An array of shape (N, C, S...) in memory; `strides` has N, C, S... in that order whatever the layout."""
 

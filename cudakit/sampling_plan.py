@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cudakit.array import CPU, itemsize
 from cudakit.launch import Launch, load
-from cudakit.layout import Image, accumulator, add_copy, chunks, cuda_lanes, is_wide, packed, part
+from cudakit.layout import Image, accumulator, add_copy, chunks, cuda_block, cuda_lanes, is_wide, packed, part
 from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
@@ -133,10 +133,7 @@ def add_sampling(
     """
     x = call.input
     n = len(x.space)
-    slabs, blocks = (shares, 1) if n > 1 else (1, shares)
-    block = -(-x.shape[1] // blocks)
-    if form.channels:
-        block = -(-block // form.vector) * form.vector if target.device != CPU else block
+    slabs, block = _cut(call, form, pointers, target, shares)
     blocks = -(-x.shape[1] // block) if block else 1
     form = form._replace(group=max(1, min(form.group, block)))
     tiles = -(-call.pixels // form.tile)
@@ -162,6 +159,17 @@ def add_sampling(
     grain = tiles if grad else 1
     loaded = load(kernel, tuple(constants.items()), target.device)
     plan.launch(Launch(loaded, tail, items, max(grain, 1), work), *pointers)
+
+
+def _cut(call: Sampling, form: Form, pointers: Pointers, target: Target, shares: int) -> tuple[int, int]:
+    """Return into how many slabs an image is cut, and how many channels an item has."""
+    x = call.input
+    if target.device == CPU:
+        slabs, blocks = (shares, 1) if len(x.space) > 1 else (1, shares)
+        return slabs, -(-x.shape[1] // blocks)
+    if form.channels or pointers.grad_grid != NULL:  # which is a sum over channels
+        return 1, x.shape[1]
+    return 1, cuda_block(x.shape[1], form.group, x.shape[0] * call.pixels)
 
 
 def _shifted(pointers: Pointers, first: int, call: Sampling, output: Image) -> Pointers:
