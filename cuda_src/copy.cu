@@ -1,11 +1,14 @@
 // copy: to[a, i, j] = from[a, i, j] for any strides and from one floating type to another. With the strides of the last
 // two dimensions exchanged it is a transpose.
+//
+// A GPU's threads follow j, or VEC neighbours i and then j: of a transpose they write whole sectors of memory, and what
+// they read of others the next ones find in the cache.
 #include "core.cuh"
 
 struct CopyParams {
     const scalar_t* from;
     coord_t* to;
-    long long items;  // size[0] * size[1] / TILE rows * size[2] / TILE columns, each rounded up
+    long long items;  // size[0] * size[1] / TILE rows, a multiple of VEC, * size[2] / TILE columns, each rounded up
     long long size[3];
     long long from_stride[3];
     long long to_stride[3];
@@ -20,10 +23,12 @@ template <typename T> DEVICE void write_tile(T* to, index_t si, index_t sj, int 
 }
 
 KERNEL(copy, CopyParams) {
-    const index_t tiles_i = ((index_t)p.size[1] + TILE - 1) / TILE, tiles_j = ((index_t)p.size[2] + TILE - 1) / TILE;
+    constexpr int ROWS = VEC * TILE;
+    const index_t tiles_i = ((index_t)p.size[1] + ROWS - 1) / ROWS, tiles_j = ((index_t)p.size[2] + TILE - 1) / TILE;
     FOR_EACH(item, p.items) {
-        const index_t rest = item / tiles_j, first_j = (item - rest * tiles_j) * TILE;
-        const index_t a = rest / tiles_i, first_i = (rest - a * tiles_i) * TILE;
+        index_t a = item;
+        const index_t row = take_digit(a, VEC), first_j = take_digit(a, tiles_j) * TILE;
+        const index_t first_i = (take_digit(a, tiles_i) * VEC + row) * TILE;
         const int rows = (int)smaller(index_t(TILE), (index_t)p.size[1] - first_i);
         const int columns = (int)smaller(index_t(TILE), (index_t)p.size[2] - first_j);
         const index_t fi = (index_t)p.from_stride[1], fj = (index_t)p.from_stride[2];

@@ -26,6 +26,7 @@ HOST_COPY_TILE = 32
 HOST_SUM_TILE = 16
 CUDA_SUM_LANES = 32
 CUDA_LANES = 8  # each of which reads 16 bytes: a line of the cache
+SECTOR_BYTES = 32  # of a GPU's memory, the least that is read or written
 CUDA_THREADS = 1 << 18  # that a large GPU runs at the same time
 SUMS_BYTES = 128 << 20  # that CPU threads may take for sums of their own
 COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time, for a CPU's caches
@@ -124,17 +125,26 @@ def add_copy(
     CPU threads divide an image by channels or `by_pixel`: best as those that read the copy do.
     """
     (source_slot, old), (goal_slot, new) = source, goal
-    order = (0, -1, 1) if by_pixel else (0, 1, -1)
+    if target.device == CPU:
+        order, tile, run = (0, -1, 1) if by_pixel else (0, 1, -1), HOST_COPY_TILE, 1
+    else:
+        (order, run), tile = _cuda_order(old, new), 1
     size = tuple((*old.shape[:2], prod(old.space))[i] for i in order)
-    tile = HOST_COPY_TILE if target.device == CPU else 1
-    items = size[0] * -(-size[1] // tile) * -(-size[2] // tile)
-    wide = is_wide((old.shape, old.strides), (new.shape, new.strides))
+    items = size[0] * -(-size[1] // (run * tile)) * run * -(-size[2] // tile)
+    wide = is_wide((old.shape, old.strides), (new.shape, new.strides), ((items,), (1,)))
     constants = type_constants(old.dtype, new.dtype, wide, target.bypasses_cache(goal_slot))
-    constants |= {"TILE": tile, "LANES": 1, "VEC": 1}
+    constants |= {"TILE": tile, "LANES": 1, "VEC": run}
     strides = (tuple(x.strides[i] for i in order) for x in (old, new))
     tail = pack_tail(COPY, items, size, *strides)
     kernel = load(COPY, tuple(constants.items()), target.device)
     plan.launch(Launch(kernel, tail, items, 1, prod(size)), source_slot, goal_slot)
+
+
+def _cuda_order(old: Image, new: Image) -> tuple[tuple[int, int, int], int]:
+    """Return the order of (batch, channel, pixel) in which a GPU copies, and the run that it writes of the second."""
+    near = 1 if abs(new.strides[1]) < abs(new.strides[-1]) else -1  # the neighbours in what is written
+    turned = 0 < abs(old.strides[-near]) < abs(old.strides[near])
+    return ((0, near, -near), SECTOR_BYTES // itemsize(new.dtype)) if turned else ((0, -near, near), 1)
 
 
 def divides(image: Image, groups: int) -> bool:
