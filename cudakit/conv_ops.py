@@ -144,6 +144,7 @@ def _prepare_backward(n: int, specs: tuple[Any, ...], options: ConvOptions, targ
         return plan
     if results.bias != NULL:
         _add_bias_gradient(plan, target, conv, results.bias)
+        plan.free()
     if any(slot != NULL for slot in results._replace(bias=NULL)):
         slots = _slots(plan, 1, arrays)
         if target.device == CPU:
@@ -167,7 +168,8 @@ def _add_bias_gradient(plan: Plan, target: Target, conv: Convolution, result: Sl
     batch, channel, pixel = conv.output_strides
     sizes = (conv.out_channels, conv.d.batch, conv.d.pixels)
     dtype = conv.d.dtype
-    add_sum(plan, target, (plan.input(0), dtype), (result, dtype), sizes, (channel, batch, pixel))
+    strides = (channel, batch, pixel)
+    add_sum(plan, target, (plan.input(0), dtype), (result, dtype), sizes, strides, room=conv.workspace)
 
 
 def _make(n: int) -> Op:

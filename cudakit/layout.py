@@ -6,25 +6,28 @@ from typing import NamedTuple
 
 from cudakit.array import CPU, Spec, contiguous_strides, itemsize
 from cudakit.launch import Launch, load
-from cudakit.plan import Plan, Slot, Target
+from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
+from cudakit.workspace import ALIGNMENT
 
 COPY_FIELDS = (
     *((name, 1) for name in ("from", "to", "items")),
     *(("size", 3), ("from_stride", 3), ("to_stride", 3)),
 )
 COPY = Kernel("copy.cu", "copy", "CopyParams", COPY_FIELDS, pointers=2)
-SUM = Kernel(
-    "sum.cu",
-    "sum",
-    "SumParams",
-    (*((name, 1) for name in ("from", "to", "items", "count")), ("size", 2), ("from_stride", 3)),
-    pointers=2,
+SUM_FIELDS = (
+    *((name, 1) for name in ("from", "to", "partial", "items", "count", "chunks")),
+    *(("size", 2), ("from_stride", 3)),
+)
+SUM, PARTIAL_SUMS, TOTAL_SUM = (
+    Kernel("sum.cu", name, "SumParams", SUM_FIELDS, pointers=3) for name in ("sum", "sum_partial", "sum_total")
 )
 HOST_COPY_TILE = 32
 HOST_SUM_TILE = 16
 CUDA_SUM_LANES = 32
+CUDA_SUM_TERMS = 64  # that a thread adds up at least, where there are so many
+SUM_BYTES = 8
 CUDA_LANES = 8  # each of which reads 16 bytes: a line of the cache
 SECTOR_BYTES = 32  # of a GPU's memory, the least that is read or written
 CUDA_THREADS = 1 << 18  # that a large GPU runs at the same time
@@ -181,15 +184,32 @@ def add_sum(
     goal: tuple[Slot, str],
     sizes: tuple[int, int, int],
     strides: tuple[int, int, int],
+    room: int | None = None,
 ) -> None:
-    """Append ``goal[i] = sum over a, b of source[i, a, b]``; slots come with their dtypes."""
-    count = sizes[0]
-    tile = HOST_SUM_TILE if target.device == CPU and strides[0] == 1 else 1
-    lanes = 1 if target.device == CPU else CUDA_SUM_LANES
-    items = -(-count // tile)
-    wide = is_wide((sizes, strides), ((items * lanes,), (1,)))
-    constants = type_constants(source[1], goal[1], wide) | {"TILE": tile, "LANES": lanes, "VEC": 1}
-    tail = pack_tail(SUM, items, count, sizes[1:], strides)
-    plan.launch(
-        Launch(load(SUM, tuple(constants.items()), target.device), tail, items, 1, prod(sizes)), source[0], goal[0]
-    )
+    """Append ``goal[i] = sum over a, b of source[i, a, b]``; slots come with their dtypes.
+
+    `room` are the bytes of temporary memory that a GPU may take at most.
+    """
+    count, terms = sizes[0], sizes[1] * sizes[2]
+    tile, lanes, chunks, partial = 1, CUDA_SUM_LANES, 1, NULL
+    if target.device == CPU:
+        tile, lanes = HOST_SUM_TILE if strides[0] == 1 else 1, 1
+    else:  # threads are neighbours as what they read is
+        along = 1 if strides[0] == 1 and count * itemsize(source[1]) >= SECTOR_BYTES else lanes
+        chunks = _sum_chunks(count, terms, along, room)
+    stages = [(SUM, -(-count // tile), lanes)]
+    if chunks > 1:
+        partial = plan.workspace(count * chunks * SUM_BYTES)
+        stages = [(PARTIAL_SUMS, count * chunks, along), (TOTAL_SUM, count, lanes)]
+    for kernel, items, lanes in stages:
+        wide = is_wide((sizes, strides), ((items * lanes,), (1,)), ((terms,), (1,)))
+        constants = type_constants(source[1], goal[1], wide) | {"TILE": tile, "LANES": lanes, "VEC": 1}
+        tail = pack_tail(kernel, items, count, chunks, sizes[1:], strides)
+        loaded = load(kernel, tuple(constants.items()), target.device)
+        plan.launch(Launch(loaded, tail, items, 1, prod(sizes)), source[0], goal[0], partial)
+
+
+def _sum_chunks(count: int, terms: int, lanes: int, room: int | None) -> int:
+    """Return into how many chunks to cut so many terms of each of so many sums, to keep a large GPU busy."""
+    chunks = min(-(-terms // (CUDA_SUM_TERMS * lanes)), -(-CUDA_THREADS // (count * lanes)))
+    return chunks if room is None else min(chunks, room // ALIGNMENT * ALIGNMENT // (count * SUM_BYTES))

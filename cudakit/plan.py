@@ -83,6 +83,7 @@ class Plan:
     copies: tuple[int, ...] = ()
     workspaces: list[int] = field(default_factory=list)  # where each begins in a block of temporary memory
     temporary: int = 0  # bytes of that block
+    taken: int = 0  # of these, by workspaces whose memory is not free again
     steps: list[Step] = field(default_factory=list)
 
     def input(self, position: int) -> Slot:
@@ -99,10 +100,15 @@ class Plan:
 
     def workspace(self, size: int) -> Slot:
         """Reserve `size` bytes of temporary memory and return their slot."""
-        self.workspaces.append(self.temporary)
-        self.temporary += aligned(size)
+        self.workspaces.append(self.taken)
+        self.taken += aligned(size)
+        self.temporary = max(self.temporary, self.taken)
         place = self.inputs + len(self.results) + len(self.workspaces)
         return Slot(place, large=size >= WORKSPACE_SHARE * largest_bytes())
+
+    def free(self) -> None:
+        """Let the workspaces to come have the memory of those so far, which no step to come uses."""
+        self.taken = 0
 
     def zero(self, slot: Slot, size: int, device: Device) -> None:
         """Append the filling of `size` bytes with zeros."""

@@ -146,6 +146,27 @@ def test_gradients_of_col2im_near_boundaries(arrays: Arrays, rng: np.random.Gene
             assert_close(one, other, "float32")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("layout", ["transposed", "part of the last axis"])
+@pytest.mark.parametrize("last", [False, True], ids=["channels_first", "channels_last"])
+@pytest.mark.parametrize(("batch", "count", "side"), [(3, 1, 61), (2, 9, 67), (1, 5, 1), (40, 33, 3)])
+def test_the_gradient_of_a_bias(
+    arrays: Arrays, rng: np.random.Generator, batch: int, count: int, side: int, last: bool, layout: str, dtype: str
+) -> None:
+    geometry = Geometry((side, side), (1, 1), batch=batch, channels=1, out_channels=count, masked=False)
+    made = draw(rng, geometry, dtype)
+    expected = made.output.sum((0, 2, 3))
+    if last:
+        made = made.map(lambda name, array: channels_last(geometry, name, array))
+    made = made.on(arrays, dtype)
+    made = made._replace(output=LAYOUTS[layout](arrays.xp, made.output))
+    options = {"needs": ("bias",), "data_format": f"channels_{'last' if last else 'first'}"}
+    for workspace in (None, 1, 3000):
+        found = [call("deform_conv_backward", made, workspace=workspace, **options)["bias"] for _ in range(2)]
+        assert_close(arrays.back(found[0]), expected, dtype)
+        np.testing.assert_array_equal(*map(arrays.back, found))  # sums come in a fixed order
+
+
 @pytest.mark.parametrize("threads", [1, 2, 7])
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""What is launched on a GPU, and in how much memory, as its plans say it: there need be none."""
+
+import re
+from typing import Any
+
+import pytest
+
+from cudakit import conv_ops, layout
+from cudakit.errors import InvalidArgument
+from cudakit.launch import Launch
+from cudakit.plan import Plan, Target
+from cudakit.sampling import GridSampleOptions
+
+from .specialisations import CONVOLUTION, CUDA, convolution_options, deformable_arrays, operators, spec
+
+
+def launches(plan: Plan, name: str) -> list[Launch]:
+    """Return the launches of a kernel."""
+    steps = [step.launch for step in plan.steps if isinstance(step.launch, Launch)]
+    return [launch for launch in steps if launch.kernel._kernel.name == name]
+
+
+def convolution(operator: str, channels: int, data_format: str, dtype: str, **options: Any) -> Plan:
+    """Plan a convolution of images of 40x41 pixels."""
+    arrays = deformable_arrays(dtype, dtype, (40, 41), (channels, data_format), 1)
+    names = (*(("output",) if "backward" in operator else ()), *CONVOLUTION)
+    given = convolution_options((40, 41), data_format)._replace(**options)
+    return operators()[operator].prepare(tuple(arrays[name] for name in names), given, CUDA)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("channels", [6, 16])
+@pytest.mark.parametrize("needs", [conv_ops.NAMES, ("bias",), ("input", "weight"), ("bias", "offset")], ids="+".join)
+@pytest.mark.parametrize("operator", ["deform_conv2d", "deform_conv2d_backward"])
+def test_no_plan_takes_more_than_the_workspace(
+    operator: str, needs: tuple[str, ...], channels: int, data_format: str, dtype: str
+) -> None:
+    def plan(workspace: int) -> Plan:
+        return convolution(operator, channels, data_format, dtype, needs=needs, workspace=workspace)
+
+    least = 1
+    if needs != ("bias",) or operator == "deform_conv2d":
+        with pytest.raises(InvalidArgument, match="workspace") as refused:
+            plan(1)
+        least = int(re.findall(r"at least (\d+) bytes", str(refused.value))[0])
+    for workspace in (least, least + 1, 2 * least + 77, 9 * least, 10**6, 10**8):
+        assert plan(workspace).temporary <= workspace
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("channels", [4, 64])
+def test_the_sum_of_a_bias_is_shared_out(channels: int, data_format: str) -> None:
+    plan = convolution("deform_conv2d_backward", channels, data_format, "float32", needs=("bias",))
+    (first,), (second,) = launches(plan, "sum_partial"), launches(plan, "sum_total")
+    threads = first.items * int(first.kernel._constants["LANES"])
+    numbers = 2 * channels * 40 * 41
+    assert numbers / (2 * layout.CUDA_SUM_TERMS) <= threads <= numbers / layout.CUDA_SUM_TERMS * 2
+    assert second.items == channels
+
+
+@pytest.mark.parametrize(("side", "batch", "blocks"), [(16, 1, 64), (128, 1, 16), (128, 8, 2), (1024, 1, 1)])
+@pytest.mark.parametrize("backward", [False, True])
+def test_few_pixels_of_many_channels_are_shared_out(backward: bool, side: int, batch: int, blocks: int) -> None:
+    x, grid = spec("float32", batch, 256, side, side), spec("float32", batch, side, side, 2)
+    options = GridSampleOptions("bilinear", "zeros", False, "channels_first")
+    if backward:
+        plan = operators()["grid_sample_backward"].prepare((x, x, grid), options._replace(needs=("input",)), CUDA)
+    else:
+        plan = operators()["grid_sample"].prepare((x, grid), options, CUDA)
+    (launch,) = launches(plan, f"grid_sample_planar{'_backward' * backward}")
+    assert launch.items == batch * side * side * blocks
+
+
+def test_a_batch_is_copied_whatever_the_number_of_cpu_threads() -> None:
+    x = layout.packed((100, 64, 64, 64), "float32", channels_last=False)
+    found = [list(layout.chunks(x, Target(("cuda", 0), threads))) for threads in (1, 7)]
+    assert found[0] == found[1]
+    assert [count for _, count in found[0]] == [64, 36]
