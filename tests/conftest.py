@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 import cudakit
+from cudakit import layout, op
 from cudakit.matrix import BRIDGES
 
 from .tolerances import NUMPY_DTYPES, grid_away_from_knots, rounded
@@ -218,6 +219,22 @@ def threads(arrays: Arrays) -> Iterator[None]:
     before = cudakit.get_num_threads()
     yield
     cudakit.set_num_threads(before)
+
+
+def forget() -> None:
+    """Make every operator plan anew."""
+    op._recipes.clear()
+    op._plan.cache_clear()
+
+
+@pytest.fixture
+def one_image(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Copy a batch to other layouts image by image, or as many as there are CPU threads at a time."""
+    for name in ("COPY_BYTES", "CUDA_COPY_BYTES"):
+        monkeypatch.setattr(layout, name, 1)
+    forget()
+    yield
+    forget()
 
 
 @pytest.fixture

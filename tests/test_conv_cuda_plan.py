@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from cudakit import conv_cuda_plan, conv_ops, layout, op, product
+from cudakit import conv_cuda_plan, conv_ops, layout, product
 
-from .conftest import Arrays, devices
+from .conftest import Arrays, devices, forget
 from .deformable_problems import Geometry, call, check, draw
 from .test_deformable import check_channels_last
 from .tolerances import assert_close
@@ -34,12 +34,6 @@ def blocks(size: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget()
     yield
     forget()
-
-
-def forget() -> None:
-    """Make every operator plan anew."""
-    op._recipes.clear()
-    op._plan.cache_clear()
 
 
 @EVERY_CASE

@@ -126,6 +126,19 @@ def test_channels_last_near_boundaries(
         check_channels_last(arrays, operator, problem, move, dtype, changed=(name,))
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["channels_first", "channels_last"])
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_images_that_are_copied_one_at_a_time(
+    arrays: Arrays, rng: np.random.Generator, one_image: None, operator: str, last: bool
+) -> None:
+    problem = draw(rng, GEOMETRIES["2-D"]._replace(channels=16, batch=5))
+    if last:
+        planes = LAYOUTS["transposed"]
+        check_channels_last(arrays, operator, problem, partial(planes, arrays.xp), changed=("input", "output"))
+    else:
+        check(arrays, operator, problem.on(arrays))
+
+
 @pytest.mark.parametrize("layout", NEAR_BOUNDARIES)
 def test_gradients_of_col2im_near_boundaries(arrays: Arrays, rng: np.random.Generator, layout: str) -> None:
     geometry = GEOMETRIES["2-D"]._replace(channels=16)

@@ -144,6 +144,18 @@ def test_channels_last_near_boundaries(
             assert_close(arrays.back(found.grid), arrays.back(expected.grid), dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("layout", ["channels last", "part of the channels last", "one element behind a boundary"])
+def test_images_that_are_copied_one_at_a_time(
+    arrays: Arrays, rng: np.random.Generator, one_image: None, layout: str, dtype: str
+) -> None:
+    problem = draw(rng, (5, 7), (4, 6), batch=5, channels=16, dtype=dtype)
+    made = [LAYOUTS[layout](arrays.xp, array) for array in make(arrays, problem, dtype)]
+    expected = reference.grid_sample_backward(problem.grad_output, *problem[:2])
+    for actual, values in zip(cudakit.grid_sample_backward(*made), expected, strict=True):
+        assert_close(arrays.back(actual), values, dtype)
+
+
 @pytest.mark.parametrize("needs", [("input",), ("grid",), ("grid", "input"), ()])
 @pytest.mark.parametrize("mode", MODES)
 def test_only_what_is_needed_is_computed(
