@@ -8,9 +8,8 @@ import pytest
 import cudakit
 from cudakit import conv_backward_plan, conv_cut, conv_sharing
 
-from .conftest import Arrays
+from .conftest import Arrays, forget
 from .deformable_problems import Geometry, call, check, draw
-from .test_conv_cuda_plan import forget
 
 OPERATORS = pytest.mark.parametrize("operator", ["deform_conv", "deform_conv_backward"])
 SQUARE = Geometry((5, 7), (3, 3), padding=1, batch=1, channels=96, out_channels=70)

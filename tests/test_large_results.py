@@ -10,9 +10,8 @@ import pytest
 import cudakit
 from cudakit import caches, launch, plan
 
-from .conftest import Arrays
+from .conftest import Arrays, forget
 from .deformable_problems import Geometry, Problem, call, draw
-from .test_conv_cuda_plan import forget
 from .tolerances import rounded
 
 SHAPES = [  # some with lines of the cache that are whole, some without

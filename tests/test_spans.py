@@ -10,9 +10,8 @@ from cudakit import conv_backward_plan, conv_sharing, deform_gradient_plan
 from cudakit.conv_cut import Convolution
 from cudakit.conv_sharing import Sharing
 
-from .conftest import Arrays
+from .conftest import Arrays, forget
 from .deformable_problems import Geometry, call, check, draw
-from .test_conv_cuda_plan import forget
 from .test_deformable import check_channels_last
 
 IMAGE = Geometry((13, 17), (3, 3), padding=1, batch=1, channels=5, out_channels=7)

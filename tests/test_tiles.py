@@ -16,8 +16,8 @@ import cudakit
 from cudakit import conv_cut, conv_plan, host, launch, splitting, units
 
 from .conftest import Arrays
+from .conftest import forget as forget_plans
 from .deformable_problems import Geometry, call, check, draw
-from .test_conv_cuda_plan import forget as forget_plans
 from .tolerances import TOLERANCES
 
 GEOMETRIES = [
