@@ -85,6 +85,8 @@ class Op:
     def options(self, arguments: tuple[Any, ...]) -> Any:
         """Return the checked options."""
         try:
+            if CONSTANT.issuperset(map(type, arguments)):
+                return _options(self.check, (), *arguments)
             kinds = tuple([type(item) for value in arguments if isinstance(value, tuple) for item in value])
             if CONSTANT.issuperset((*kinds, *[type(value) for value in arguments if not isinstance(value, tuple)])):
                 return _options(self.check, kinds, *arguments)
