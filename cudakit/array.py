@@ -24,7 +24,8 @@ ALIGNMENT = 64  # in bytes, of memory that other libraries take over, and where 
 class Spec(NamedTuple):
     """Everything about an array but where it lies: shape and strides in elements, dtype as its name.
 
-    `aligned` says whether a GPU may read it 16 bytes at a time.
+    `aligned` says whether a GPU may read it 16 bytes at a time. Elements that lie no whole number of them apart, as a
+    field of packed records may, have no strides: they are copied before all else.
     """
 
     shape: tuple[int, ...]
@@ -117,9 +118,8 @@ def strided_spec(x: Any, aligned: bool = True) -> Spec:
     item = dtype.itemsize
     if not dtype.isnative:
         raise InvalidArgument("{}", "be in native byte order", dtype.str, TypeError)
-    if any(stride % item for stride in x.strides):
-        raise InvalidArgument("{}", f"have strides that are multiples of {item} bytes", x.strides)
-    return Spec(x.shape, tuple([stride // item for stride in x.strides]), name, aligned)
+    whole = not any(stride % item for stride in x.strides)
+    return Spec(x.shape, tuple([stride // item for stride in x.strides]) if whole else (), name, aligned)
 
 
 def numpy_view(x: Any) -> View:

@@ -145,6 +145,10 @@ class Op:
             if view is not None and view.device != device:
                 rule = f"be on the device of {self.arrays[0]}, {device[0]}:{device[1]}"
                 self.refuse(InvalidArgument(name, rule, f"{view.device[0]}:{view.device[1]}", TypeError))
+        lengths = [(0, 0) if view is None else (len(view.spec.shape), len(view.spec.strides)) for view in views]
+        apart = tuple(i for i, (dimensions, strides) in enumerate(lengths) if dimensions != strides)
+        if apart:
+            return Plan(len(views), copies=apart), device, ()
         plan = self.plan(tuple(view and view.spec for view in views), options, device)
         return plan, device, tuple(result and _maker(framework, result, device) for result in plan.results)
 

@@ -115,3 +115,14 @@ def test_bfloat16_of_any_producer(turned: bool) -> None:
     found = cudakit.grid_sample(Producer(x), Producer(grid))
     expected = cudakit.grid_sample(x, grid)
     np.testing.assert_array_equal(found.astype(np.float32), expected.float().numpy())
+
+
+def test_fields_of_packed_records() -> None:
+    """Numbers that lie no whole number of them apart."""
+    records = np.zeros((1, 2, 4, 4), [("flag", "u2"), ("value", "f4")])
+    records["value"] = np.random.default_rng(5).standard_normal(records.shape)
+    grid = np.random.default_rng(6).uniform(-1, 1, (1, 3, 3, 2)).astype("f4")
+    field, plain = records["value"], records["value"].copy()
+    assert np.array_equal(cudakit.grid_sample(field, grid), cudakit.grid_sample(plain, grid))
+    found = cudakit.grid_sample_backward(cudakit.grid_sample(field, grid), field, grid)
+    assert np.array_equal(found.grid, cudakit.grid_sample_backward(cudakit.grid_sample(plain, grid), plain, grid).grid)
