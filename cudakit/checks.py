@@ -11,44 +11,51 @@ from cudakit.errors import InvalidArgument
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 HALF = ("float16", "bfloat16")
+MOST_SHOWN = 100  # characters of a value that is refused
+
+
+def shown(value: object) -> str:
+    """Return what to show of an option that is refused: not all of an array that came in its place."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def choice(argument: str, value: object, allowed: Collection[str]) -> None:
     """Check that an option is one of the allowed strings."""
     if not isinstance(value, str) or value not in allowed:
-        raise InvalidArgument(argument, f"be one of {', '.join(map(repr, allowed))}", repr(value))
+        raise InvalidArgument(argument, f"be one of {', '.join(map(repr, allowed))}", shown(value))
 
 
 def boolean(argument: str, value: object) -> None:
     """Check that a switch is True or False."""
     if not isinstance(value, (bool, np.bool_)):
-        raise InvalidArgument(argument, "be True or False", repr(value), TypeError)
+        raise InvalidArgument(argument, "be True or False", shown(value), TypeError)
 
 
 def names(argument: str, value: object, allowed: Collection[str]) -> tuple[str, ...]:
     """Check that a collection of names holds only allowed ones, and return it as a tuple."""
     rule = f"hold only names from {tuple(allowed)}"
     if isinstance(value, str) or not isinstance(value, Collection) or getattr(value, "shape", None) == ():
-        raise InvalidArgument(argument, rule, repr(value), TypeError)
+        raise InvalidArgument(argument, rule, shown(value), TypeError)
     given = list(value)
     if not all(isinstance(name, str) and name in allowed for name in given):
-        raise InvalidArgument(argument, rule, repr(value))
+        raise InvalidArgument(argument, rule, shown(value))
     return tuple(name for name in allowed if name in given)
 
 
 def integers(
-    argument: str, value: Any, rule: str, *, length: Collection[int], minimum: int, shown: Any = None
+    argument: str, value: Any, rule: str, *, length: Collection[int], minimum: int, instead: Any = None
 ) -> tuple[int, ...]:
-    """Check a sequence of integers, and return it as a tuple of ints; `shown` is what the caller gave instead."""
-    came = value if shown is None else shown
+    """Check a sequence of integers, and return it as a tuple of ints; `instead` is what the caller gave."""
+    came = value if instead is None else instead
     try:
         if isinstance(value, (bytes, bytearray, Set)):  # numbers, but in no order or of another meaning
             raise TypeError
         numbers = tuple(_integer(number) for number in value)
     except (TypeError, AttributeError):
-        raise InvalidArgument(argument, rule, repr(came), TypeError) from None
+        raise InvalidArgument(argument, rule, shown(came), TypeError) from None
     if len(numbers) not in length or any(number < minimum for number in numbers):
-        raise InvalidArgument(argument, rule, repr(came))
+        raise InvalidArgument(argument, rule, shown(came))
     return numbers
 
 

@@ -49,7 +49,7 @@ def _options(
     checks.choice("data_format", data_format, DATA_FORMATS)
     if workspace is not None:
         rule = "be None or a positive number of bytes"
-        (workspace,) = checks.integers("workspace", (workspace,), rule, length=(1,), minimum=1, shown=workspace)
+        (workspace,) = checks.integers("workspace", (workspace,), rule, length=(1,), minimum=1, instead=workspace)
     checks.boolean("allow_tf32", allow_tf32)
     return ConvOptions(moves, data_format, workspace, allow_tf32, checks.names("needs", needs, NAMES))
 

@@ -36,9 +36,9 @@ def numbers(argument: str, value: Any, *, minimum: int) -> Integers:
     single = hasattr(value, "__index__") and not getattr(value, "shape", ())  # an array has __index__, of any size
     given = (value,) if single else value
     rule = f"be a {sign} int or a tuple of them"
-    found = checks.integers(argument, given, rule, length=range(1, 7), minimum=minimum, shown=value)
+    found = checks.integers(argument, given, rule, length=range(1, 7), minimum=minimum, instead=value)
     if max(found) >= 2**60:  # places in a padded input are 64-bit integers
-        raise InvalidArgument(argument, f"{rule} below 2**60", repr(value))
+        raise InvalidArgument(argument, f"{rule} below 2**60", checks.shown(value))
     return found
 
 

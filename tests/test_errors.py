@@ -199,3 +199,11 @@ def test_threads_out_of_range() -> None:
         cudakit.set_num_threads(4096)
     with pytest.raises(TypeError, match="set_num_threads: threads must be an int, got array"):
         cudakit.set_num_threads(np.array([1, 2]))
+
+
+def test_an_array_in_the_place_of_an_option_is_not_shown_whole() -> None:
+    x, offset, mask = (np.ones((1, channels, 40, 40), np.float32) for channels in (2, 18, 9))
+    with pytest.raises(TypeError, match=r"deform_im2col: stride must be .*, got array\(.*\.\.\.") as caught:
+        cudakit.deform_im2col(x, offset, 3, mask)
+    assert len(str(caught.value)) < 250
+    assert "\n" not in str(caught.value)

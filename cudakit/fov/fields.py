@@ -164,7 +164,7 @@ def effective_receptive_field(
 
 def _integer(argument: str, value: Any, minimum: int) -> int:
     rule = f"be an int of at least {minimum}"
-    return checks.integers(argument, (value,), rule, length=(1,), minimum=minimum, shown=value)[0]
+    return checks.integers(argument, (value,), rule, length=(1,), minimum=minimum, instead=value)[0]
 
 
 def _squares(stages: list[Stage], channels: int, relu: bool, rng: np.random.Generator) -> Any:

@@ -60,7 +60,7 @@ class _DeformConvNd(nn.Module):
 
     def _number(self, name: str, value: int) -> int:
         try:
-            return integers(name, (value,), "be a positive int", length=(1,), minimum=1, shown=value)[0]
+            return integers(name, (value,), "be a positive int", length=(1,), minimum=1, instead=value)[0]
         except InvalidArgument as error:
             raise error.named(type(self).__name__) from None
 
