@@ -198,13 +198,11 @@ DEVICE acc_t add_sums(const DeformConvBackwardParams& p, const acc_t* from) {
 
 #if JOINED
 DEVICE void unpack(const DeformConvBackwardParams& p, index_t item) {
-    const index_t blocks = padded_outputs(p.cut) / PANEL, block = item % blocks;
+    const index_t blocks = padded_outputs(p.cut) / PANEL, first = item % blocks * PANEL;
     for_pieces_of(p.geometry, p.cut, item / blocks, [&](const Piece& piece) {
-        for_weights(p.geometry, p.cut, piece, [&](index_t o, index_t k, index_t at) {
-            if (o / PANEL != block) return;
-            const index_t from = sums_at(p.cut, piece) + o % member_outputs(p.cut) * piece.depth + k;
-            narrow(add_sums(p, p.packed + from), p.grad_weight[at]);
-        });
+        const acc_t* sums = p.packed + sums_at(p.cut, piece);
+        for_member_weights(p.geometry, p.cut, piece, first, first + PANEL,
+                           [&](index_t place, index_t at) { narrow(add_sums(p, sums + place), p.grad_weight[at]); });
     });
 }
 #else

@@ -14,10 +14,25 @@ DEVICE index_t member_at(const Cut& cut, const Piece& piece) {
     return piece.packed / padded_outputs(cut) * member_outputs(cut);
 }
 
+// Calls f(place, at) for the weights of a piece's outputs `first` ... `end` - 1, counted in the joined group: the place among
+// those of the piece, and where users have them.
+template <typename F>
+DEVICE void for_member_weights(const Geometry& g, const Cut& cut, const Piece& piece, index_t first, index_t end, F f) {
+    const index_t channels = (index_t)(g.channels / (cut.groups * cut.joined)), outputs = member_outputs(cut);
+    const index_t width = piece.end - piece.begin, first_member = piece.group * (index_t)cut.joined;
+    for (index_t c = piece.begin; c < piece.end; ++c) {
+        const index_t member = c / channels, before = (member - first_member) * outputs;
+        for (index_t r = larger(index_t(0), first - before); r < smaller(outputs, end - before); ++r) {
+            const index_t place = r * piece.depth + c - piece.begin;
+            const index_t at = ((member * outputs + r) * channels + c % channels) * (index_t)g.taps + piece.tap;
+            for (index_t t = 0; t < piece.taps; ++t) f(place + t * width, at + t);
+        }
+    }
+}
+
 DEVICE void pack_members(const Geometry& g, const Cut& cut, const scalar_t* weight, const Piece& piece, acc_t* to) {
-    const index_t outputs = member_outputs(cut);
-    for_weights(g, cut, piece,
-                [&](index_t o, index_t k, index_t at) { to[o % outputs * piece.depth + k] = widen(weight[at]); });
+    for_member_weights(g, cut, piece, 0, group_outputs(cut),
+                       [&](index_t place, index_t at) { to[place] = widen(weight[at]); });
 }
 
 typedef decltype(vector_t() == vector_t()) lanes_t;
