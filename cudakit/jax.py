@@ -6,7 +6,7 @@ becomes part of the batch.
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from math import prod
 from operator import itemgetter
 from typing import Any
@@ -18,17 +18,27 @@ from jax.experimental.buffer_callback import buffer_callback
 from cudakit import dlpack
 from cudakit.array import CPU, Device, Spec, contiguous_strides, dlpack_pointer, numpy_pointer
 from cudakit.batching import enlarged, foldable
+from cudakit.errors import InvalidArgument
 from cudakit.launch import get_num_threads
-from cudakit.op import Op
+from cudakit.op import PLANS, Op
 from cudakit.plan import Output, Plan, zero_memory
 
 
-def _specs(arrays: Sequence[Any]) -> tuple[Spec | None, ...]:
+def _specs(op: Op, arrays: Sequence[Any]) -> tuple[Spec | None, ...]:
     """Return the specs of arrays or tracers; XLA's buffers are dense."""
-    return tuple(x if x is None else _dense(tuple(x.shape), str(x.dtype)) for x in arrays)
+    specs: list[Spec | None] = []
+    for name, x in zip(op.arrays, arrays, strict=True):
+        try:
+            specs.append(x if x is None else _dense(x.shape, str(x.dtype)))
+        except InvalidArgument as error:
+            op.refuse(error, name)
+    return tuple(specs)
 
 
+@lru_cache(PLANS)
 def _dense(shape: tuple[int, ...], dtype: str) -> Spec:
+    if not all(isinstance(size, int) for size in shape):
+        raise InvalidArgument("{}", "have sizes that are known when JAX traces", shape, TypeError)
     return Spec(shape, contiguous_strides(shape), dtype)
 
 
@@ -39,7 +49,7 @@ def _size(result: Output) -> int:
 
 def _execute(op: Op, options: Any, arrays: Sequence[Any]) -> tuple[Any, ...]:
     """Run an operator inside XLA and return the results that are there."""
-    specs = _specs(arrays)
+    specs = _specs(op, arrays)
     wanted = [result for result in op.plan(specs, options, CPU).results if result is not None]
 
     def fill(context: Any, results: Any, *buffers: Any) -> None:
@@ -158,7 +168,7 @@ def _alike(arrays: Sequence[Any]) -> list[Any]:
 def call(op: Op, arrays: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Run an operator on JAX arrays or tracers."""
     options = op.options(arguments)
-    wanted = op.plan(_specs(arrays), options, CPU).results  # refuses bad arguments here, not inside XLA
+    wanted = op.plan(_specs(op, arrays), options, CPU).results  # refuses bad arguments here, not inside XLA
     results = _function(op, options)(*_alike(arrays))
     if op.backward is not None:
         return (results,)

@@ -230,6 +230,20 @@ def test_bad_shapes_are_refused_while_tracing() -> None:
         jax.jit(cudakit.grid_sample)(jax.numpy.asarray(image), jax.numpy.asarray(grid[:1]))
 
 
+def test_sizes_that_are_symbols_are_refused() -> None:
+    image, offset, weight, *_ = drawn("deform_conv2d")
+    batch, *_ = jax.export.symbolic_shape("b")
+
+    def symbolic(x: Any) -> Any:
+        return jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype)
+
+    rule = "must have sizes that are known when JAX traces"
+    with pytest.raises(TypeError, match=rf"^deform_conv2d: input {rule}, got \(b, 4, 6, 5\)"):
+        jax.export.export(jax.jit(cudakit.deform_conv2d))(symbolic(image), symbolic(offset), weight)
+    with pytest.raises(TypeError, match=rf"^deform_conv2d: offset {rule}, got \(b, 18, 4, 3\)"):
+        jax.export.export(jax.jit(cudakit.deform_conv2d))(image, symbolic(offset), weight)
+
+
 def deformable(name: str) -> Problem:
     """Return a random problem in float32, of NumPy's arrays."""
     return draw(np.random.default_rng(9), GEOMETRIES[name]).map(lambda _, array: array.astype(np.float32))
