@@ -122,9 +122,28 @@ def _fold(op: Op, name: str, x: Any, count: int, mapped: bool) -> Any:
 @cache
 def _function(op: Op, options: Any) -> Callable[..., Any]:
     """Return the operator as a jitted function of its arrays, differentiable where it has gradients."""
-    if op.backward is None:
-        return jax.jit(_mappable(op, options))
-    gradients = op.backward
+    function = _last(op, options) if op.backward is None else _differentiable(op, op.backward, options)
+    return jax.jit(function)
+
+
+@cache
+def _last(op: Op, options: Any) -> Callable[..., tuple[Any, ...]]:
+    """Return an operator of gradients; it refuses only where its own are wanted, so what is stopped can use it."""
+    operator = _mappable(op, options)
+
+    @jax.custom_vjp
+    def function(*arrays: Any) -> tuple[Any, ...]:
+        return operator(*arrays)
+
+    def refuse(_: None, grads: Any) -> None:
+        raise RuntimeError(f"{op.name}: there are no second derivatives")
+
+    function.defvjp(lambda *arrays: (operator(*arrays), None), refuse)
+    return function
+
+
+def _differentiable(op: Op, gradients: Op, options: Any) -> Callable[..., Any]:
+    """Return an operator with its gradients."""
 
     @jax.custom_vjp
     def function(*arrays: Any) -> Any:
@@ -140,11 +159,11 @@ def _function(op: Op, options: Any) -> Callable[..., Any]:
     def backward(residuals: Any, grad: Any) -> tuple[Any, ...]:
         saved, marks = residuals
         needs = tuple(name for name, needed in zip(op.arrays, marks.shape, strict=False) if needed)
-        found = iter(_mappable(gradients, options._replace(needs=needs))(grad, *saved))
+        found = iter(_last(gradients, options._replace(needs=needs))(grad, *saved))
         return tuple(next(found) if name in needs else None for name in op.arrays)
 
     function.defvjp(forward, backward, symbolic_zeros=True)
-    return jax.jit(function)
+    return function
 
 
 def _varying(x: Any) -> frozenset[Any]:

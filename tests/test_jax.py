@@ -244,6 +244,31 @@ def test_sizes_that_are_symbols_are_refused() -> None:
         jax.export.export(jax.jit(cudakit.deform_conv2d))(image, symbolic(offset), weight)
 
 
+def slope(x: Any, grid: Any) -> Any:
+    return jax.grad(lambda x: (cudakit.grid_sample(x, grid) ** 2).sum())(x)
+
+
+@pytest.mark.parametrize("transform", ["jit", "vmap", "checkpoint"])
+def test_second_derivatives_are_refused(transform: str) -> None:
+    image, grid = drawn("grid_sample", *([3] if transform == "vmap" else []))
+    twice = jax.grad(lambda x: getattr(jax, transform)(slope)(x, grid).sum())
+    with pytest.raises(RuntimeError, match=r"^grid_sample_backward: there are no second derivatives"):
+        twice(image)
+
+
+def test_gradients_that_nothing_differentiates() -> None:
+    image, grid = drawn("grid_sample")
+    step = slope(image, grid)
+    found = jax.grad(lambda x: (x * jax.lax.stop_gradient(slope(x, grid))).sum())(image)
+    same(found, step)
+
+    def after(x: Any, step: Any) -> Any:
+        return (cudakit.grid_sample(x - step, grid) ** 2).sum()
+
+    found = jax.jit(jax.grad(lambda x: after(x, jax.lax.stop_gradient(slope(x, grid)))))(image)
+    same(found, jax.grad(after)(image, step))
+
+
 def deformable(name: str) -> Problem:
     """Return a random problem in float32, of NumPy's arrays."""
     return draw(np.random.default_rng(9), GEOMETRIES[name]).map(lambda _, array: array.astype(np.float32))
