@@ -5,7 +5,7 @@ becomes part of the batch.
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from math import prod
 from operator import itemgetter
@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax.custom_batching import custom_vmap
 from jax.experimental.buffer_callback import buffer_callback
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cudakit import dlpack
 from cudakit.array import CPU, Device, Spec, contiguous_strides, dlpack_pointer, numpy_pointer
@@ -80,7 +81,8 @@ def _execute(op: Op, options: Any, arrays: Sequence[Any]) -> tuple[Any, ...]:
     call = buffer_callback(fill, shapes, vmap_method="sequential")
     given = [x for x in arrays if x is not None]
     axes = frozenset().union(*map(_varying, given))
-    return tuple(_cast(x, axes) for x in call(*given))
+    mesh = _mesh(given)
+    return tuple(_cast(_placed(x, mesh), axes) for x in call(*given))
 
 
 @cache
@@ -92,7 +94,8 @@ def _mappable(op: Op, options: Any) -> Callable[..., tuple[Any, ...]]:
         return _execute(op, options, arrays)
 
     @function.def_vmap
-    def rule(count: int, mapped: Sequence[Any], *arrays: Any) -> tuple[tuple[Any, ...], tuple[bool, ...]]:
+    def rule(count: int, mapped: Sequence[Any], *given: Any) -> tuple[tuple[Any, ...], tuple[bool, ...]]:
+        arrays = [_whole(x) for x in given]
         names = [name for name, flag in zip(op.arrays, mapped, strict=True) if flag]
         if foldable(op, options, names):
             batch = arrays[0].shape[1 if mapped[0] else 0]
@@ -102,7 +105,8 @@ def _mappable(op: Op, options: Any) -> Callable[..., tuple[Any, ...]]:
         else:
             rows = [x if name in names else None for name, x in zip(op.arrays, arrays, strict=True)]
             results = jax.lax.map(lambda row: function(*map(_either, row, arrays)), rows)
-        return results, (True,) * len(results)
+        mesh, mapping = _mesh(given), _leading(x for x, flag in zip(given, mapped, strict=True) if flag)
+        return tuple(_placed(x, mesh, mapping) for x in results), (True,) * len(results)
 
     return function
 
@@ -123,7 +127,7 @@ def _fold(op: Op, name: str, x: Any, count: int, mapped: bool) -> Any:
 def _function(op: Op, options: Any) -> Callable[..., Any]:
     """Return the operator as a jitted function of its arrays, differentiable where it has gradients."""
     function = _last(op, options) if op.backward is None else _differentiable(op, op.backward, options)
-    return jax.jit(function)
+    return jax.jit(lambda *arrays: function(*_alike(arrays)))
 
 
 @cache
@@ -166,6 +170,27 @@ def _differentiable(op: Op, gradients: Op, options: Any) -> Callable[..., Any]:
     return function
 
 
+def _mesh(arrays: Iterable[Any]) -> Any:
+    """Return the mesh in the types of some arrays, or None where it has no explicit axes."""
+    meshes = (jax.typeof(x).sharding.mesh for x in arrays if x is not None)
+    return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
+
+
+def _placed(x: Any, mesh: Any, *axes: Any) -> Any:
+    """Shard the leading dimensions over explicit axes of a mesh, and no others."""
+    return x if mesh is None else jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+
+def _whole(x: Any) -> Any:
+    """Gather what is sharded explicitly: a callback sees whole arrays, and JAX reshapes no sharded axis unasked."""
+    return _placed(x, _mesh([x]))
+
+
+def _leading(arrays: Iterable[Any]) -> Any:
+    """Return the explicit axes of a mesh over which an axis that `vmap` maps is sharded."""
+    return next(filter(None, (jax.typeof(x).sharding.spec[0] for x in arrays)), None)
+
+
 def _varying(x: Any) -> frozenset[Any]:
     """Return the axes of a mesh along which an array differs, inside ``shard_map``."""
     kind = jax.typeof(x)
@@ -179,16 +204,16 @@ def _cast(x: Any, axes: frozenset[Any]) -> Any:
 
 
 def _alike(arrays: Sequence[Any]) -> list[Any]:
-    """Let all arrays differ along the axes along which one does, as the operators of JAX do."""
+    """Gather all arrays, and let all differ along the axes along which one does, as the operators of JAX do."""
     axes = frozenset().union(*(_varying(x) for x in arrays if x is not None))
-    return [x if x is None else _cast(x, axes) for x in arrays]
+    return [x if x is None else _cast(_whole(x), axes) for x in arrays]
 
 
 def call(op: Op, arrays: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Run an operator on JAX arrays or tracers."""
     options = op.options(arguments)
     wanted = op.plan(_specs(op, arrays), options, CPU).results  # refuses bad arguments here, not inside XLA
-    results = _function(op, options)(*_alike(arrays))
+    results = _function(op, options)(*arrays)
     if op.backward is not None:
         return (results,)
     found = iter(results)

@@ -1,8 +1,5 @@
-"""JAX: jit, grad, vmap, scan, shard_map, dtypes, and errors at trace time."""
+"""JAX: jit, grad, vmap, scan, dtypes, and errors at trace time."""
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -167,38 +164,6 @@ def test_absent_arrays() -> None:
     result = cudakit.deform_conv2d(*map(np.asarray, (image, offset, weight)))
     expected = cudakit.deform_conv2d_backward(2 * result, *map(np.asarray, (image, offset, weight)), needs=("weight",))
     np.testing.assert_allclose(found, expected.weight, rtol=1e-5)
-
-
-SHARDED = """
-import numpy as np, jax, cudakit
-from jax.sharding import Mesh, PartitionSpec
-mesh = Mesh(np.array(jax.devices()), ("batch",))
-assert mesh.size == 2, mesh
-rng = np.random.default_rng(0)
-image = jax.numpy.asarray(rng.standard_normal((4, 3, 6, 5)), "float32")
-theta = jax.numpy.asarray(rng.standard_normal((4, 2, 3)), "float32")
-weight = jax.numpy.asarray(rng.standard_normal((2, 3, 3, 3)), "float32")
-offset = jax.numpy.zeros((4, 18, 4, 3), "float32")
-
-def loss(x, t, o, w):
-    turned = cudakit.grid_sample(x, cudakit.affine_grid(t, x.shape))
-    return (cudakit.deform_conv2d(turned, o, w) ** 2).sum()
-
-parts, whole = PartitionSpec("batch"), PartitionSpec()
-slopes = jax.grad(loss, (0, 1, 2, 3))
-specs = (parts, parts, parts, whole)
-sharded = jax.jit(jax.shard_map(slopes, mesh=mesh, in_specs=specs, out_specs=specs))
-found = sharded(image, theta, offset, weight)
-assert all(len(x.sharding.device_set) == 2 for x in found), found
-for one, other in zip(found, slopes(image, theta, offset, weight)):
-    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-"""
-
-
-def test_shard_map_over_two_devices() -> None:
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
 
 
 def test_scan() -> None:
