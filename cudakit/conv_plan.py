@@ -11,11 +11,11 @@ from cudakit.conv_cut import (
     Convolution,
     Size,
     choose_amount,
-    choose_cut,
     images_at_once,
     join,
     with_split,
 )
+from cudakit.conv_tiles import choose_cut
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, Integers, geometry_values
 from cudakit.deform_plan import coordinates_from
 from cudakit.launch import Launch, load

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import conv_backward_plan, conv_cut, conv_sharing
+from cudakit import conv_backward_plan, conv_cut, conv_sharing, conv_tiles
 
 from .conftest import Arrays, forget
 from .deformable_problems import Geometry, call, check, draw
@@ -29,7 +29,7 @@ GEOMETRIES = [
 
 def only_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack no weights, in whatever time."""
-    monkeypatch.setattr(conv_cut, "PACKING", float("inf"))
+    monkeypatch.setattr(conv_tiles, "PACKING", float("inf"))
     monkeypatch.setattr(conv_sharing, "CACHED_OUTPUTS", 1)
     choose = conv_backward_plan.as_given
 
