@@ -182,15 +182,11 @@ template <Fill fill, int R> DEVICE void add_taps(const Members& m, const Piece& 
     const index_t width = piece.end - piece.begin;
     spread_outputs<fill>(m, grads, r, R, made);
     for (index_t t = 0; t < piece.taps;) {  // one alone would wait for each sum
-        const index_t k = t * width + m.begin, left = piece.taps - t;
-        if (left == 1) {
-            add_pixels<fill, R, 1>(m, piece, r, k, grads, columns, sums, made);
-        } else if (left == 2 || left == 4) {
-            add_pixels<fill, R, 2>(m, piece, r, k, grads, columns, sums, made);
-        } else {
-            add_pixels<fill, R, 3>(m, piece, r, k, grads, columns, sums, made);
-        }
-        t += left == 1 ? 1 : left == 2 || left == 4 ? 2 : 3;
+        const index_t k = t * width + m.begin, left = piece.taps - t, some = left == 4 ? 2 : smaller(left, index_t(3));
+        if (some == 1) add_pixels<fill, R, 1>(m, piece, r, k, grads, columns, sums, made);
+        if (some == 2) add_pixels<fill, R, 2>(m, piece, r, k, grads, columns, sums, made);
+        if (some == 3) add_pixels<fill, R, 3>(m, piece, r, k, grads, columns, sums, made);
+        t += some;
     }
 }
 

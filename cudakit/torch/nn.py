@@ -34,17 +34,17 @@ class _DeformConvNd(nn.Module):
         bias: bool,
     ) -> None:
         super().__init__()
-        self._number("groups", groups)
-        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if self._number(name, channels) % groups:
-                raise ValueError(f"{type(self).__name__}: {name} must be divisible by groups={groups}, got {channels}")
-        self.in_channels = in_channels
-        self.out_channels = out_channels
+        self.groups = self._number("groups", groups)
+        self.in_channels = self._number("in_channels", in_channels)
+        self.out_channels = self._number("out_channels", out_channels)
+        for name in ("in_channels", "out_channels"):
+            if getattr(self, name) % groups:
+                rule = f"be divisible by groups={groups}"
+                raise InvalidArgument(name, rule, getattr(self, name)).named(type(self).__name__)
         self.kernel_size = self._each("kernel_size", kernel_size)
         self.stride = self._each("stride", stride)
         self.padding = self._each("padding", padding, minimum=0)
         self.dilation = self._each("dilation", dilation)
-        self.groups = groups
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size))
         self.register_parameter("bias", nn.Parameter(torch.empty(out_channels)) if bias else None)
         self.reset_parameters()
