@@ -7,6 +7,7 @@
 #include "deform.cuh"
 #include "product.cuh"
 #include "pieces.cuh"
+#include "strips.cuh"
 #if GIVEN
 #include "given.cuh"
 #endif
@@ -67,6 +68,8 @@ DEVICE bool multiply_tiles(const DeformConvParams& p, index_t count, const Piece
 }
 #endif
 
+constexpr int PAST_CACHE = 1 << 19;  // bytes of packed weights
+
 DEVICE void pack_joined(const DeformConvParams& p, index_t item) {
     const index_t blocks = padded_outputs(p.cut) / PANEL, first = item % blocks * PANEL;
     for_pieces_of(p.geometry, p.cut, item / blocks, [&](const Piece& piece) {
@@ -78,14 +81,23 @@ DEVICE void pack_joined(const DeformConvParams& p, index_t item) {
     });
 }
 
+// Many weights go past the caches, which other cores would have to give up their copies in; they are read panel by panel,
+// the next one asked for in time. Where they are split, they are read again at once.
 DEVICE void pack(const DeformConvParams& p, index_t item) {
-    for_strips(p.geometry, p.cut, item, [&](const Strip& s) {
-        for (index_t c = 0; c < s.channels; ++c) {
-            for (index_t t = 0; t < s.taps; ++t) {
-                acc_t* to = p.packed + s.at + (t * s.width + c) * NR;
-                const scalar_t* from = p.weight + s.user + c * s.all + t;
-                for (int i = 0; i < s.outputs; ++i) to[i] = widen(from[i * s.row]);
-                for (int i = s.outputs; i < STRIP; ++i) to[i] = 0;
+    const long long all = p.cut.groups * padded_outputs(p.cut) * (p.geometry.channels / p.cut.groups) * p.geometry.taps;
+    const bool past = !SPLIT && all * (int)sizeof(acc_t) >= PAST_CACHE && STRIP == LINE;
+    for_strips<false>(p.geometry, p.cut, item, [&](const Strip& s) {
+        alignas(64) acc_t tile[STRIP * STRIP] = {}, other[STRIP * STRIP];
+        for (int i = 0; i < s.outputs; ++i) {
+            load_line<STRIP>(p.weight + s.user + i * s.row, 1, s.count, tile + i * STRIP);
+        }
+        const acc_t* lines = transpose<STRIP, STRIP>(tile, other);
+        for (int k = 0; k < s.count; ++k) {
+            acc_t* to = p.packed + s.at[k];
+            if (past) {
+                store_bytes<STRIP*(int)sizeof(acc_t)>(lines + k * STRIP, to);
+            } else {
+                SIMD for (int i = 0; i < STRIP; ++i) to[i] = lines[k * STRIP + i];
             }
         }
     });

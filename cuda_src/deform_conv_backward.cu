@@ -9,6 +9,7 @@
 #include "deform_gradients.cuh"
 #include "product.cuh"
 #include "pieces.cuh"
+#include "strips.cuh"
 #include "gradient_products.cuh"
 
 struct DeformConvBackwardParams {
@@ -207,29 +208,18 @@ DEVICE void unpack(const DeformConvBackwardParams& p, index_t item) {
 }
 #else
 DEVICE void unpack(const DeformConvBackwardParams& p, index_t item) {
-    for_strips(p.geometry, p.cut, item, [&](const Strip& s) {
-#if SPLIT
+    for_strips<SPLIT != 0>(p.geometry, p.cut, item, [&](const Strip& s) {
+        acc_t tile[STRIP * STRIP] = {}, other[STRIP * STRIP];
+        for (int k = 0; k < s.count; ++k) {
+            for (index_t n = 0; n < sums_of(p); ++n) {
+                const acc_t* from = p.packed + n * p.packed_size + s.at[k];
+                SIMD for (int i = 0; i < STRIP; ++i) tile[k * STRIP + i] += from[i * (SPLIT ? s.step[k] : 1)];
+            }
+        }
+        const acc_t* rows = transpose<STRIP, STRIP>(tile, other);
         for (int i = 0; i < s.outputs; ++i) {
-            for (index_t c = 0; c < s.channels; ++c) {
-                for (index_t t = 0; t < s.taps; ++t) {
-                    const acc_t* from = p.packed + s.sums_at + i * s.sums_row + t * s.width + c;
-                    narrow(add_sums(p, from), p.grad_weight[s.user + i * s.row + c * s.all + t]);
-                }
-            }
+            store_line<STRIP>(rows + i * STRIP, p.grad_weight + s.user + i * s.row, 1, s.count);
         }
-#else
-        for (index_t c = 0; c < s.channels; ++c) {
-            for (index_t t = 0; t < s.taps; ++t) {
-                acc_t sum[STRIP] = {};
-                for (index_t k = 0; k < sums_of(p); ++k) {
-                    const acc_t* from = p.packed + k * p.packed_size + s.at + (t * s.width + c) * NR;
-                    SIMD for (int i = 0; i < STRIP; ++i) sum[i] += from[i];
-                }
-                scalar_t* to = p.grad_weight + s.user + c * s.all + t;
-                for (int i = 0; i < s.outputs; ++i) narrow(sum[i], to[i * s.row]);
-            }
-        }
-#endif
     });
 }
 #endif

@@ -63,9 +63,12 @@ DEVICE void pack_piece(const Geometry& g, const Cut& cut, const scalar_t* weight
     for (index_t o = begin; o < end; ++o) {
         const scalar_t* row =
             weight + ((piece.group * outputs + o) * per_group + piece.begin % per_group) * taps + piece.tap;
-        for (index_t t = 0, k = 0; t < piece.taps; ++t) {
-            for (index_t c = 0; c < width; ++c, ++k)
-                to[(k / NR * outputs + o) * NR + k % NR] = widen(row[c * taps + t]);
+        for (index_t t = 0, k = 0, count = 0; t < piece.taps; ++t) {
+            for (index_t c = 0; c < width; c += count, k += count) {
+                acc_t* line = to + (k / NR * outputs + o) * NR + k % NR;
+                count = smaller(width - c, NR - k % NR);
+                for (index_t i = 0; i < count; ++i) line[i] = widen(row[(c + i) * taps + t]);
+            }
         }
     }
 }

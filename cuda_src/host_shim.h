@@ -80,7 +80,7 @@ template <int bytes> DEVICE void store_bytes(const void* from, void* to) {
 
 // Before other threads may read them.
 DEVICE void finish_stores() {
-#if LARGE && defined(__SSE2__)
+#if defined(__SSE2__)
     __builtin_ia32_sfence();
 #endif
 }

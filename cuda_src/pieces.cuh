@@ -154,48 +154,6 @@ DEVICE index_t packed_at(const Geometry& g, const Cut& cut, const Piece& piece, 
     return piece.packed + (is_depthwise(g, cut) ? k : o / NR * NR * piece.depth + k * NR + o % NR);
 }
 
-// Weights that are packed or unpacked at a time: few enough for all taps' share of them to stay in cache where users want
-// it, [output][channel][tap]. Output i and channel c at tap t of a strip are
-//
-//     packed[at + (t * width + c) * NR + i]   and   weight[user + i * row + c * all + t]
-//
-// or, in sums whose pieces lie as [output][depth], sums[sums_at + i * sums_row + t * width + c].
-constexpr int STRIP = LINE < NR ? LINE : NR;
-
-struct Strip {
-    index_t at, user, row, all;  // `row`: the weights of an output, `all`: the taps of the kernel
-    index_t sums_at, sums_row;
-    index_t channels, taps, width;
-    int outputs;  // that exist, of STRIP
-};
-
-// Calls f(strip) for the strips of an item: one of the blocks of PANEL that the outputs of all groups are counted in.
-template <typename F> DEVICE void for_strips(const Geometry& g, const Cut& cut, index_t item, F f) {
-    const index_t blocks = padded_outputs(cut) / PANEL, group = item / blocks, first = item % blocks * PANEL;
-    const index_t outputs = group_outputs(cut);
-    const index_t last = first + (smaller(index_t(PANEL), outputs - first) + NR - 1) / NR * NR;
-    const index_t all = (index_t)g.taps, per_group = (index_t)(g.channels / cut.groups), row = per_group * all;
-    for (index_t number = 0; number < (index_t)g.groups * chunks_in_group(g, cut); ++number) {
-        const Chunk chunk = chunk_of(g, cut, number);
-        const index_t begin = larger(chunk.begin, group * per_group), end = smaller(chunk.end, (group + 1) * per_group);
-        for (index_t o = first; o < last; o += STRIP) {
-            const int rows = (int)larger(index_t(0), smaller(index_t(STRIP), outputs - o));
-            for (index_t c = begin; c < end; c += STRIP) {
-                for (index_t tap = 0; tap < all; tap += taps_at_once(chunk)) {
-                    for_pieces(g, cut, chunk, tap, [&](const Piece& piece) {
-                        if (piece.group != group) return;
-                        const index_t at = piece.packed + o / NR * NR * piece.depth + (c - begin) * NR + o % NR;
-                        const index_t user = (group * outputs + o) * row + c % per_group * all + tap;
-                        const index_t channels = smaller(index_t(STRIP), end - c);
-                        const index_t deep = padded_depth(piece), sums_at = piece.packed + o * deep + (c - begin);
-                        f(Strip{at, user, row, all, sums_at, deep, channels, piece.taps, end - begin, rows});
-                    });
-                }
-            }
-        }
-    }
-}
-
 // The groups' part of a tile of outputs, [pixel][group][padded channel], to or from memory in either layout.
 template <bool STORE, typename T> DEVICE void move_outputs(const Cut& cut, Groups of, T* memory, index_t channel_stride,
                                                            index_t pixel_stride, index_t count, acc_t* rows) {

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from math import gcd, prod
 from typing import NamedTuple
 
-from cudakit.array import itemsize
 from cudakit.conv_cut import BLOCK, GIVEN_STEP, LINE_BYTES, PIXELS, Convolution
 from cudakit.deform_geometry import Deformation
-from cudakit.layout import SUMS_BYTES
+from cudakit.layout import SUMS_BYTES, accumulator
 
-CACHED_OUTPUTS = 256  # whose packed weights a cache is likely to hold
+FEWER_PIXELS, FEWER_PIXELS_IN_HALF_PRECISION = 2, 8  # than outputs, for weights to be used as given
 CHANNEL_STEP = 16  # a chunk of channels is a multiple of it, where there are that many
 SUMMING = 0.1  # what it takes to add up the gradients of spans, as a share of the rest
 GATHERED = 96  # channels of small groups in a chunk
@@ -56,11 +55,11 @@ def gather(conv: Convolution) -> Convolution:
 def as_given(conv: Convolution, threads: int) -> Convolution:
     """Return the call, with weights as given where they meet few pixels, and channels are enough for all threads.
 
-    Columns are turned twice, weights packed and their gradients unpacked once, beyond the cache if they are many. In
-    half precision the order of weights stays, but not their numbers.
+    Columns are turned twice, weights packed and their gradients unpacked once. In half precision the order of weights
+    stays, but not their numbers.
     """
     d, outputs = conv.d, conv.out_channels // conv.groups
-    most = outputs * max(1, outputs // CACHED_OUTPUTS) * itemsize(d.dtype) // conv.accumulator_bytes
+    most = outputs // (FEWER_PIXELS if d.dtype == accumulator(d.dtype) else FEWER_PIXELS_IN_HALF_PRECISION)
     few = 0 < d.batch * d.pixels <= most and outputs >= GIVEN_STEP
     return conv._replace(given=few and conv.joined == 1 and conv.may_be_given and d.channels // GIVEN_STEP >= threads)
 

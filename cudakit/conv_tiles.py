@@ -11,15 +11,15 @@ FEW_PIXELS = 4  # that meet weights one by one, where those are as given (given.
 ALONE = 2  # pixels of a vector that one takes the time of
 LEAST_PART = 24  # outputs, where they are shared out
 MOST_CUTS = 64  # numbers of tiles that are tried
-TILE_COST, PACKING, CROSSING, TURNING = 8, 42, 20, 41  # see `Shares`
+TILE_COST, PACKING, CROSSING, TURNING = 8, 28, 8, 41  # see `Shares`
 
 
 class Shares(NamedTuple):
     """How many pixels' worth of work the thread with most to do has, if images and outputs are cut like that.
 
     A tile costs as much as so many pixels more, to read all weights; to pack all weights takes as long as to multiply
-    them with some, to get those that other cores packed as with some more (on Zen 5 few of one die, 50 of two), and to
-    turn a column, as to multiply it with some weights. To sample one takes as long for every part of the outputs.
+    them with some, to get those that other cores packed as with some more, and to turn a column, as to multiply it with
+    some weights. To sample one takes as long for every part of the outputs.
     """
 
     conv: Convolution

@@ -30,7 +30,8 @@ GEOMETRIES = [
 def only_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack no weights, in whatever time."""
     monkeypatch.setattr(conv_tiles, "PACKING", float("inf"))
-    monkeypatch.setattr(conv_sharing, "CACHED_OUTPUTS", 1)
+    for limit in ("FEWER_PIXELS", "FEWER_PIXELS_IN_HALF_PRECISION"):
+        monkeypatch.setattr(conv_sharing, limit, 1e-6)
     choose = conv_backward_plan.as_given
 
     def as_given(conv: conv_cut.Convolution, threads: int) -> conv_cut.Convolution:
