@@ -79,6 +79,9 @@ GPU_SIZES = {
     **{f"n16c{64 << i}_{56 >> i}": _square(16, 64 << i, 56 >> i) for i in range(4)},  # the stages of a ResNet
     **{f"n2c256_{200 >> i}x{320 >> i}": Deform((2, 256, 200 >> i, 320 >> i), 256) for i in range(4)},  # a pyramid
     "n16c256_64": _square(16, 256, 64),
+    "n16c128_56_g4og4": _square(16, 128, 56)._replace(offset_groups=4, groups=4),
+    "n16c256_28_g32": _square(16, 256, 28)._replace(groups=32),
+    "n16c256_28_g256": _square(16, 256, 28)._replace(groups=256),
     "c8_4": _square(1, 8, 4),  # next to nothing: what a call takes
 }
 TWINS = ("c64_56", "n4c128_64", "n16c256_64", "n2c16_8")  # have rows with channels last, and rows of columns

@@ -4,17 +4,24 @@
 //     grad_offset_d            += column * mask * slope_d           summed over the channels of the offset group
 //     grad_mask                += column * value
 //
-// The columns that the gradient of a convolution's weights needs, mask * value, come from the same pass.
+// The columns that the gradient of a convolution's weights needs, mask * value, come from the same pass. Where every channel
+// is a group with one output (WEIGHTED), a column is the product of the output's gradient, which is laid out as columns
+// without taps, and one weight.
 //
 // One item = a tile of output pixels at one tap of an offset group, shared by LANES lanes. On a CPU the items that add
 // to one target belong together: they are all taps of a span of an image's tiles, in a block of its channels.
 #include "deform_gradients.cuh"
+
+#ifndef WEIGHTED
+#define WEIGHTED 0
+#endif
 
 struct DeformCol2imParams {
     const scalar_t* input;  // null: only grad_input is wanted
     const coord_t* offset;
     const coord_t* mask;       // null: none
     const scalar_t* columns;   // gradient by the columns
+    const scalar_t* weight;    // [tap][channel], if WEIGHTED
     scalar_t* samples;         // written, as columns are laid out, and may be the same; null: not needed
     acc_t* grad_input;         // [span], added to; null: not needed
     coord_t* grad_offset;      // written, contiguous in the order of offset's strides; null: not needed
@@ -84,6 +91,11 @@ KERNEL(deform_col2im, DeformCol2imParams) {
             acc_t tile[TILE][VEC], other[TILE * VEC];
             const index_t at = column_at(p.layout, it.n, c, it.tap, it.first);
             acc_t* column = load_tile(p.columns + at, channel_stride, pixel_stride, base.count, width, tile, other);
+            if (WEIGHTED) {
+                acc_t weight[VEC];
+                load_channels(p.weight + it.tap * (index_t)g.channels + c, width, weight);
+                UNROLL for (int v = 0; v < VEC; ++v) column[v] *= weight[v];
+            }
             if (grad_input) {
                 acc_t* grad = grad_input + c * (index_t)p.grad_stride[1];
                 for (int j = 0; j < base.count; ++j) scatter_tap(samples, j, grad, width, column + j * VEC);

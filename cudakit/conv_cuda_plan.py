@@ -245,8 +245,10 @@ class _Backward:
             reads = self.slopes or results.weight != NULL
             slots = Gradients(
                 *(work.image(block.first) if reads else NULL, offset, mask, work.columns),
-                work.columns if results.weight != NULL else NULL,
-                *(grad_input if results.input != NULL else NULL, *grads),
+                samples=work.columns if results.weight != NULL else NULL,
+                grad_input=grad_input if results.input != NULL else NULL,
+                grad_offset=grads[0],
+                grad_mask=grads[1],
             )
             x, grad = part(work.layout, block.images), part(self.grad, block.images)
             add_gradients(work.plan, work.target, d, x, grad, columns_of(d, self.conv.groups), slots)

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-from cudakit import checks, conv_backward_plan, conv_cuda_plan, conv_plan
+from cudakit import checks, conv_backward_plan, conv_cuda_plan, conv_plan, depthwise_plan
 from cudakit.array import CPU, Spec
 from cudakit.conv_cut import Convolution
 from cudakit.conv_plan import Slots
@@ -114,11 +114,14 @@ def _prepare(n: int, specs: tuple[Any, ...], options: ConvOptions, target: Targe
     if 0 in output.shape:
         return plan
     slots = _slots(plan, 0, specs)
-    if target.device == CPU:
-        conv_plan.plan_forward(plan, target, conv, slots, plan.result(0))
-    else:
-        conv_cuda_plan.plan_forward(plan, target, conv, slots, plan.result(0))
+    family = conv_plan if target.device == CPU else _on_gpu(conv)
+    family.plan_forward(plan, target, conv, slots, plan.result(0))
     return plan
+
+
+def _on_gpu(conv: Convolution) -> Any:
+    """Return the module that plans a call on a GPU."""
+    return depthwise_plan if conv.depthwise else conv_cuda_plan
 
 
 def _results(specs: tuple[Spec | None, ...], needs: tuple[str, ...], zero: bool) -> tuple[Output | None, ...]:
@@ -147,10 +150,8 @@ def _prepare_backward(n: int, specs: tuple[Any, ...], options: ConvOptions, targ
         plan.free()
     if any(slot != NULL for slot in results._replace(bias=NULL)):
         slots = _slots(plan, 1, arrays)
-        if target.device == CPU:
-            conv_backward_plan.plan_backward(plan, target, conv, slots, plan.input(0), results)
-        else:
-            conv_cuda_plan.plan_backward(plan, target, conv, slots, plan.input(0), results)
+        family = conv_backward_plan if target.device == CPU else _on_gpu(conv)
+        family.plan_backward(plan, target, conv, slots, plan.input(0), results)
     return plan
 
 

@@ -127,7 +127,9 @@ def _prepare_im2col_backward(specs: tuple[Any, ...], options: DeformOptions, tar
         return plan
     slots = Gradients(
         *(plan.input(1) if wanted else NULL, plan.input(2), plan.input(3) if d.masked else NULL, plan.input(0)),
-        *(NULL, *map(plan.result, range(3))),
+        grad_input=plan.result(0),
+        grad_offset=plan.result(1),
+        grad_mask=plan.result(2),
     )
     plan_gradients(plan, target, d, x if wanted else None, plain_columns(d, grad.aligned), slots)
     return plan
@@ -160,8 +162,8 @@ def _prepare_col2im(specs: tuple[Any, ...], options: DeformOptions, target: Targ
         return Plan(3, copies=copies)
     plan = Plan(3, (_input_gradient(d, target),))
     if 0 not in columns_shape(d):
-        slots = Gradients(NULL, plan.input(1), plan.input(2) if d.masked else NULL, plan.input(0))
-        slots = slots._replace(grad_input=plan.result(0))
+        read = (NULL, plan.input(1), plan.input(2) if d.masked else NULL, plan.input(0))
+        slots = Gradients(*read, grad_input=plan.result(0))
         plan_gradients(plan, target, d, None, plain_columns(d, columns.aligned), slots)
     return plan
 
@@ -184,7 +186,7 @@ def _prepare_col2im_backward(specs: tuple[Any, ...], options: DeformOptions, tar
     if wanted[0]:
         plan_columns(plan, target, d, x, (*read, plan.result(0)))
     if wanted[1] or wanted[2]:
-        slots = Gradients(*read, plan.input(1), NULL, NULL, plan.result(1), plan.result(2))
+        slots = Gradients(*read, plan.input(1), grad_offset=plan.result(1), grad_mask=plan.result(2))
         plan_gradients(plan, target, d, x, plain_columns(d, columns.aligned), slots)
     return plan
 

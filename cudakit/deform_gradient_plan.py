@@ -26,24 +26,25 @@ COL2IM = Kernel(
     "deform_col2im",
     "DeformCol2imParams",
     (
-        *((name, 1) for name in ("input", "offset", "mask", "columns")),
+        *((name, 1) for name in ("input", "offset", "mask", "columns", "weight")),
         *((name, 1) for name in ("samples", "grad_input", "grad_offset", "grad_mask")),
         *((name, 1) for name in ("items", "spans", "span_stride", "opens", "channel_block")),
         ("grad_stride", 5),
         *LAYOUT_FIELDS,
         *GEOMETRY_FIELDS,
     ),
-    pointers=8,
+    pointers=9,
 )
 
 
 class Gradients(NamedTuple):
-    """The slots of `deform_col2im`, in the order of its parameters."""
+    """The slots of `deform_col2im`, in the order of its parameters; with weights, columns are gradients of outputs."""
 
     input: Slot = NULL
     offset: Slot = NULL
     mask: Slot = NULL
     columns: Slot = NULL
+    weight: Slot = NULL
     samples: Slot = NULL
     grad_input: Slot = NULL
     grad_offset: Slot = NULL
@@ -72,7 +73,7 @@ def add_gradients(
     if slots.grad_input == NULL or slots.input == NULL or together:
         _add_col2im(plan, target, d, x, grad, columns, slots, spans, opens)
         return
-    alone = Gradients(NULL, slots.offset, slots.mask, slots.columns, NULL, slots.grad_input)
+    alone = Gradients(NULL, slots.offset, slots.mask, slots.columns, grad_input=slots.grad_input)
     _add_col2im(plan, target, d, x, grad, columns, alone, spans, opens)
     _add_col2im(plan, target, d, x, grad, columns, slots._replace(grad_input=NULL), 1, opens)
 
@@ -99,6 +100,8 @@ def _add_col2im(
     items = d.groups * -(-count // block) * d.batch * spans * together
     layouts = [(x.shape, x.strides), (grad.shape, grad.strides), columns.span(d)]
     defined = constants(d, form, *layouts, ((items * form.lanes,), (1,)))
+    if slots.weight != NULL:
+        defined["WEIGHTED"] = 1
     places = (items, spans, d.batch * grad.strides[0], int(opens), block)
     tail = pack_tail(COL2IM, *places, grad.strides, *columns.fields, *geometry_values(d, x.strides))
     kernel = load(COL2IM, tuple(defined.items()), target.device)
@@ -156,8 +159,10 @@ def plan_gradients(
         offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
         grad_offset, grad_mask = coordinates_from(d, first, slots.grad_offset, slots.grad_mask)
         where = Gradients(
-            *(space if copied else source, offset, mask, slots.columns.at(first * columns.strides[0] * item), NULL),
-            *(total if summed else goal, grad_offset, grad_mask),
+            *(space if copied else source, offset, mask, slots.columns.at(first * columns.strides[0] * item)),
+            grad_input=total if summed else goal,
+            grad_offset=grad_offset,
+            grad_mask=grad_mask,
         )
         parts = d.part(count), part(layout, count), part(grad, count)
         add_gradients(plan, target, *parts, columns, where, spans=spans, opens=clears(target))

@@ -78,9 +78,17 @@ def deformable_arrays(
         "offset": batch(offset_dtype, n, out),
         "mask": batch(offset_dtype, 1, out),
         "weight": spec(dtype, channels, channels, *[1] * n),
+        "depthwise": spec(dtype, channels, 1, *[1] * n),  # its weight where each channel is a group
         "bias": spec(dtype, channels),
         "output": batch(dtype, channels, out),
     }
+
+
+def convolution_calls(n: int, *names: str) -> Iterator[Call]:
+    """Yield the calls of a convolution, with one group and with one for each channel; `names` come before its own."""
+    for weight in ("weight", "depthwise"):
+        arrays = tuple(weight if name == "weight" else name for name in CONVOLUTION)
+        yield from deformable_calls((*names, *arrays), (n,), convolution_options)
 
 
 def deformable_calls(names: tuple[str, ...], ns: tuple[int, ...], make: Callable[..., Any]) -> Iterator[Call]:
@@ -117,11 +125,8 @@ CALLS: dict[str, Callable[[], Iterator[Call]]] = {
     "grid_sample": lambda: sampling_calls(False),
     "grid_sample_backward": lambda: sampling_calls(True),
     **{name: partial(deformable_calls, arrays, (1, 2, 3), column_options) for name, arrays in COLUMN_CALLS.items()},
-    **{f"deform_conv{n}d": partial(deformable_calls, CONVOLUTION, (n,), convolution_options) for n in (1, 2, 3)},
-    **{
-        f"deform_conv{n}d_backward": partial(deformable_calls, ("output", *CONVOLUTION), (n,), convolution_options)
-        for n in (1, 2, 3)
-    },
+    **{f"deform_conv{n}d": partial(convolution_calls, n) for n in (1, 2, 3)},
+    **{f"deform_conv{n}d_backward": partial(convolution_calls, n, "output") for n in (1, 2, 3)},
 }
 
 

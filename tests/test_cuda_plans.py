@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cudakit import conv_ops, layout
+from cudakit.depthwise_plan import FEWEST_PIXELS
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch
 from cudakit.plan import Plan, Target
@@ -20,9 +21,12 @@ def launches(plan: Plan, name: str) -> list[Launch]:
     return [launch for launch in steps if launch.kernel._kernel.name == name]
 
 
-def convolution(operator: str, channels: int, data_format: str, dtype: str, **options: Any) -> Plan:
-    """Plan a convolution of images of 40x41 pixels."""
+def convolution(
+    operator: str, channels: int, data_format: str, dtype: str, *, weight: str = "weight", **options: Any
+) -> Plan:
+    """Plan a convolution of images of 40x41 pixels; `weight` names its weights among the arrays."""
     arrays = deformable_arrays(dtype, dtype, (40, 41), (channels, data_format), 1)
+    arrays["weight"] = arrays[weight]
     names = (*(("output",) if "backward" in operator else ()), *CONVOLUTION)
     given = convolution_options((40, 41), data_format)._replace(**options)
     return operators()[operator].prepare(tuple(arrays[name] for name in names), given, CUDA)
@@ -33,11 +37,12 @@ def convolution(operator: str, channels: int, data_format: str, dtype: str, **op
 @pytest.mark.parametrize("channels", [6, 16])
 @pytest.mark.parametrize("needs", [conv_ops.NAMES, ("bias",), ("input", "weight"), ("bias", "offset")], ids="+".join)
 @pytest.mark.parametrize("operator", ["deform_conv2d", "deform_conv2d_backward"])
+@pytest.mark.parametrize("weight", ["weight", "depthwise"])
 def test_no_plan_takes_more_than_the_workspace(
-    operator: str, needs: tuple[str, ...], channels: int, data_format: str, dtype: str
+    weight: str, operator: str, needs: tuple[str, ...], channels: int, data_format: str, dtype: str
 ) -> None:
     def plan(workspace: int) -> Plan:
-        return convolution(operator, channels, data_format, dtype, needs=needs, workspace=workspace)
+        return convolution(operator, channels, data_format, dtype, weight=weight, needs=needs, workspace=workspace)
 
     least = 1
     if needs != ("bias",) or operator == "deform_conv2d":
@@ -57,6 +62,20 @@ def test_the_sum_of_a_bias_is_shared_out(channels: int, data_format: str) -> Non
     numbers = 2 * channels * 40 * 41
     assert numbers / (2 * layout.CUDA_SUM_TERMS) <= threads <= numbers / layout.CUDA_SUM_TERMS * 2
     assert second.items == channels
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+@pytest.mark.parametrize(("kernel", "pixels"), [("deform_depthwise", 1), ("deform_depthwise_weights", FEWEST_PIXELS)])
+def test_a_group_for_every_channel_takes_many_threads_and_no_columns(
+    kernel: str, pixels: int, data_format: str
+) -> None:
+    operator = "deform_conv2d_backward" if "weights" in kernel else "deform_conv2d"
+    plan = convolution(operator, 256, data_format, "float16", weight="depthwise")
+    (launch,) = launches(plan, kernel)
+    assert int(launch.kernel._constants["VEC"]) == 8
+    threads = launch.items * int(launch.kernel._constants["LANES"])
+    assert threads == 2 * 40 * 41 // pixels * 256 // 8
+    assert not launches(plan, "deform_im2col")
 
 
 @pytest.mark.parametrize(("side", "batch", "blocks"), [(16, 1, 64), (128, 1, 16), (128, 8, 2), (1024, 1, 1)])

@@ -17,7 +17,14 @@ from .processes import start
 TESTS = Path(__file__).parent
 # Two processes with about as much to do.
 PARTS = [
-    ("deformable", "deformable_gradients", "deformable_groups", "deformable_errors", "conv_cuda_plan"),
+    (
+        "deformable",
+        "deformable_gradients",
+        "deformable_groups",
+        "deformable_errors",
+        "conv_cuda_plan",
+        "depthwise_plan",
+    ),
     (
         "sampling",
         "sampling_gradients",
