@@ -1,190 +1,48 @@
-"""How a deformable convolution and its gradients are launched on a GPU: columns of a few images, and matrix products.
+"""How a deformable convolution and its gradients are launched on a GPU: columns, and matrix products by cuBLAS.
 
-Columns lie as [image][group][pixel][tap][channel of the group], weights as [group][output][tap][channel of the group]:
-each product reads its operands as they are and writes its result in the caller's layout. Work goes in blocks of whole
-images, or of some pixels of one, so that memory does not grow with the batch. Only `Multiply` needs a GPU.
+Only `Multiply` needs a GPU.
 """
 
-from collections.abc import Iterator
-from math import prod
-from typing import NamedTuple
-
 from cudakit.array import itemsize
-from cudakit.conv_cut import MOST_WORKSPACES, Convolution
+from cudakit.conv_blocks import Block, Work, columns_of
+from cudakit.conv_cut import Convolution
 from cudakit.conv_plan import Slots
-from cudakit.deform_geometry import Deformation
 from cudakit.deform_gradient_plan import Gradients, add_gradients, gradient_layouts
-from cudakit.deform_plan import Columns, add_im2col, coordinates_from, wants_copy, wants_neighbours
-from cudakit.errors import InvalidArgument
-from cudakit.layout import Image, accumulator, add_copy, packed, part
+from cudakit.deform_plan import coordinates_from
+from cudakit.layout import Image, accumulator, add_copy, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.product import Multiply, Product
-from cudakit.workspace import ALIGNMENT
-
-# Of a block: its product should have several tiles for every processor of a large GPU, and take longer than to launch.
-COLUMN_BYTES = 128 << 20
-FEWEST_PIXELS = 64  # of a block
 
 
-class Block(NamedTuple):
-    """Images, and pixels of each, whose columns exist at the same time."""
-
-    first: int
-    images: int
-    first_pixel: int
-    pixels: int
-
-
-def columns_of(d: Deformation, groups: int) -> Columns:
-    """Return the layout of a block's columns."""
-    count, pixels = d.channels // groups, d.visited
-    strides = (pixels * d.taps * d.channels, 1, count, d.taps * count)
-    return Columns(strides, count, pixels * d.taps * count * (groups > 1))
-
-
-class Work:
-    """What the launches of one call share.
-
-    Parameters
-    ----------
-    plan, target
-        What to append to, and for what.
-    conv : Convolution
-        The call.
-    slots : Slots
-        Of its arrays.
-    image_bytes : int
-        Temporary memory of one image besides its columns and its copy.
-    fixed_bytes : int
-        Temporary memory besides.
-    reads : bool
-        Whether the input is read.
-    grad : Image, optional
-        How the gradient of the input lies, where it is wanted.
-    """
-
-    def __init__(
-        self,
-        plan: Plan,
-        target: Target,
-        conv: Convolution,
-        slots: Slots,
-        *,
-        reads: bool = True,
-        grad: Image | None = None,
-        image_bytes: int = 0,
-        fixed_bytes: int = 0,
-    ) -> None:
-        self.plan, self.target, self.conv, self.slots = plan, target, conv, slots
-        d, x = conv.d, conv.input
-        self.item = itemsize(d.dtype)
-        self.depth = d.taps * d.channels // conv.groups
-        self.outputs = conv.out_channels // conv.groups
-        neighbours = wants_neighbours(d, columns_of(d, conv.groups), target)
-        self.copied = reads and wants_copy(x, grad, neighbours=neighbours)
-        last = d.last or neighbours
-        self.layout = packed(x.shape, x.dtype, channels_last=last) if self.copied or not reads else x
-        copy = d.channels * prod(d.space) * self.item * self.copied
-        self.weight_bytes = conv.out_channels * self.depth * self.item
-        fixed = MOST_WORKSPACES * ALIGNMENT + fixed_bytes + self.weight_bytes
-        self.images, self.pixels = self._block_size(fixed, image_bytes + copy)
-        self.space = plan.workspace(self.images * copy) if self.copied else NULL
-        self.columns = plan.workspace(self.images * self.pixels * d.taps * d.channels * self.item)
-        self.weight = self._weights()
-
-    def _block_size(self, fixed: int, image: int) -> tuple[int, int]:
-        """Return how many images, and pixels of each, a block has; `image` are the bytes of one besides its columns."""
-        d, limit = self.conv.d, self.conv.workspace
-        pixel = d.taps * d.channels * self.item
-        least = fixed + image + min(d.pixels, FEWEST_PIXELS) * pixel
-        if limit is not None and limit < least:
-            raise InvalidArgument("workspace", f"be at least {least} bytes here", limit)
-        room = COLUMN_BYTES if limit is None else min(COLUMN_BYTES, limit - fixed - image)
-        pixels = max(min(d.pixels, FEWEST_PIXELS), min(d.pixels, room // pixel))
-        if pixels < d.pixels:
-            return 1, pixels
-        images = max(1, COLUMN_BYTES // (pixel * pixels))
-        if limit is not None:
-            images = min(images, max(1, (limit - fixed) // (image + pixel * pixels)))
-        return min(d.batch, images), pixels
-
-    def _weights(self) -> Slot:
-        """Return the slot of the weights with the channel fastest."""
-        if self.conv.d.taps == 1:
-            return self.slots.weight
-        to = self.plan.workspace(self.weight_bytes)
-        tap_fastest, channel_fastest = self.weight_layouts(self.conv.d.dtype)
-        add_copy(self.plan, self.target, (self.slots.weight, tap_fastest), (to, channel_fastest))
-        return to
-
-    def weight_layouts(self, dtype: str) -> tuple[Image, Image]:
-        """Return weights as (outputs, channels, taps): as the caller has them, and with the channel fastest."""
-        shape = (self.conv.out_channels, self.conv.d.channels // self.conv.groups, self.conv.d.taps)
-        return packed(shape, self.conv.d.dtype, channels_last=False), packed(shape, dtype, channels_last=True)
-
-    def rounds(self) -> Iterator[tuple[int, int, list[Block]]]:
-        """Yield (first image, images, blocks) after appending the copy of these images."""
-        d, x = self.conv.d, self.conv.input
-        for first in range(0, d.batch, self.images):
-            count = min(self.images, d.batch - first)
-            if self.copied:
-                source = self.slots.input.at(first * x.strides[0] * self.item)
-                to = (self.space, part(self.layout, count))
-                add_copy(self.plan, self.target, (source, part(x, count)), to)
-            starts = range(0, d.pixels, self.pixels)
-            yield first, count, [Block(first, count, at, min(self.pixels, d.pixels - at)) for at in starts]
-
-    def image(self, first: int) -> Slot:
-        """Return the slot of a round's images."""
-        return self.space if self.copied else self.slots.input.at(first * self.layout.strides[0] * self.item)
-
-    def visit(self, block: Block) -> Deformation:
-        """Return the deformation of a block."""
-        return self.conv.d._replace(batch=block.images, first=block.first_pixel, some=block.pixels)
-
-    def sample(self, block: Block) -> None:
-        """Append the columns of a block."""
-        d = self.visit(block)
-        offset, mask = coordinates_from(self.conv.d, block.first, self.slots.offset, self.slots.mask)
-        slots = (self.image(block.first), offset, mask, self.columns)
-        add_im2col(self.plan, self.target, d, part(self.layout, block.images), columns_of(d, self.conv.groups), slots)
-
-    def multiply(self, product: Product, *slots: Slot) -> None:
-        """Append a product."""
-        self.plan.multiply(Multiply(product, self.target.device), *slots)
-
-    def output_at(self, base: Slot, block: Block) -> Slot:
-        """Return the slot of a block's outputs, or of their gradients."""
-        batch, _, pixel = self.conv.output_strides
-        return base.at((block.first * batch + block.first_pixel * pixel) * self.item)
+def turned(strides: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the strides of the transposed matrices."""
+    row, column, matrix = strides
+    return column, row, matrix
 
 
 def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
     """Append the convolution."""
-    work = Work(plan, target, conv, slots)
-    d, item = conv.d, work.item
-    batch, channel, pixel = conv.output_strides
-    if slots.bias != NULL:
-        spread = Image(conv.output.shape, (0, 1, *(0,) * d.n), d.dtype)
-        add_copy(plan, target, (slots.bias, spread), (output, conv.output))
-    for _, _, blocks in work.rounds():
+    work = Work(plan, target, conv, slots, turns=conv.groups > 1)
+    d, depth = conv.d, work.depth
+    for first, count, blocks in work.rounds():
+        if slots.bias != NULL:
+            goal = part(work.outputs.layout, count)
+            spread = Image(goal.shape, (0, 1, *(0,) * d.n), d.dtype)
+            add_copy(plan, target, (slots.bias, spread), (work.outputs.at(output, first), goal))
         for block in blocks:
             work.sample(block)
-            size = block.pixels * work.depth  # of a group's columns
-            together = conv.groups == 1
+            of = work.operands(block)
             product = Product(
-                *(d.dtype, d.dtype, (block.pixels, work.outputs, work.depth)),
-                block.images if together else conv.groups,
-                a=(work.depth, 1, size),
-                b=(1, work.depth, 0 if together else work.outputs * work.depth),
-                c=(pixel, channel, batch if together else work.outputs * channel),
+                *(d.dtype, d.dtype, (of.pixels, work.outputs_of_group, depth), of.matrices),
+                a=of.columns,
+                b=(1, depth, of.weights),
+                c=of.outputs,
                 add=slots.bias != NULL,
                 tf32=conv.tf32,
             )
-            for i in range(1 if together else block.images):
-                columns = work.columns.at(i * conv.groups * size * item)
-                to = work.output_at(output, block).at(i * batch * item)
-                work.multiply(product, columns, work.weight, to)
+            to = work.outputs.at(output, block.first, block.first_pixel)
+            plan.multiply(Multiply(product, target.device), work.columns, work.weight, to)
+        work.outputs.move(output, first, count, back=True)
 
 
 class _Backward:
@@ -197,20 +55,17 @@ class _Backward:
         self.final, self.grad = gradient_layouts(d, target, columns_of(d, conv.groups))
         self.slopes = results.offset != NULL or results.mask != NULL
         self.image_bytes = self.grad.strides[0] * wide * (results.input != NULL and self.grad != self.final)
-        self.turned = packed(conv.output.shape, d.dtype, channels_last=True)
         weights = conv.out_channels * d.taps * (d.channels // conv.groups) * wide * (results.weight != NULL)
-        turns = bool(weights) and conv.groups == 1 and d.batch > 1 and conv.output.strides != self.turned.strides
-        turned_bytes = self.turned.strides[0] * itemsize(d.dtype) * turns
         reads = self.slopes or results.weight != NULL
         self.work = Work(
             *(plan, target, conv, slots),
             reads=reads,
+            turns=bool(weights) or conv.groups > 1,
             grad=None if results.input == NULL else self.grad,
-            image_bytes=self.image_bytes + turned_bytes,
+            image_bytes=self.image_bytes,
             fixed_bytes=weights,
         )
         self.total = plan.workspace(self.work.images * self.image_bytes) if self.image_bytes else NULL
-        self.space = plan.workspace(self.work.images * turned_bytes) if turns and self.work.images > 1 else NULL
         self.weights = plan.workspace(weights) if weights else NULL
         if weights:
             plan.zero(self.weights, weights, target.device)
@@ -219,6 +74,7 @@ class _Backward:
         """Append all launches."""
         work, results, d = self.work, self.results, self.conv.d
         for first, count, blocks in work.rounds():
+            work.outputs.move(self.grad_output, first, count, back=False)
             goal = results.input.at(first * self.final.strides[0] * work.item)
             added = self.total if self.image_bytes else goal
             if added != NULL:
@@ -259,50 +115,39 @@ class _Backward:
 
     def _multiply_columns(self, block: Block) -> None:
         """Append columns = grad_output @ weights."""
-        work, conv = self.work, self.conv
-        batch, channel, pixel = conv.output_strides
-        size, together = block.pixels * work.depth, conv.groups == 1
+        work, d, of = self.work, self.conv.d, self.work.operands(block)
         product = Product(
-            *(conv.d.dtype, conv.d.dtype, (block.pixels, work.depth, work.outputs)),
-            block.images if together else conv.groups,
-            a=(pixel, channel, batch if together else work.outputs * channel),
-            b=(work.depth, 1, 0 if together else work.outputs * work.depth),
-            c=(work.depth, 1, size),
+            *(d.dtype, d.dtype, (of.pixels, work.depth, work.outputs_of_group), of.matrices),
+            a=of.outputs,
+            b=(work.depth, 1, of.weights),
+            c=of.columns,
             add=False,
             tf32=self.conv.tf32,
         )
-        for i in range(1 if together else block.images):
-            grad = work.output_at(self.grad_output, block).at(i * batch * work.item)
-            work.multiply(product, grad, work.weight, work.columns.at(i * conv.groups * size * work.item))
+        self._multiply(product, self._grad_of(block), work.weight, work.columns)
 
     def _multiply_weights(self, block: Block) -> None:
         """Append weights += grad_output.T @ columns.
 
-        Without groups the pixels of all images are one sum, where they are evenly spaced in memory: the length of a sum
-        can occupy a GPU, where the size of the weights cannot. Else one image after the other adds to the same sums.
+        The pixels of all images are one sum: its length can occupy a GPU, where the size of the weights cannot.
         """
-        work, conv = self.work, self.conv
-        grad, (batch, channel, pixel) = work.output_at(self.grad_output, block), conv.output_strides
-        if self.space != NULL:
-            source = (grad, part(conv.output, block.images))
-            add_copy(work.plan, work.target, source, (self.space, part(self.turned, block.images)))
-            grad, (batch, channel, pixel) = self.space, (self.turned.strides[0], 1, conv.out_channels)
-        together = conv.groups == 1 and batch == block.pixels * pixel
-        size = block.pixels * work.depth
+        work, d, of = self.work, self.conv.d, self.work.operands(block)
         product = Product(
-            conv.d.dtype,
-            accumulator(conv.d.dtype),
-            (work.outputs, work.depth, block.pixels * (block.images if together else 1)),
-            conv.groups,
-            a=(channel, pixel, work.outputs * channel),
-            b=(work.depth, 1, size),
-            c=(work.depth, 1, work.outputs * work.depth),
+            *(d.dtype, accumulator(d.dtype), (work.outputs_of_group, work.depth, of.pixels), of.matrices),
+            a=turned(of.outputs),
+            b=of.columns,
+            c=(work.depth, 1, of.weights),
             add=True,
             tf32=self.conv.tf32,
         )
-        for i in range(1 if together else block.images):
-            columns = work.columns.at(i * conv.groups * size * work.item)
-            work.multiply(product, grad.at(i * batch * work.item), columns, self.weights)
+        self._multiply(product, self._grad_of(block), work.columns, self.weights)
+
+    def _grad_of(self, block: Block) -> Slot:
+        """Return the slot of the outputs' gradients."""
+        return self.work.outputs.at(self.grad_output, block.first, block.first_pixel)
+
+    def _multiply(self, product: Product, *slots: Slot) -> None:
+        self.work.plan.multiply(Multiply(product, self.work.target.device), *slots)
 
 
 def plan_backward(

@@ -1,10 +1,9 @@
 """How a deformable convolution whose channels are groups of their own is launched on a GPU, without columns."""
 
 from collections.abc import Iterator
-from math import prod
-from typing import NamedTuple
 
 from cudakit.array import itemsize
+from cudakit.conv_blocks import Outputs
 from cudakit.conv_cut import Convolution
 from cudakit.conv_plan import Slots
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
@@ -56,18 +55,6 @@ def _as_columns(y: Image) -> Columns:
     return Columns((y.strides[0], y.strides[1], 0, y.strides[-1]), y.shape[1])
 
 
-class _Copied(NamedTuple):
-    """An image or output as kernels take it: as it is, or with its channels side by side in a copy."""
-
-    layout: Image
-    copied: bool
-
-    @property
-    def bytes(self) -> int:
-        """Temporary memory of one image."""
-        return prod(self.layout.shape[1:]) * itemsize(self.layout.dtype) * self.copied
-
-
 class _Work:
     """What the launches of one call share.
 
@@ -106,17 +93,15 @@ class _Work:
         self.vectors = wants_neighbours(d, _as_columns(last), target)
         apart = wants_copy(x, grad, neighbours=False)
         image = packed(x.shape, d.dtype, channels_last=d.last or self.vectors)
-        copied = reads and (apart or self._scattered(x))
-        self.x = _Copied(image if copied or not reads else x, copied)
-        self.y = _Copied(last, True) if self._scattered(y) else _Copied(y, False)
-        self.weight_bytes = d.channels * d.taps * self.item
-        image_bytes += self.x.bytes + self.y.bytes
-        fixed_bytes += WORKSPACES * ALIGNMENT + self.weight_bytes
-        self.images = self._images(image_bytes, fixed_bytes)
-        self.space, self.outputs = (
-            plan.workspace(self.images * one.bytes) if one.copied else NULL for one in (self.x, self.y)
-        )
-        self.weight = plan.workspace(self.weight_bytes)
+        self.copied = reads and (apart or self._scattered(x))
+        self.image = image if self.copied or not reads else x
+        copied, turned = image.strides[0] * self.item * self.copied, self._scattered(y)
+        weight_bytes = d.channels * d.taps * self.item
+        fixed_bytes += WORKSPACES * ALIGNMENT + weight_bytes
+        self.images = self._images(image_bytes + copied + last.strides[0] * self.item * turned, fixed_bytes)
+        self.space = plan.workspace(self.images * copied) if copied else NULL
+        self.outputs = Outputs(plan, target, y, last if turned else None, self.images)
+        self.weight = plan.workspace(weight_bytes)
         source, goal = self.weight_layouts
         add_copy(plan, target, (slots.weight, source), (self.weight, goal))
 
@@ -146,28 +131,16 @@ class _Work:
         for first in range(0, self.conv.d.batch, self.images):
             count = min(self.images, self.conv.d.batch - first)
             source = self.slots.input.at(first * x.strides[0] * self.item)
-            if self.x.copied:
-                goal = (self.space, part(self.x.layout, count))
+            if self.copied:
+                goal = (self.space, part(self.image, count))
                 add_copy(self.plan, self.target, (source, part(x, count)), goal)
-            yield first, count, self.space if self.x.copied else source
-
-    def output_at(self, base: Slot, first: int) -> Slot:
-        """Return the slot of a round's outputs, which begin with image `first`, as kernels take them."""
-        return self.outputs if self.y.copied else base.at(first * self.conv.output.strides[0] * self.item)
-
-    def copy_outputs(self, base: Slot, first: int, count: int, *, taken: bool) -> None:
-        """Append the copy of a round's outputs to where kernels take them, or from there, if there is one."""
-        if self.y.copied:
-            y = self.conv.output
-            users = (base.at(first * y.strides[0] * self.item), part(y, count))
-            kernels = (self.outputs, part(self.y.layout, count))
-            add_copy(self.plan, self.target, *((users, kernels) if taken else (kernels, users)))
+            yield first, count, self.space if self.copied else source
 
     def form(self, places: int) -> Form:
         """Return how threads share out the channels of so many places."""
         d = self.conv.d
         count = d.channels // d.groups
-        form = choose_form(d, self.x.layout, _as_columns(self.y.layout), self.target, count)
+        form = choose_form(d, self.image, _as_columns(self.outputs.layout), self.target, count)
         return form if form.lanes == 1 else form._replace(lanes=cuda_lanes(count, form.vector, places))
 
     def launch(
@@ -176,7 +149,7 @@ class _Work:
         """Append a launch that visits so many places in blocks of channels; `slots` are its pointers."""
         blocks = self.blocks(form)
         items = places * blocks * d.groups
-        x, y = self.x.layout, part(self.y.layout, d.batch)
+        x, y = self.image, part(self.outputs.layout, d.batch)
         sizes = (items * form.lanes, chunks * d.taps * d.channels)
         defined = constants(d, form, (x.shape, x.strides), (y.shape, y.strides), *(((size,), (1,)) for size in sizes))
         strides = (*y.strides[:2], y.strides[-1])
@@ -196,9 +169,9 @@ def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, ou
     for first, count, image in work.rounds():
         offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
         places = count * d.pixels
-        pointers = (image, offset, mask, work.weight, slots.bias, work.output_at(output, first), NULL)
+        pointers = (image, offset, mask, work.weight, slots.bias, work.outputs.at(output, first), NULL)
         work.launch(FORWARD, work.form(places), places, d.part(count), *pointers)
-        work.copy_outputs(output, first, count, taken=False)
+        work.outputs.move(output, first, count, back=True)
 
 
 class _Backward:
@@ -242,8 +215,8 @@ class _Backward:
         """Append all launches."""
         work = self.work
         for first, count, image in work.rounds():
-            work.copy_outputs(self.grad_output, first, count, taken=True)
-            grad = work.output_at(self.grad_output, first)
+            work.outputs.move(self.grad_output, first, count, back=False)
+            grad = work.outputs.at(self.grad_output, first)
             if self.slopes or self.results.input != NULL:
                 self._add_gradients(first, count, image, grad)
             if self.results.weight != NULL:
@@ -272,8 +245,8 @@ class _Backward:
             grad_offset=grads[0],
             grad_mask=grads[1],
         )
-        y = part(work.y.layout, count)
-        layouts = (part(work.x.layout, count), part(self.grad, count), _as_columns(y))
+        y = part(work.outputs.layout, count)
+        layouts = (part(work.image, count), part(self.grad, count), _as_columns(y))
         add_gradients(plan, target, d.part(count), *layouts, slots)
         if self.image_bytes:
             add_copy(plan, target, (self.total, part(self.grad, count)), (goal, part(self.final, count)))

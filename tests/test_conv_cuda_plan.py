@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from cudakit import conv_cuda_plan, conv_ops, layout, product
+from cudakit import conv_blocks, conv_cuda_plan, conv_ops, layout, product
 
 from .conftest import Arrays, devices, forget
 from .deformable_problems import Geometry, call, check, draw
@@ -29,7 +29,7 @@ EVERY_CASE = pytest.mark.parametrize(("geometry", "size"), CASES, ids=lambda x: 
 @pytest.fixture(autouse=True)
 def blocks(size: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Plan with blocks of that size, and as few lanes as for large problems."""
-    monkeypatch.setattr(conv_cuda_plan, "COLUMN_BYTES", size)
+    monkeypatch.setattr(conv_blocks, "COLUMN_BYTES", size)
     monkeypatch.setattr(layout, "CUDA_THREADS", 1)
     forget()
     yield
@@ -60,9 +60,17 @@ def test_needs(arrays: Arrays, rng: np.random.Generator, geometry: Geometry, siz
 
 
 @pytest.mark.parametrize("size", [1 << 21])
+@pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("last", [False, True], ids=["channels_first", "channels_last"])
-def test_the_pixels_of_all_images_are_one_sum(
-    arrays: Arrays, rng: np.random.Generator, size: int, last: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("operator", ["deform_conv", "deform_conv_backward"])
+def test_all_images_and_groups_are_one_product(
+    arrays: Arrays,
+    rng: np.random.Generator,
+    size: int,
+    operator: str,
+    last: bool,
+    groups: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if arrays.device == "cpu":
         pytest.skip("a CPU multiplies tile by tile")
@@ -73,9 +81,17 @@ def test_the_pixels_of_all_images_are_one_sum(
         return product.Multiply(one, device)
 
     monkeypatch.setattr(conv_cuda_plan, "Multiply", noted)
-    problem = draw(rng, Geometry((13, 11), (3, 3), padding=1, batch=5, channels=12, out_channels=9))
+    problem = draw(rng, Geometry((13, 11), (3, 3), padding=1, groups=groups, batch=5, channels=12, out_channels=9))
     if last:
-        check_channels_last(arrays, "deform_conv_backward", problem, lambda array: array)
+        check_channels_last(arrays, operator, problem, lambda array: array)
     else:
-        check(arrays, "deform_conv_backward", problem.on(arrays))
-    assert (9, 12 * 9, 5 * 13 * 11) in [one.sizes for one in products]
+        check(arrays, operator, problem.on(arrays))
+    pixels, outputs, depth = 5 * 13 * 11, 9 // groups, 12 // groups * 9
+    if "backward" in operator:
+        expected = [(pixels, depth, outputs), (outputs, depth, pixels)]
+    elif groups == 1 and not last:
+        expected = [(pixels // 5, outputs, depth)]
+    else:
+        expected = [(pixels, outputs, depth)]
+    assert [one.sizes for one in products] == expected
+    assert {one.batch for one in products} == {groups if expected[0][0] == pixels else 5}
