@@ -45,7 +45,7 @@ SETTINGS = [
 
 
 class DeformSetting(NamedTuple):
-    """The same for the deformable operators; the groups are of offsets, and now and then of the convolution."""
+    """The same for the deformable operators; the groups are of offsets, now and then also of the convolution."""
 
     dtype: str
     offset_dtype: str
@@ -177,7 +177,7 @@ class Fuzzer:
         """Call the deformable operators and their gradients."""
         dtype, offset_dtype, n, channels, groups, data_format = setting
         sizes, kernel, *places, out = self.window(n)
-        taps, batch, group = prod(kernel), int(self.rng.integers(1, 4)), int(self.rng.choice((1, groups)))
+        taps, batch, group = prod(kernel), int(self.rng.integers(1, 4)), int(self.rng.choice((1, groups, channels)))
 
         def shape(count: int, space: tuple[int, ...]) -> tuple[int, ...]:
             return (batch, *space, count) if data_format == "channels_last" else (batch, count, *space)
@@ -192,7 +192,7 @@ class Fuzzer:
         grad = self.array(columns.shape, dtype)
         run(cudakit.deform_im2col_backward, grad, x, offset, kernel, *places, needs=needs, **options)
 
-        count = group * int(self.rng.choice((1, 3, 20, 150)))
+        count = group * int(self.rng.choice((1, 2) if group == channels else (1, 3, 20, 150)))
         weight = self.array((count, channels // group, *kernel), dtype)
         arguments = (x, offset, weight, self.array((count,), dtype) if self.rng.integers(2) else None, *places)
         convolve = getattr(cudakit, f"deform_conv{n}d")
