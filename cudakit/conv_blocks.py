@@ -7,7 +7,6 @@ pixels of one, so that memory does not grow with the batch.
 """
 
 from collections.abc import Iterator
-from math import prod
 from typing import NamedTuple
 
 from cudakit.array import itemsize
@@ -44,8 +43,8 @@ class Operands(NamedTuple):
     weights: int  # from one matrix to the next
 
 
-class Outputs:
-    """Outputs, or their gradients, as kernels and products take them: where the caller has them, or copied.
+class Staged:
+    """Images as kernels and products take them: where the caller has them, or some at a time in a copy.
 
     Parameters
     ----------
@@ -56,7 +55,7 @@ class Outputs:
     copy : Image, optional
         How they are copied, if they are.
     images : int
-        How many are copied at a time.
+        How many are copied at a time, in rounds.
     """
 
     def __init__(self, plan: Plan, target: Target, users: Image, copy: Image | None, images: int) -> None:
@@ -66,15 +65,15 @@ class Outputs:
         self.layout = copy or users
 
     def at(self, base: Slot, first: int, pixel: int = 0) -> Slot:
-        """Return the slot of a round's outputs from this image and pixel on; `base` is the caller's."""
+        """Return the slot of a round's images from the first and from this pixel on; `base` is the caller's."""
         return self._space if self._copy else self._of_user(base, first, pixel)
 
     def _of_user(self, base: Slot, first: int, pixel: int = 0) -> Slot:
         strides = self._users.strides
         return base.at((first * strides[0] + pixel * strides[-1]) * self._item)
 
-    def move(self, base: Slot, first: int, count: int, *, back: bool) -> None:
-        """Append the copy of a round's outputs from the caller's, or `back` there, if they are copied."""
+    def move(self, base: Slot, first: int, count: int, *, back: bool = False) -> None:
+        """Append the copy of a round's images from the caller's, or `back` there, if they are copied."""
         if self._copy:
             ends = (self._of_user(base, first), part(self._users, count)), (self._space, part(self._copy, count))
             add_copy(self._plan, self._target, *(ends[::-1] if back else ends))
@@ -129,18 +128,17 @@ class Work:
         self.depth = d.taps * d.channels // conv.groups
         self.outputs_of_group = conv.out_channels // conv.groups
         neighbours = wants_neighbours(d, columns_of(d, conv.groups), target)
-        self.copied = reads and wants_copy(x, grad, neighbours=neighbours)
-        last = d.last or neighbours
-        self.layout = packed(x.shape, x.dtype, channels_last=last) if self.copied or not reads else x
-        copy = d.channels * prod(d.space) * self.item * self.copied
+        copied = reads and wants_copy(x, grad, neighbours=neighbours)
+        image = packed(x.shape, x.dtype, channels_last=d.last or neighbours)
+        image_bytes += image.strides[0] * self.item * copied
         turned = packed(conv.output.shape, d.dtype, channels_last=True)
         turns = turns and d.batch > 1 and conv.output.strides != turned.strides
         image_bytes += turned.strides[0] * self.item * turns
         self.weight_bytes = conv.out_channels * self.depth * self.item
         fixed = MOST_WORKSPACES * ALIGNMENT + fixed_bytes + self.weight_bytes
-        self.images, self.pixels = self._block_size(fixed, image_bytes + copy)
-        self.space = plan.workspace(self.images * copy) if self.copied else NULL
-        self.outputs = Outputs(plan, target, conv.output, turned if turns and self.images > 1 else None, self.images)
+        self.images, self.pixels = self._block_size(fixed, image_bytes)
+        self.inputs = Staged(plan, target, x if reads else image, image if copied else None, self.images)
+        self.outputs = Staged(plan, target, conv.output, turned if turns and self.images > 1 else None, self.images)
         self.columns = plan.workspace(self.images * self.pixels * d.taps * d.channels * self.item)
         self.weight = self._weights()
 
@@ -176,19 +174,16 @@ class Work:
 
     def rounds(self) -> Iterator[tuple[int, int, list[Block]]]:
         """Yield (first image, images, blocks) after appending the copy of these images."""
-        d, x = self.conv.d, self.conv.input
+        d = self.conv.d
         for first in range(0, d.batch, self.images):
             count = min(self.images, d.batch - first)
-            if self.copied:
-                source = self.slots.input.at(first * x.strides[0] * self.item)
-                to = (self.space, part(self.layout, count))
-                add_copy(self.plan, self.target, (source, part(x, count)), to)
+            self.inputs.move(self.slots.input, first, count)
             starts = range(0, d.pixels, self.pixels)
             yield first, count, [Block(first, count, at, min(self.pixels, d.pixels - at)) for at in starts]
 
     def image(self, first: int) -> Slot:
         """Return the slot of a round's images."""
-        return self.space if self.copied else self.slots.input.at(first * self.layout.strides[0] * self.item)
+        return self.inputs.at(self.slots.input, first)
 
     def visit(self, block: Block) -> Deformation:
         """Return the deformation of a block."""
@@ -199,7 +194,9 @@ class Work:
         d = self.visit(block)
         offset, mask = coordinates_from(self.conv.d, block.first, self.slots.offset, self.slots.mask)
         slots = (self.image(block.first), offset, mask, self.columns)
-        add_im2col(self.plan, self.target, d, part(self.layout, block.images), columns_of(d, self.conv.groups), slots)
+        add_im2col(
+            self.plan, self.target, d, part(self.inputs.layout, block.images), columns_of(d, self.conv.groups), slots
+        )
 
     def operands(self, block: Block) -> Operands:
         """Return how a block's products see their operands."""

@@ -74,7 +74,7 @@ class _Backward:
         """Append all launches."""
         work, results, d = self.work, self.results, self.conv.d
         for first, count, blocks in work.rounds():
-            work.outputs.move(self.grad_output, first, count, back=False)
+            work.outputs.move(self.grad_output, first, count)
             goal = results.input.at(first * self.final.strides[0] * work.item)
             added = self.total if self.image_bytes else goal
             if added != NULL:
@@ -106,7 +106,7 @@ class _Backward:
                 grad_offset=grads[0],
                 grad_mask=grads[1],
             )
-            x, grad = part(work.layout, block.images), part(self.grad, block.images)
+            x, grad = part(work.inputs.layout, block.images), part(self.grad, block.images)
             add_gradients(work.plan, work.target, d, x, grad, columns_of(d, self.conv.groups), slots)
         else:
             work.sample(block)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from cudakit.array import itemsize
-from cudakit.conv_blocks import Outputs
+from cudakit.conv_blocks import Staged
 from cudakit.conv_cut import Convolution
 from cudakit.conv_plan import Slots
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
@@ -93,14 +93,12 @@ class _Work:
         self.vectors = wants_neighbours(d, _as_columns(last), target)
         apart = wants_copy(x, grad, neighbours=False)
         image = packed(x.shape, d.dtype, channels_last=d.last or self.vectors)
-        self.copied = reads and (apart or self._scattered(x))
-        self.image = image if self.copied or not reads else x
-        copied, turned = image.strides[0] * self.item * self.copied, self._scattered(y)
+        copied, turned = reads and (apart or self._scattered(x)), self._scattered(y)
+        image_bytes += (image.strides[0] * copied + last.strides[0] * turned) * self.item
         weight_bytes = d.channels * d.taps * self.item
-        fixed_bytes += WORKSPACES * ALIGNMENT + weight_bytes
-        self.images = self._images(image_bytes + copied + last.strides[0] * self.item * turned, fixed_bytes)
-        self.space = plan.workspace(self.images * copied) if copied else NULL
-        self.outputs = Outputs(plan, target, y, last if turned else None, self.images)
+        self.images = self._images(image_bytes, fixed_bytes + WORKSPACES * ALIGNMENT + weight_bytes)
+        self.inputs = Staged(plan, target, x if reads else image, image if copied else None, self.images)
+        self.outputs = Staged(plan, target, y, last if turned else None, self.images)
         self.weight = plan.workspace(weight_bytes)
         source, goal = self.weight_layouts
         add_copy(plan, target, (slots.weight, source), (self.weight, goal))
@@ -127,20 +125,16 @@ class _Work:
 
     def rounds(self) -> Iterator[tuple[int, int, Slot]]:
         """Yield (first image, images, slot of these images) after appending their copy."""
-        x = self.conv.input
         for first in range(0, self.conv.d.batch, self.images):
             count = min(self.images, self.conv.d.batch - first)
-            source = self.slots.input.at(first * x.strides[0] * self.item)
-            if self.copied:
-                goal = (self.space, part(self.image, count))
-                add_copy(self.plan, self.target, (source, part(x, count)), goal)
-            yield first, count, self.space if self.copied else source
+            self.inputs.move(self.slots.input, first, count)
+            yield first, count, self.inputs.at(self.slots.input, first)
 
     def form(self, places: int) -> Form:
         """Return how threads share out the channels of so many places."""
         d = self.conv.d
         count = d.channels // d.groups
-        form = choose_form(d, self.image, _as_columns(self.outputs.layout), self.target, count)
+        form = choose_form(d, self.inputs.layout, _as_columns(self.outputs.layout), self.target, count)
         return form if form.lanes == 1 else form._replace(lanes=cuda_lanes(count, form.vector, places))
 
     def launch(
@@ -149,7 +143,7 @@ class _Work:
         """Append a launch that visits so many places in blocks of channels; `slots` are its pointers."""
         blocks = self.blocks(form)
         items = places * blocks * d.groups
-        x, y = self.image, part(self.outputs.layout, d.batch)
+        x, y = self.inputs.layout, part(self.outputs.layout, d.batch)
         sizes = (items * form.lanes, chunks * d.taps * d.channels)
         defined = constants(d, form, (x.shape, x.strides), (y.shape, y.strides), *(((size,), (1,)) for size in sizes))
         strides = (*y.strides[:2], y.strides[-1])
@@ -215,7 +209,7 @@ class _Backward:
         """Append all launches."""
         work = self.work
         for first, count, image in work.rounds():
-            work.outputs.move(self.grad_output, first, count, back=False)
+            work.outputs.move(self.grad_output, first, count)
             grad = work.outputs.at(self.grad_output, first)
             if self.slopes or self.results.input != NULL:
                 self._add_gradients(first, count, image, grad)
@@ -246,7 +240,7 @@ class _Backward:
             grad_mask=grads[1],
         )
         y = part(work.outputs.layout, count)
-        layouts = (part(work.image, count), part(self.grad, count), _as_columns(y))
+        layouts = (part(work.inputs.layout, count), part(self.grad, count), _as_columns(y))
         add_gradients(plan, target, d.part(count), *layouts, slots)
         if self.image_bytes:
             add_copy(plan, target, (self.total, part(self.grad, count)), (goal, part(self.final, count)))
