@@ -115,7 +115,7 @@ def strided_spec(x: Any, aligned: bool = True) -> Spec:
     """Return what an array of NumPy's or CuPy's looks like: any strides, and ml_dtypes' bfloat16 included."""
     dtype = x.dtype
     name = _NUMPY_NAMES.get(dtype) or str(dtype)
-    item = dtype.itemsize
+    item = dtype.itemsize or 1  # of a dtype that will be refused
     if not dtype.isnative:
         raise InvalidArgument("{}", "be in native byte order", dtype.str, TypeError)
     whole = not any(stride % item for stride in x.strides)
@@ -155,7 +155,7 @@ numpy_pointer = _field_pointer if _field_holds() else _interface_pointer
 
 def dlpack_pointer(x: Any) -> int:
     """Return the address of a DLPack producer's memory."""
-    return dlpack.place(x)[0]
+    return dlpack.place(x)
 
 
 def dlpack_view(x: Any) -> View:

@@ -1,13 +1,13 @@
 """Shape, dtype and value checks: the one place that writes such messages."""
 
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from operator import index
 from typing import Any
 
 import numpy as np
 
 from cudakit.array import Spec
-from cudakit.errors import InvalidArgument
+from cudakit.errors import UNREADABLE, InvalidArgument
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 HALF = ("float16", "bfloat16")
@@ -37,7 +37,10 @@ def names(argument: str, value: object, allowed: Collection[str]) -> tuple[str, 
     rule = f"hold only names from {tuple(allowed)}"
     if isinstance(value, str) or not isinstance(value, Collection) or getattr(value, "shape", None) == ():
         raise InvalidArgument(argument, rule, shown(value), TypeError)
-    given = list(value)
+    try:
+        given = list(value)
+    except UNREADABLE:
+        raise InvalidArgument(argument, rule, shown(value), TypeError) from None
     if not all(isinstance(name, str) and name in allowed for name in given):
         raise InvalidArgument(argument, rule, shown(value))
     return tuple(name for name in allowed if name in given)
@@ -49,10 +52,10 @@ def integers(
     """Check a sequence of integers, and return it as a tuple of ints; `instead` is what the caller gave."""
     came = value if instead is None else instead
     try:
-        if isinstance(value, (bytes, bytearray, Set)):  # numbers, but in no order or of another meaning
+        if isinstance(value, (bytes, bytearray, Set, Mapping)):  # numbers, but in no order or of another meaning
             raise TypeError
         numbers = tuple(_integer(number) for number in value)
-    except (TypeError, AttributeError):
+    except UNREADABLE:
         raise InvalidArgument(argument, rule, shown(came), TypeError) from None
     if len(numbers) not in length or any(number < minimum for number in numbers):
         raise InvalidArgument(argument, rule, shown(came))

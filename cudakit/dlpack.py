@@ -25,6 +25,18 @@ _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c
 _bytes_at = ctypes.string_at
 
 
+class _Held(int):
+    """An address that keeps the capsule which it comes from: the memory may be the capsule's own."""
+
+    capsule: Any
+
+
+def _held(capsule: Any, address: int) -> _Held:
+    held = _Held(address)
+    held.capsule = capsule
+    return held
+
+
 def _header(x: Any) -> tuple[Any, tuple[int, ...]]:
     """Return a producer's capsule, which must be kept while it is read, and the fields of its ``DLTensor``."""
     try:
@@ -36,10 +48,10 @@ def _header(x: Any) -> tuple[Any, tuple[int, ...]]:
     return capsule, _TENSOR.unpack(_bytes_at(address, _TENSOR.size))
 
 
-def place(x: Any) -> tuple[int, int, int]:
-    """Return where a producer's memory is: address, device type and device ordinal."""
-    _, (data, kind, index, *_, offset) = _header(x)
-    return data + offset, kind, index
+def place(x: Any) -> int:
+    """Return the address of a producer's memory, which exists as long as the address does."""
+    capsule, (data, *_, offset) = _header(x)
+    return _held(capsule, data + offset)
 
 
 def read(x: Any) -> tuple[int, tuple[int, ...], tuple[int, ...] | None, str, int, int]:
@@ -48,11 +60,12 @@ def read(x: Any) -> tuple[int, tuple[int, ...], tuple[int, ...] | None, str, int
     Returns
     -------
     tuple
-        (address, shape, strides in elements or None for C order, dtype name, device type, device ordinal).
+        (address, shape, strides in elements or None for C order, dtype name, device type, device ordinal). The memory
+        exists as long as the address does.
     """
-    _capsule, (data, kind, index, count, code, bits, _, shape, strides, offset) = _header(x)
+    capsule, (data, kind, index, count, code, bits, _, shape, strides, offset) = _header(x)
     numbers = struct.Struct(f"{count}q")
     sizes = numbers.unpack(_bytes_at(shape, numbers.size))
     steps = numbers.unpack(_bytes_at(strides, numbers.size)) if strides else None
     name = _KINDS.get(code, f"type{code}_") + ("" if code == 6 else str(bits))
-    return data + offset, sizes, steps, name, kind, index
+    return _held(capsule, data + offset), sizes, steps, name, kind, index

@@ -1,5 +1,11 @@
 """The exceptions that are cudakit's own, and the one that carries a failed check to the public function."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What things raise that are no arrays, or no sequences, though they look like it.
+UNREADABLE = (AttributeError, BufferError, RuntimeError, TypeError, ValueError)
+
 
 class CompileError(RuntimeError):
     """A compiler refused a kernel.
@@ -33,9 +39,18 @@ class InvalidArgument(Exception):
     """An argument breaks a rule. The public function it was passed to adds its own name and raises `kind`."""
 
     def __init__(self, argument: str, rule: str, got: object, kind: type[Exception] = ValueError) -> None:
-        super().__init__(argument, rule, got)
+        # `Exception.__init__` is not called: it adds nothing, and `torch.compile` cannot trace it.
         self.argument, self.rule, self.got, self.kind = argument, rule, got, kind
 
     def named(self, function: str) -> Exception:
         """Return the exception to raise from the public function called `function`."""
         return self.kind(f"{function}: {self.argument} must {self.rule}, got {self.got}")
+
+
+@contextmanager
+def raised_by(name: str) -> Iterator[None]:
+    """Let what is refused inside say which public function or class refuses it."""
+    try:
+        yield
+    except InvalidArgument as error:
+        raise error.named(name) from None

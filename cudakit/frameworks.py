@@ -6,7 +6,7 @@ What differentiates has an adapter of its own above this.
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from math import prod
 from operator import attrgetter
 from typing import Any
@@ -59,7 +59,7 @@ def _numpy_framework() -> Framework:
         signature=attrgetter("shape", "strides", "dtype"),
         empty=lambda shape, dtype, _: _numpy_array(shape, dtype, "empty"),
         zeros=lambda shape, dtype, _: _numpy_array(shape, dtype, "zeros"),
-        contiguous=np.ascontiguousarray,
+        contiguous=partial(np.array, order="C"),  # also where only the stride of a single row is odd
         stream=_no_stream,
     )
 

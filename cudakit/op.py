@@ -14,13 +14,12 @@ import numpy as np
 
 from cudakit.adapters import adapter, is_traced
 from cudakit.array import CPU, Device, Framework, Spec, View, contiguous_strides
-from cudakit.errors import InvalidArgument
+from cudakit.errors import UNREADABLE, InvalidArgument
 from cudakit.frameworks import framework_of
 from cudakit.launch import get_num_threads
 from cudakit.plan import Output, Plan, Target
 
 PLANS = 4096  # kept at a time
-UNREADABLE = (AttributeError, BufferError, RuntimeError, TypeError, ValueError)  # what DLPack producers raise
 CONSTANT = frozenset((int, float, bool, str, type(None), *(np.dtype(code).type for code in np.typecodes["AllInteger"])))
 
 

@@ -188,10 +188,21 @@ def test_an_integer_that_changes_is_read_anew() -> None:
     assert cudakit.deform_im2col(x, np.zeros((1, 2, 3), np.float32), kernel).shape == (1, 2, 3)
 
 
-@pytest.mark.parametrize("size", [b"\x03", {3}, bytearray(b"\x03")])
+@pytest.mark.parametrize("size", [b"\x03", {3}, bytearray(b"\x03"), {3: 1}, memoryview(np.ones((2, 2)))])
 def test_what_is_no_tuple_of_integers(size: Any) -> None:
     with pytest.raises(TypeError, match="deform_im2col: kernel_size must be a positive int or a tuple of them, got"):
         cudakit.deform_im2col(np.ones((1, 1, 4), np.float32), np.zeros((1, 3, 2), np.float32), size)
+
+
+def test_names_that_cannot_be_read() -> None:
+    x, grid = np.ones((1, 1, 4, 4), np.float32), np.zeros((1, 4, 4, 2), np.float32)
+    with pytest.raises(TypeError, match="grid_sample_backward: needs must hold only names from"):
+        cudakit.grid_sample_backward(x, x, grid, needs=memoryview(np.ones((2, 2))))
+
+
+def test_elements_of_no_bytes() -> None:
+    with pytest.raises(TypeError, match="grid_sample: input must have a dtype among"):
+        cudakit.grid_sample(np.zeros((2, 3, 4, 5), "V0"), np.zeros((2, 3, 3, 2), np.float32))
 
 
 def test_threads_out_of_range() -> None:

@@ -117,6 +117,33 @@ def test_bfloat16_of_any_producer(turned: bool) -> None:
     np.testing.assert_array_equal(found.astype(np.float32), expected.float().numpy())
 
 
+def test_memory_that_belongs_to_an_export() -> None:
+    """What is exported may exist as long as its capsule alone."""
+
+    class Producer:
+        def __init__(self, array: Any) -> None:
+            self.array = array
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 1, 0
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return self.array.copy().__dlpack__(**options)
+
+    rng = np.random.default_rng(7)
+    for turn in (lambda x: x, np.asfortranarray, lambda x: x[..., ::2]):  # the last is copied before it is used
+        x, grid = turn(rng.random((1, 3, 300, 300), np.float32)), rng.random((1, 40, 40, 2), np.float32)
+        assert np.array_equal(cudakit.grid_sample(Producer(x), Producer(grid)), cudakit.grid_sample(x, grid))
+
+
+def test_one_packed_record() -> None:
+    """A single row lies no whole number of elements from the next, which there is not."""
+    record = np.zeros(1, [("label", "u1"), ("image", "f4", (3, 4, 5)), ("more", "u1")])
+    record["image"] = np.random.default_rng(8).random((3, 4, 5))
+    grid = np.zeros((1, 2, 2, 2), np.float32)
+    assert np.array_equal(cudakit.grid_sample(record["image"], grid), cudakit.grid_sample(record["image"].copy(), grid))
+
+
 def test_fields_of_packed_records() -> None:
     """Numbers that lie no whole number of them apart."""
     records = np.zeros((1, 2, 4, 4), [("flag", "u2"), ("value", "f4")])

@@ -71,6 +71,16 @@ def test_second_derivatives_are_refused_where_only_arguments_ask_for_them() -> N
         torch.autograd.grad(gradient.square().sum() + x.square().sum(), x)
 
 
+@pytest.mark.parametrize("asked", [0, 1], ids=["image", "grid"])
+@pytest.mark.parametrize("of", [0, 1], ids=["of the image's", "of the grid's"])
+def test_second_derivatives_are_refused_by_every_argument(of: int, asked: int) -> None:
+    """Or a penalty on gradients would silently count nothing in those of the other arguments."""
+    tensors = arrays(2)
+    slope = torch.autograd.grad(cudakit.grid_sample(*tensors).sum(), tensors, create_graph=True)[of]
+    with pytest.raises(RuntimeError, match="there are no second derivatives"):
+        torch.autograd.grad(slope.square().sum() + tensors[asked].square().sum(), tensors[asked])
+
+
 def test_gradients_of_gradients_are_refused() -> None:
     image, grid = arrays(2)
     found = cudakit.grid_sample_backward(cudakit.grid_sample(image, grid), image, grid)
@@ -133,6 +143,12 @@ def test_signs_that_are_put_off() -> None:
         (torch.complex(0 * output, output).conj() * weights).real.sum().backward()
         gradients.append(image.grad)
     torch.testing.assert_close(*gradients)
+
+
+def test_zeros_that_are_implied() -> None:
+    image, grid = (x.detach() for x in arrays(2))
+    zeros = torch._efficientzerotensor(image.shape, dtype=image.dtype)
+    assert torch.equal(cudakit.grid_sample(zeros, grid), torch.zeros_like(cudakit.grid_sample(image, grid)))
 
 
 def test_half_precision_keeps_coordinates_in_float32() -> None:

@@ -159,12 +159,40 @@ def test_layers_compile() -> None:
         ({"stride": 0}, "stride must be a positive int"),
         ({"groups": 0}, "groups must be a positive int, got 0"),
         ({"in_channels": 4.0}, "in_channels must be a positive int, got 4.0"),
+        ({"deform_groups": 0}, "deform_groups must be a positive int, got 0"),
+        ({"deform_groups": 3}, "in_channels must be divisible by deform_groups=3, got 4"),
     ],
 )
 def test_what_a_layer_refuses(arguments: dict[str, Any], message: str) -> None:
     usual = {"in_channels": 4, "out_channels": 4, "kernel_size": 3}
-    with pytest.raises((TypeError, ValueError), match=f"DeformConv2d: {message}"):
-        nn.DeformConv2d(**usual | arguments)
+    layer = nn.DeformConv2dPack if "deform_groups" in arguments else nn.DeformConv2d
+    with pytest.raises((TypeError, ValueError), match=f"{layer.__name__}: {message}"):
+        layer(**usual | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n": 1}, "n must be 2 or 3, got 1"),
+        ({"n": 4}, "n must be 2 or 3, got 4"),
+        ({"size": 3}, "size must be None or 2 positive ints, got 3"),
+        ({"size": (3, 0), "n": 2}, r"size must be None or 2 positive ints, got \(3, 0\)"),
+    ],
+)
+def test_what_a_spatial_transformer_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"SpatialTransformer: {message}"):
+        nn.SpatialTransformer(torch.nn.Flatten(), 4, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("n", "padding", "edges"), [(1, (0, 2), (0, 2)), (2, (0, 1, 2, 1), (1, 1, 0, 2)), (3, (0, 1, 2, 3, 0, 1), None)]
+)
+def test_pack_with_other_padding_at_the_end(n: int, padding: tuple[int, ...], edges: tuple[int, ...] | None) -> None:
+    layer = getattr(nn, f"DeformConv{n}dPack")(2, 3, 3, padding=padding)
+    image = torch.rand(2, 2, *(6, 5, 4)[:n])
+    padded = torch.nn.functional.pad(image, edges or (2, 1, 1, 0, 0, 3))
+    expected = getattr(torch.nn.functional, f"conv{n}d")(padded, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(image), expected)
 
 
 def test_sizes_of_a_layer_may_be_integers_of_numpy() -> None:

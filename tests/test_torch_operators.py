@@ -222,6 +222,33 @@ def test_second_derivatives_are_refused_by_transforms() -> None:
         torch.func.grad(lambda x: slope(x).sum())(image)
 
 
+def test_compiled_errors_of_options_name_them() -> None:
+    image, grid = torch.randn(1, 2, 4, 4), torch.zeros(1, 3, 3, 2)
+    with pytest.raises(Exception, match="grid_sample: mode must be one of"):
+        torch.compile(lambda: cudakit.grid_sample(image, grid, "nope"), fullgraph=True, backend="eager")()
+
+
+def test_compiled_autograd() -> None:
+    from torch._dynamo import compiled_autograd
+
+    image, grid = torch.randn(1, 2, 4, 4, requires_grad=True), torch.zeros(1, 3, 3, 2, requires_grad=True)
+    expected = torch.autograd.grad(cudakit.grid_sample(image, grid).sum(), (image, grid))
+    with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        cudakit.grid_sample(image, grid).sum().backward()
+    torch.testing.assert_close((image.grad, grid.grad), expected)
+
+
+def test_tensors_without_memory() -> None:
+    class Model(torch.nn.Module):
+        def forward(self, image: Any, grid: Any) -> Any:
+            return cudakit.grid_sample(image, grid)
+
+    image, grid = torch.empty(2, 3, 4, 5, device="meta"), torch.empty(2, 4, 3, 2, device="meta")
+    (found,) = torch.export.export(Model(), (image, grid)).graph_signature.user_outputs
+    assert found
+    assert torch.func.vmap(cudakit.grid_sample)(image[None], grid[None]).shape == (1, 2, 3, 4, 3)
+
+
 def test_fake_tensors() -> None:
     from torch._subclasses import FakeTensorMode
 

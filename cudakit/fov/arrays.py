@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 
 from cudakit import checks
 from cudakit.array import CPU, Framework, View, dlpack_view, host_array
-from cudakit.errors import InvalidArgument
+from cudakit.errors import UNREADABLE, InvalidArgument
 from cudakit.frameworks import framework_of
-from cudakit.op import UNREADABLE
 
 Floats = NDArray[np.float64]
 

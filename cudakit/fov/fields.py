@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from cudakit import checks
-from cudakit.errors import InvalidArgument
+from cudakit.errors import InvalidArgument, raised_by
 from cudakit.fov.arrays import Floats, returned
 from cudakit.fov.layers import Layer
 from cudakit.fov.stack import Stage, arrays, checked, trace
@@ -60,10 +60,8 @@ def sampling_positions(layers: Sequence[Layer], input_size: Any, at: Any) -> tup
     >>> positions.T, weights
     (array([[4., 5., 6.]]), array([1., 2., 1.]))
     """
-    try:
+    with raised_by("sampling_positions"):
         steps, unit = checked(layers, input_size, at)
-    except InvalidArgument as error:
-        raise error.named("sampling_positions") from None
     stages = trace(steps, unit)
     positions, weights = _merged(stages[-1]) if stages else (np.zeros((0, len(unit))), np.zeros(0))
     like = next(iter(arrays(layers)), None)
@@ -138,7 +136,7 @@ def effective_receptive_field(
     >>> (field * 9).round()  # 9 paths, of which 3 end at the centre
     array([0., 0., 1., 2., 3., 2., 1., 0., 0.])
     """
-    try:
+    with raised_by("effective_receptive_field"):
         steps, unit = checked(layers, input_size, at)
         channels = _integer("channels", channels, 1)
         repeats = _integer("repeats", repeats, 1)
@@ -148,8 +146,6 @@ def effective_receptive_field(
         for step in steps:
             if weights == "random" and isinstance(step, Convolution) and channels % step.groups:
                 raise InvalidArgument("channels", f"be a multiple of the {step.groups} offset groups", channels)
-    except InvalidArgument as error:
-        raise error.named("effective_receptive_field") from None
     field = np.zeros(steps[0].space)
     stages = trace(steps, unit)
     if stages and weights == "ones":

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cudakit.errors import InvalidArgument
+from cudakit.errors import InvalidArgument, raised_by
 from cudakit.fov.arrays import Floats, read
 
 
@@ -93,7 +93,7 @@ def moments(weights: Any, positions: Any = None) -> Moments:
     >>> found.centre, found.axes**2, round(found.size, 2)  # each layer adds 2/3 of a square pixel
     (array([ 9., 20.]), array([2., 2.]), 5.66)
     """
-    try:
+    with raised_by("moments"):
         values = _field("weights", weights)
         if positions is None:
             if values.ndim not in (1, 2, 3):
@@ -105,8 +105,6 @@ def moments(weights: Any, positions: Any = None) -> Moments:
             if places.ndim != 2 or values.shape != places.shape[:1]:
                 rule = "have shape (P, n) beside weights of shape (P,)"
                 raise InvalidArgument("positions", rule, f"{places.shape} beside {values.shape}")
-    except InvalidArgument as error:
-        raise error.named("moments") from None
     return _moments(values, places)
 
 
@@ -145,12 +143,10 @@ def overlap(first: Any, second: Any) -> float:
     >>> overlap(np.array([1.0, 1.0, 0.0]), np.array([0.0, 2.0, 2.0]))
     0.5
     """
-    try:
+    with raised_by("overlap"):
         p, q = _field("first", first), _field("second", second)
         if p.shape != q.shape:
             raise InvalidArgument("second", f"have the shape of first, {p.shape}", q.shape)
-    except InvalidArgument as error:
-        raise error.named("overlap") from None
     if not p.sum() or not q.sum():
         return 0.0
     return float(np.minimum(p / p.sum(), q / q.sum()).sum())

@@ -88,7 +88,8 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> Tensors:
         """Run the operator of the gradients."""
         op: Op = ctx.op
-        options, tensors = _needing(op, ctx.options, ctx.needs_input_grad[2:]), (grad, *ctx.saved_tensors)
+        needing = _needing.__wrapped__ if torch.compiler.is_compiling() else _needing  # compilers warn of caches
+        options, tensors = needing(op, ctx.options, ctx.needs_input_grad[2:]), (grad, *ctx.saved_tensors)
         if not torch.is_grad_enabled():
             return (None, None, *_gradients(op, options, tensors))
         with torch.no_grad():
@@ -104,7 +105,7 @@ def _needing(op: Op, options: Any, needed: tuple[bool, ...]) -> Any:
 
 def _gradients(op: Op, options: Any, tensors: Tensors) -> Tensors:
     """Run the operator of an operator's gradients."""
-    if _watched(tensors):
+    if torch.compiler.is_compiling() or _watched(tensors):
         from cudakit.torch.operators import gradients
 
         return gradients(op, options, tensors)
@@ -117,18 +118,18 @@ def _gradients(op: Op, options: Any, tensors: Tensors) -> Tensors:
 
 
 def _last(name: str, tensors: Tensors, gradients: Tensors) -> Tensors:
-    """Let gradients depend on the tensors that want gradients themselves, so that these are refused."""
-    source = next((x for x in tensors if x is not None and x.requires_grad), None)
-    if source is None:
+    """Let gradients depend on all tensors that want gradients themselves, so that these are refused."""
+    sources = [x for x in tensors if x is not None and x.requires_grad]
+    if not sources:
         return gradients
-    return tuple(x if x is None else _Last.apply(name, source, x) for x in gradients)
+    return tuple(x if x is None else _Last.apply(name, x, *sources) for x in gradients)
 
 
 class _Last(torch.autograd.Function):
     """Something that depends on tensors which want gradients, but cannot be differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, source: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, name: str, x: torch.Tensor, *sources: torch.Tensor) -> torch.Tensor:
         """Return the same."""
         ctx.name = name
         return x.view_as(x)
@@ -162,8 +163,8 @@ def _is_dual(x: torch.Tensor | None) -> bool:
 
 
 def settled(tensors: Tensors) -> Tensors:
-    """Return tensors whose memory holds their values, without a sign that is put off (``torch.Tensor.is_neg``)."""
-    return tuple([x if x is None or not x.is_neg() else x.resolve_neg() for x in tensors])
+    """Return tensors whose memory holds their values, without a sign that is put off, or zeros that are implied."""
+    return tuple([x.clone() if x is not None and (x.is_neg() or x._is_zerotensor()) else x for x in tensors])
 
 
 def _asking(tensors: Tensors) -> list[bool]:
@@ -184,7 +185,8 @@ def _autocast(op: Op, tensors: Tensors) -> Tensors:
     """Cast as the module's docstring says, under autocast; what is no floating tensor stays, to be refused."""
     device = tensors[0].device.type
     named = [(name, x) for name, x in zip(op.arrays, tensors, strict=True) if x is not None]
-    if not torch.is_autocast_enabled(device) or not all(x.is_floating_point() for _, x in named):
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if not enabled or not all(x.is_floating_point() for _, x in named):
         return tensors
     data = [x.dtype for name, x in named if name not in op.coordinates] or [x.dtype for _, x in named]
     dtype = reduce(torch.promote_types, data)

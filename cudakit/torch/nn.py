@@ -1,7 +1,7 @@
 """Layers for PyTorch: deformable convolutions, and the spatial transformer."""
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -9,7 +9,8 @@ from torch import nn
 import cudakit
 from cudakit.checks import integers
 from cudakit.deform_geometry import numbers, per_dimension
-from cudakit.errors import InvalidArgument
+from cudakit.errors import InvalidArgument, raised_by
+from cudakit.torch.spatial_transformer import SpatialTransformer as SpatialTransformer
 
 _FUNCTIONS = {1: cudakit.deform_conv1d, 2: cudakit.deform_conv2d, 3: cudakit.deform_conv3d}
 _CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -34,13 +35,9 @@ class _DeformConvNd(nn.Module):
         bias: bool,
     ) -> None:
         super().__init__()
-        self.groups = self._number("groups", groups)
         self.in_channels = self._number("in_channels", in_channels)
         self.out_channels = self._number("out_channels", out_channels)
-        for name in ("in_channels", "out_channels"):
-            if getattr(self, name) % groups:
-                rule = f"be divisible by groups={groups}"
-                raise InvalidArgument(name, rule, getattr(self, name)).named(type(self).__name__)
+        self.groups = self._groups("groups", groups, "in_channels", "out_channels")
         self.kernel_size = self._each("kernel_size", kernel_size)
         self.stride = self._each("stride", stride)
         self.padding = self._each("padding", padding, minimum=0)
@@ -51,18 +48,23 @@ class _DeformConvNd(nn.Module):
 
     def _each(self, name: str, value: Integers, minimum: int = 1) -> tuple[int, ...]:
         """Return a number for each dimension; paddings may be those before and those behind."""
-        try:
+        with raised_by(type(self).__name__):
             found = numbers(name, value, minimum=minimum)
             both = name == "padding" and len(found) == 2 * self.n
             return found if both else per_dimension(name, found, self.n)
-        except InvalidArgument as error:
-            raise error.named(type(self).__name__) from None
 
     def _number(self, name: str, value: int) -> int:
-        try:
+        with raised_by(type(self).__name__):
             return integers(name, (value,), "be a positive int", length=(1,), minimum=1, instead=value)[0]
-        except InvalidArgument as error:
-            raise error.named(type(self).__name__) from None
+
+    def _groups(self, name: str, value: int, *divided: str) -> int:
+        """Return a number of groups, which must divide these numbers of channels."""
+        groups = self._number(name, value)
+        with raised_by(type(self).__name__):
+            for channels in divided:
+                if getattr(self, channels) % groups:
+                    raise InvalidArgument(channels, f"be divisible by {name}={groups}", getattr(self, channels))
+        return groups
 
     def reset_parameters(self) -> None:
         """Draw the parameters as ``nn.Conv2d`` does."""
@@ -173,17 +175,22 @@ class _Pack(_DeformConvNd):
         bias: bool = True,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
-        self.deform_groups = deform_groups
-        self.taps = deform_groups * math.prod(self.kernel_size)
-        channels = self.taps * (self.n + self.modulated)
-        moves = (self.kernel_size, self.stride, self.padding, self.dilation)
-        self.conv_offset = _CONVOLUTIONS[self.n](in_channels, channels, *moves)
+        self.deform_groups = self._groups("deform_groups", deform_groups, "in_channels")
+        self.taps = self.deform_groups * math.prod(self.kernel_size)
+        channels, both = self.taps * (self.n + self.modulated), len(self.padding) == 2 * self.n
+        padding = 0 if both else self.padding
+        self.conv_offset = _CONVOLUTIONS[self.n](
+            in_channels, channels, self.kernel_size, self.stride, padding, self.dilation
+        )
+        # In the order of `torch.nn.functional.pad`, where an ordinary convolution cannot pad so by itself.
+        edges = zip(self.padding[self.n - 1 :: -1], self.padding[: self.n - 1 : -1], strict=True) if both else ()
+        self._edges = tuple(number for pair in edges for number in pair)
         nn.init.zeros_(self.conv_offset.weight)
         nn.init.zeros_(self.conv_offset.bias)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Convolve with offsets that the input itself decides on."""
-        found = self.conv_offset(input)
+        found = self.conv_offset(nn.functional.pad(input, self._edges) if self._edges else input)
         mask = found[:, self.n * self.taps :].sigmoid() if self.modulated else None
         return self._convolve(input, found[:, : self.n * self.taps], mask)
 
@@ -205,7 +212,7 @@ class DeformConv2dPack(_Pack):
     in_channels, out_channels : int
         Channels of the input and of the output.
     kernel_size, stride, padding, dilation : int or tuple of int
-        As for ``nn.Conv2d``.
+        As for `DeformConv2d`.
     groups, deform_groups : int
         Groups of channels that do not mix, and groups that have offsets of their own.
     bias : bool
@@ -255,61 +262,3 @@ class ModulatedDeformConv3dPack(DeformConv3dPack):
     """`ModulatedDeformConv2dPack` in three dimensions."""
 
     modulated = True
-
-
-class SpatialTransformer(nn.Module):
-    """Turns images as it finds useful: the spatial transformer (arXiv 1506.02025).
-
-    A localisation network looks at the input, a last layer makes an affine transform of what it finds, and the input is
-    sampled there. The last layer begins at the identity.
-
-    Parameters
-    ----------
-    localization : nn.Module
-        From a batch of images to features, of any shape beyond the batch.
-    features : int
-        How many features it finds in an image.
-    size : tuple of int, optional
-        Spatial size of the output; by default that of the input.
-    n : {2, 3}
-        Spatial dimensions.
-    mode, padding_mode, align_corners
-        As for `cudakit.grid_sample`; `align_corners` for the grid as well.
-
-    Examples
-    --------
-    >>> import torch
-    >>> look = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 5), torch.nn.AdaptiveAvgPool2d(2))
-    >>> layer = SpatialTransformer(look, features=16)
-    >>> image = torch.rand(2, 1, 8, 8)
-    >>> torch.allclose(layer(image), image, atol=1e-5)
-    True
-    """
-
-    def __init__(
-        self,
-        localization: nn.Module,
-        features: int,
-        size: tuple[int, ...] | None = None,
-        n: int = 2,
-        mode: str = "bilinear",
-        padding_mode: str = "zeros",
-        align_corners: bool = False,
-    ) -> None:
-        super().__init__()
-        self.localization = localization
-        self.affine = nn.Linear(features, n * (n + 1))
-        self.size, self.n = size, n
-        self.mode, self.padding_mode, self.align_corners = mode, padding_mode, align_corners
-        nn.init.zeros_(self.affine.weight)
-        with torch.no_grad():
-            self.affine.bias.copy_(torch.eye(n, n + 1).flatten())
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Return the input, sampled where the localisation network wants."""
-        found = self.localization(input).flatten(1)
-        with torch.autocast(input.device.type, enabled=False):  # a position wants more digits than half precision has
-            theta = self.affine(found.to(self.affine.weight.dtype)).unflatten(1, (self.n, self.n + 1))
-        size: Any = (*input.shape[:2], *(self.size or input.shape[2:]))
-        grid = cudakit.affine_grid(theta, size, self.align_corners)
-        return cudakit.grid_sample(input, grid, self.mode, self.padding_mode, self.align_corners)
