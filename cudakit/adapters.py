@@ -12,21 +12,19 @@ def is_traced() -> bool:
 
 
 def adapter(framework: str) -> Callable[..., tuple[Any, ...]]:
-    """Import the adapter of a framework, by statements that ``torch.compile`` can trace."""
-    match framework:
-        case "torch":
-            from cudakit import torch
+    """Import the adapter of a framework, by statements that ``torch.compile`` and ``tf.function`` can trace."""
+    if framework == "torch":
+        from cudakit import torch
 
-            return torch.call
-        case "jax":
-            from cudakit import jax
+        return torch.call
+    if framework == "jax":
+        from cudakit import jax
 
-            return jax.call
-        case "tensorflow":
-            from cudakit import tensorflow
+        return jax.call
+    if framework == "tensorflow":
+        from cudakit import tensorflow
 
-            return tensorflow.call
-        case _:
-            from cudakit import paddle
+        return tensorflow.call
+    from cudakit import paddle
 
-            return paddle.call
+    return paddle.call

@@ -42,8 +42,11 @@ def _header(x: Any) -> tuple[Any, tuple[int, ...]]:
     try:
         capsule = x.__dlpack__()
         address = _capsule_pointer(capsule, b"dltensor")
-    except BufferError:  # read-only: only the newer protocol can say so
-        capsule = x.__dlpack__(max_version=(1, 0))
+    except BufferError as error:  # read-only: only the newer protocol can say so
+        try:
+            capsule = x.__dlpack__(max_version=(1, 0))
+        except TypeError:  # the producer does not know it
+            raise error from None
         address = _capsule_pointer(capsule, b"dltensor_versioned") + _VERSIONED
     return capsule, _TENSOR.unpack(_bytes_at(address, _TENSOR.size))
 

@@ -196,4 +196,12 @@ def framework_of(x: object) -> Framework | str:
         return _producer_framework(kind.__module__.partition(".")[0])
     if hasattr(kind, "__cuda_array_interface__"):
         return _cuda_interface_framework()
-    raise InvalidArgument("{}", "be an array that speaks DLPack", kind.__name__, TypeError)
+    keras: Any = sys.modules.get("keras")
+    if isinstance(x, getattr(keras, "Variable", ())) and keras.config.backend() == "tensorflow":
+        return "tensorflow"  # which makes tensors of them itself
+    rule = "be an array that speaks DLPack"
+    if kind.__module__.startswith("paddle"):
+        rule = "be an eager tensor, as Paddle's static graphs are not served"
+    library = kind.__module__.partition(".")[0]
+    name = kind.__qualname__ if library == "builtins" else f"{library}.{kind.__qualname__}"
+    raise InvalidArgument("{}", rule, name, TypeError)

@@ -26,7 +26,7 @@ CONSTANT = frozenset((int, float, bool, str, type(None), *(np.dtype(code).type f
 OPS: "dict[str, Op]" = {}  # every operator by its name
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen: Paddle's tracer sets the attributes of what it meets
 class Op:
     """One operator.
 

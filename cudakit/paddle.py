@@ -32,7 +32,9 @@ class _Differentiable(PyLayer):
         ctx.op, ctx.options = op, options
         ctx.asked = [x is not None and not x.stop_gradient for x in tensors]
         ctx.given = [x is not None for x in tensors]
-        ctx.save_for_backward(*(tensors[i] for i in op.saved))
+        saved = [tensors[i] for i in op.saved]
+        ctx.versions = [None if x is None else x.inplace_version for x in saved]
+        ctx.save_for_backward(*saved)
         return _run(op, options, tensors)[0]
 
     @staticmethod
@@ -40,15 +42,52 @@ class _Differentiable(PyLayer):
         """Run the operator of the gradients."""
         op: Op = ctx.op
         assert op.backward is not None
+        saved = ctx.saved_tensor()
+        for i, x, version in zip(op.saved, saved, ctx.versions, strict=True):
+            if x is not None and x.inplace_version != version:
+                raise RuntimeError(f"{op.name}: {op.arrays[i]} was changed in place before its gradients were computed")
         needs = tuple(name for name, asked in zip(op.arrays, ctx.asked, strict=True) if asked)
-        found = _run(op.backward, ctx.options._replace(needs=needs), (grad, *ctx.saved_tensor()))
+        found = _last(op.backward, ctx.options._replace(needs=needs), (grad, *saved))
         return tuple(x for x, given in zip(found, ctx.given, strict=True) if given)
+
+
+class _Last(PyLayer):
+    """An operator that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, options: Any, results: list[Any], *tensors: Any) -> tuple[Any, ...]:
+        """Run the operator; `results` get what it has, with None for what is not needed."""
+        ctx.name = op.name
+        results[:] = _run(op, options, tensors)
+        return tuple(x for x in results if x is not None)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> None:
+        """Refuse."""
+        raise RuntimeError(f"{ctx.name}: there are no second derivatives")
+
+
+def _last(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Run an operator that has no gradients, so that whoever asks for them is refused."""
+    if not (getattr(options, "needs", True) and _asks(tensors)):
+        return _run(op, options, tensors)
+    results: list[Any] = []
+    found = _Last.apply(op, options, results, *tensors)
+    left = iter(found if isinstance(found, (tuple, list)) else (found,))
+    return tuple(None if x is None else next(left) for x in results)
+
+
+def _asks(tensors: tuple[Any, ...]) -> bool:
+    """Whether one of them asks for a gradient that is to be recorded."""
+    return paddle.is_grad_enabled() and not all(x is None or x.stop_gradient for x in tensors)
 
 
 def call(op: Op, tensors: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Run an operator on tensors, recording it where one of them asks for a gradient."""
     options = op.options(arguments)
-    if op.backward is not None and paddle.is_grad_enabled() and not all(x is None or x.stop_gradient for x in tensors):
+    if op.backward is None:
+        return _last(op, options, tensors)
+    if _asks(tensors):
         return (_Differentiable.apply(op, options, *tensors),)
     return _run(op, options, tensors)
 

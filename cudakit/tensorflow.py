@@ -8,9 +8,13 @@ from typing import Any
 
 import tensorflow as tf
 
+from cudakit import checks
 from cudakit.array import CPU, Spec, contiguous_strides
+from cudakit.errors import InvalidArgument, raised_by
 from cudakit.frameworks import wrapping_framework
 from cudakit.op import Op
+
+STAND_INS = (1009, 2003)  # for sizes that are not known yet: what comes of both is known
 
 
 def _wrap(buffer: Any, dtype: str) -> Any:
@@ -24,28 +28,63 @@ FRAMEWORK = wrapping_framework(_wrap)
 def call(op: Op, tensors: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Run an operator on tensors or variables, recording it for the tapes that watch."""
     options = op.options(arguments)
-    present = [i for i, x in enumerate(tensors) if x is not None]
+    tensors = tuple(None if x is None else tf.convert_to_tensor(x) for x in tensors)
+    _check(op, tensors)
     gradients = op.backward
-
-    def spread(values: Any) -> tuple[Any, ...]:
-        found = dict(zip(present, values, strict=True))
-        return tuple(found.get(i) for i in range(len(tensors)))
-
     if gradients is None:
-        return _run(op, options, tensors)
+        return _last(op, options, tensors)
 
     @tf.custom_gradient
     def function(*values: Any) -> tuple[Any, Any]:
-        given = spread(values)
+        given = _spread(tensors, values)
 
         def backward(grad: Any) -> list[Any]:
+            present = [i for i, x in enumerate(given) if x is not None]
             needs = tuple(op.arrays[i] for i in present)
-            found = _run(gradients, options._replace(needs=needs), (grad, *(given[i] for i in op.saved)))
+            found = _last(gradients, options._replace(needs=needs), (grad, *(given[i] for i in op.saved)))
             return [found[i] for i in present]
 
         return _run(op, options, given)[0], backward
 
-    return (function(*(tf.convert_to_tensor(tensors[i]) for i in present)),)
+    return (function(*_present(tensors)),)
+
+
+def _check(op: Op, tensors: tuple[Any, ...]) -> None:
+    """Refuse what DLPack cannot show, and what a graph does not say enough about."""
+    with raised_by(op.name):
+        for name, x in zip(op.arrays, tensors, strict=True):
+            if x is not None:
+                checks.floating(name, Spec((), (), x.dtype.name))
+            if x is not None and x.shape.rank is None:
+                raise InvalidArgument(name, "have a known number of dimensions inside tf.function", x.shape)
+
+
+def _present(tensors: tuple[Any, ...]) -> list[Any]:
+    return [x for x in tensors if x is not None]
+
+
+def _spread(places: tuple[Any, ...], values: Any) -> tuple[Any, ...]:
+    """Return values in the places of what is not None."""
+    left = iter(values)
+    return tuple(None if place is None else next(left) for place in places)
+
+
+def _last(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Run an operator that has no gradients, so that a tape which asks for them is refused."""
+    results: list[Any] = []
+
+    @tf.custom_gradient
+    def function(*values: Any) -> tuple[Any, Any]:
+        def refuse(*_: Any) -> None:
+            raise RuntimeError(f"{op.name}: there are no second derivatives")
+
+        results[:] = _run(op, options, _spread(tensors, values))
+        return _present(tuple(results)), refuse
+
+    if not getattr(options, "needs", True):
+        return _run(op, options, tensors)
+    values = function(*_present(tensors))
+    return _spread(tuple(results), values)
 
 
 def _run(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -55,25 +94,28 @@ def _run(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     looks = _looks(op, options, tensors)
 
     def later(*values: Any) -> list[Any]:
-        left = iter(values)
-        found = op.run(FRAMEWORK, tuple(x if x is None else next(left) for x in tensors), options)
-        return [x for x in found if x is not None]
+        return _present(op.run(FRAMEWORK, _spread(tensors, values), options))
 
     dtypes = [tf.as_dtype(look[1]) for look in looks if look is not None]
-    found = iter(tf.py_function(later, [x for x in tensors if x is not None], dtypes))
+    found = iter(tf.py_function(later, _present(tensors), dtypes) if dtypes else ())
     return tuple(None if look is None else tf.ensure_shape(next(found), look[0]) for look in looks)
 
 
 def _looks(op: Op, options: Any, tensors: tuple[Any, ...]) -> list[tuple[Any, str] | None]:
     """Return shape and dtype of each result; where all sizes are known, the arguments are checked as well."""
-    specs = tuple(None if x is None else _spec(x) for x in tensors)
-    if all(x is None or x.shape.is_fully_defined() for x in tensors):
-        results = op.plan(specs, options, CPU).results
+    first, second = (tuple(None if x is None else _spec(x, unknown) for x in tensors) for unknown in STAND_INS)
+    if first == second:
+        results = op.plan(first, options, CPU).results
         return [None if x is None else (x.shape, x.dtype) for x in results]
-    return [None if x is None else ([None] * len(x.shape), x.dtype) for x in op.outputs(specs, options)]
+    pairs = zip(op.outputs(first, options), op.outputs(second, options), strict=True)
+    return [None if x is None or y is None else (_agreed(x.shape, y.shape), x.dtype) for x, y in pairs]
 
 
-def _spec(x: Any) -> Spec:
-    """Return what a tensor looks like, with 1 for a size that is not known yet."""
-    shape = tuple([1 if size is None else size for size in x.shape])
+def _agreed(sizes: tuple[int, ...], others: tuple[int, ...]) -> list[int | None]:
+    return [size if size == other else None for size, other in zip(sizes, others, strict=True)]
+
+
+def _spec(x: Any, unknown: int) -> Spec:
+    """Return what a tensor looks like, with a number for the sizes that are not known yet."""
+    shape = tuple([unknown if size is None else size for size in x.shape])
     return Spec(shape, contiguous_strides(shape), x.dtype.name)

@@ -136,6 +136,20 @@ def test_memory_that_belongs_to_an_export() -> None:
         assert np.array_equal(cudakit.grid_sample(Producer(x), Producer(grid)), cudakit.grid_sample(x, grid))
 
 
+def test_why_an_older_producer_refuses() -> None:
+    """What is read-only only a newer protocol can show."""
+
+    class Producer:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 1, 0
+
+        def __dlpack__(self, stream: Any = None) -> Any:
+            raise BufferError("this one is read-only")
+
+    with pytest.raises(TypeError, match="input must be readable through DLPack, got this one is read-only"):
+        cudakit.grid_sample(Producer(), Producer())
+
+
 def test_one_packed_record() -> None:
     """A single row lies no whole number of elements from the next, which there is not."""
     record = np.zeros(1, [("label", "u1"), ("image", "f4", (3, 4, 5)), ("more", "u1")])

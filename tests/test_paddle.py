@@ -53,6 +53,46 @@ def test_without_gradients_nothing_is_recorded() -> None:
     assert convolve(*(x.detach() for x in tensors)).stop_gradient
 
 
+def test_second_derivatives_are_refused() -> None:
+    image, grid = (paddle.to_tensor(x, stop_gradient=False) for x in (arrays()[0], np.zeros((2, 3, 3, 2), np.float32)))
+    slopes = paddle.grad(cudakit.grid_sample(image, grid).square().sum(), [image, grid], create_graph=True)
+    for slope, other in ((slopes[0], grid), (slopes[1], image)):
+        with pytest.raises(OSError, match="grid_sample_backward: there are no second derivatives"):  # Paddle's kind
+            paddle.grad(slope.square().sum(), [other], retain_graph=True)
+    found = cudakit.grid_sample_backward(cudakit.grid_sample(image, grid), image, grid, needs=("grid",))
+    assert found.input is None
+    with pytest.raises(OSError, match="there are no second derivatives"):
+        found.grid.sum().backward()
+
+
+def test_what_changed_in_place_is_refused() -> None:
+    image, grid = (paddle.to_tensor(x, stop_gradient=False) for x in (arrays()[0], np.zeros((2, 3, 3, 2), np.float32)))
+    copy = image * 1
+    loss = cudakit.grid_sample(copy, grid).sum()
+    copy.zero_()
+    with pytest.raises(OSError, match="grid_sample: input was changed in place"):
+        loss.backward()
+
+
+def test_traced_with_breaks() -> None:
+    image, grid = (paddle.to_tensor(x, stop_gradient=False) for x in (arrays()[0], np.zeros((2, 3, 3, 2), np.float32)))
+    found = paddle.jit.to_static(lambda image, grid: 2 * cudakit.grid_sample(image, grid))(image, grid)
+    np.testing.assert_array_equal(found.numpy(), 2 * cudakit.grid_sample(image, grid).numpy())
+    found.sum().backward()
+    assert float(image.grad.abs().sum()) > 0
+
+
+def test_static_graphs_are_refused() -> None:
+    paddle.enable_static()
+    try:
+        with paddle.static.program_guard(paddle.static.Program()):
+            image, grid = paddle.static.data("image", [1, 1, 4, 4]), paddle.static.data("grid", [1, 2, 2, 2])
+            with pytest.raises(TypeError, match="Paddle's static graphs are not served"):
+                cudakit.grid_sample(image, grid)
+    finally:
+        paddle.disable_static()
+
+
 def test_layers_train() -> None:
     layer = paddle.nn.Linear(4, 6)
     image = paddle.to_tensor(arrays()[0])

@@ -59,7 +59,7 @@ def test_graph_of_unknown_sizes() -> None:
     @tf.function(input_signature=[tf.TensorSpec((None, 3, None, 5)), tf.TensorSpec((None, None, 4, 2))])
     def sample(image: Any, grid: Any) -> Any:
         found = cudakit.grid_sample(image, grid)
-        assert found.shape.as_list() == [None] * 4
+        assert found.shape.as_list() == [None, 3, None, 4]
         return found
 
     rng = np.random.default_rng(0)
@@ -73,6 +73,72 @@ def test_graph_knows_its_shapes_and_checks_them() -> None:
     assert tf.function(cudakit.grid_sample).get_concrete_function(image, grid).output_shapes == (2, 3, 4, 3)
     with pytest.raises(ValueError, match=r"grid_sample: grid must have shape \(N=2"):
         tf.function(cudakit.grid_sample)(image, grid[:1])
+
+
+def penalty(image: Any, grid: Any) -> Any:
+    with tf.GradientTape() as outer:
+        outer.watch([image, grid])
+        with tf.GradientTape() as inner:
+            inner.watch([image, grid])
+            loss = tf.reduce_sum(cudakit.grid_sample(image, grid) ** 2)
+        slope = inner.gradient(loss, image)
+        loss += tf.reduce_sum(slope**2)
+    return outer.gradient(loss, [image, grid])
+
+
+def of_a_gradient(image: Any, grid: Any) -> Any:
+    with tf.GradientTape() as tape:
+        tape.watch(grid)
+        loss = tf.reduce_sum(cudakit.grid_sample_backward(tf.ones((2, 3, 4, 3)), image, grid, needs=("grid",)).grid)
+    return tape.gradient(loss, grid)
+
+
+@pytest.mark.parametrize("call", [penalty, of_a_gradient])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_second_derivatives_are_refused(call: Any, compiled: bool) -> None:
+    image, grid = tf.ones((2, 3, 6, 5)), tf.zeros((2, 4, 3, 2))
+    with pytest.raises(RuntimeError, match="grid_sample_backward: there are no second derivatives"):
+        (tf.function(call) if compiled else call)(image, grid)
+
+
+def test_tensors_that_are_no_numbers() -> None:
+    with pytest.raises(TypeError, match=r"grid_sample: input must have a dtype among .*, got string"):
+        cudakit.grid_sample(tf.constant([["a"]]), tf.zeros((1, 2, 2, 2)))
+
+
+def test_graph_of_unknown_dimensions() -> None:
+    sample = tf.function(cudakit.grid_sample, input_signature=[tf.TensorSpec(None), tf.TensorSpec((1, 2, 2, 2))])
+    with pytest.raises(ValueError, match="grid_sample: input must have a known number of dimensions"):
+        sample(tf.zeros((1, 1, 3, 3)), tf.zeros((1, 2, 2, 2)))
+
+
+def test_layer_of_keras() -> None:
+    keras = pytest.importorskip("keras")
+
+    class Layer(keras.layers.Layer):
+        def build(self, _shape: Any) -> None:
+            self.kernel = self.add_weight(shape=(4, 3, 3, 3))
+
+        def call(self, x: Any) -> Any:
+            return cudakit.deform_conv2d(x, tf.zeros((tf.shape(x)[0], 18, 4, 3)), self.kernel)
+
+    image = keras.Input((3, 6, 5))
+    model = keras.Model(image, keras.layers.Dense(2)(keras.layers.Flatten()(Layer()(image))))
+    before = model.get_weights()
+    model.compile("sgd", "mse")
+    model.fit(np.ones((2, 3, 6, 5), np.float32), np.ones((2, 2), np.float32), verbose=0)
+    assert all(np.any(one != other) for one, other in zip(before, model.get_weights(), strict=True))
+
+
+def test_nothing_needed_in_a_graph() -> None:
+    image, grid = tf.zeros((2, 3, 6, 5)), tf.zeros((2, 4, 3, 2))
+
+    @tf.function
+    def backward(grad: Any) -> Any:
+        assert tuple(cudakit.grid_sample_backward(grad, image, grid, needs=())) == (None, None)
+        return grad
+
+    backward(tf.ones((2, 3, 4, 3)))
 
 
 def test_unneeded_gradients_are_none_in_a_graph() -> None:
