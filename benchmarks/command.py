@@ -9,12 +9,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cudakit.command import UserError, require
+from cudakit.command import UserError, check_writable, make_console, require
+from cudakit.launch import MOST_THREADS
 
 from .cases import TOLERANCES
 from .families import FAMILIES, GROWTH
 from .overhead import cores
-from .peers import PEERS
+from .peers import PEERS, present
 
 NAMES = (*FAMILIES, GROWTH)
 DTYPES = tuple(TOLERANCES)
@@ -30,8 +31,8 @@ def _peers(text: str) -> tuple[str, ...]:
 
 
 def _threads(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a number of threads, got {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"must be a number of threads from 1 to {MOST_THREADS}, got {text!r}")
     return int(text)
 
 
@@ -65,10 +66,8 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     before = _earlier(args.against) if args.against else None
     record, report = import_module(".record", __package__), import_module(".report", __package__)
-    from rich.console import Console
-
     choice = record.Choice(
-        families=args.family or NAMES,
+        families=args.family or (tuple(FAMILIES) if args.rows else NAMES),
         device=args.device,
         dtypes=args.dtype or (DTYPES if args.device == "cuda" else DTYPES[:1]),
         peers=tuple(PEERS) if args.peers is None else args.peers,
@@ -78,11 +77,12 @@ def run(args: argparse.Namespace) -> int:
         extras=not (args.no_extras or args.small),
     )
     families = [FAMILIES[name] for name in choice.families if name != GROWTH]
-    if families and not any(True for family in families for _ in record.matching(family, choice)):
-        names = ", ".join(family.name for family in families)
-        raise UserError(f"no row of {names} has a name with {args.rows!r} in it")
+    empty = [family.name for family in families if not any(True for _ in record.matching(family, choice))]
+    if families and len(empty) == len(families):
+        raise UserError(f"no row of {', '.join(empty)} has a name with {args.rows!r} in it")
+    choice = choice._replace(families=[name for name in choice.families if name not in empty])
     results = record.measure_all(choice)
-    console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    console = make_console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     report.show(results, console)
     if before is not None:
         report.show_table(import_module(".comparison", __package__).compare(results, before), console)
@@ -99,11 +99,13 @@ def _check(args: argparse.Namespace) -> None:
     if unknown:
         raise UserError(f"no family {unknown[0]!r}; there are {', '.join(NAMES)}")
     require({"rich": "Rich"} | ({"matplotlib": "Matplotlib"} if args.plot else {}), "bench")
-    for path in filter(None, (args.json, args.markdown, args.plot)):
-        if not path.resolve().parent.is_dir():
-            raise UserError(f"there is no folder {path.parent} to write {path.name} to")
+    for option in ("json", "markdown", "plot"):
+        if getattr(args, option) is not None:
+            check_writable(getattr(args, option), f"--{option}")
     if args.plot and args.plot.suffix not in (".pdf", ".png", ".svg"):
         raise UserError(f"--plot must name a .png, .svg or .pdf file, got {args.plot.name}")
+    if args.peers and not any(map(present, args.peers)):
+        raise UserError(f"--peers: none of {', '.join(args.peers)} is installed; pip install 'cudakit[bench]'")
     if args.device == "cuda" and not import_module(".gpu", __package__).available():
         raise UserError("--device cuda needs PyTorch with CUDA, CuPy, and a GPU that both can use")
 
@@ -120,11 +122,11 @@ def _earlier(path: Path) -> dict[str, Any]:
 
 
 def _write(args: argparse.Namespace, results: dict[str, Any], report: Any) -> None:
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     pictures: Sequence[Path] = ()
     if args.plot:
         pictures = import_module(".picture", __package__).draw(results, args.plot)
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if args.markdown:
         folder = args.markdown.resolve().parent
         shown = [path.name for path in pictures if path.resolve().parent == folder]

@@ -207,7 +207,12 @@ def in_new_process(threads: int, function: Callable[..., Any], *arguments: Any) 
     os.environ |= dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONHASHSEED": "0"}
     context = multiprocessing.get_context("spawn")
     with memory.same_layout(), ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
-        return pool.submit(function, *arguments).result()
+        try:
+            return pool.submit(function, *arguments).result()
+        except BaseException:  # an interruption, too: it would go on to its end
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
 def measure_family(name: str, choice: Choice) -> Result:

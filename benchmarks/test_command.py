@@ -107,9 +107,10 @@ def test_a_side_that_disagrees_or_a_row_that_fails_is_an_error() -> None:
     ("words", "message"),
     [
         (["poetry"], "no family 'poetry'; there are sampling, deformable, growth"),
-        (["--json", "no/such/folder/x.json"], "there is no folder no/such/folder to write x.json to"),
+        (["--json", "no/such/folder/x.json"], "--json: there is no folder no/such/folder"),
         (["--against", "no.json"], "cannot read no.json: No such file"),
         (["sampling", "--rows", "dc_"], "no row of sampling has a name with 'dc_' in it"),
+        (["--json", "/proc/x.json"], "--json: cannot write /proc/x.json: No such file"),
         (["--plot", "x.txt"], "--plot must name a .png, .svg or .pdf file, got x.txt"),
     ],
 )
@@ -119,7 +120,8 @@ def test_mistakes_are_told_before_anything_is_measured(words: list[str], message
 
 
 @pytest.mark.parametrize(
-    "words", [["--peers", "torch,numba"], ["--threads", "0"], ["--rows", "("], ["--dtype", "int8"]]
+    "words",
+    [["--peers", "torch,numba"], ["--threads", "0"], ["--threads", "100000"], ["--rows", "("], ["--dtype", "int8"]],
 )
 def test_unknown_values_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,33 @@ def require(modules: Mapping[str, str], extra: str) -> None:
     missing = [name for module, name in modules.items() if find_spec(module) is None]
     if missing:
         raise UserError(f"needs {' and '.join(missing)}; install with: pip install 'cudakit[{extra}]'")
+
+
+def check_writable(out: Path, option: str) -> None:
+    """Raise `UserError` where a file could not be written, before the work rather than after it."""
+    if not out.resolve().parent.is_dir():
+        raise UserError(f"{option}: there is no folder {out.parent}")
+    if out.is_dir():
+        raise UserError(f"{option}: {out} is a folder")
+    existed = out.exists()
+    try:
+        out.open("ab").close()
+        if not existed:
+            out.unlink()
+    except OSError as error:
+        raise UserError(f"{option}: cannot write {out}: {error.strerror}") from None
+
+
+def make_console(**options: Any) -> Any:
+    """Return Rich's console, which leaves it to `cudakit.__main__` what to do where nobody reads on."""
+    from rich.console import Console
+
+    def stop() -> None:
+        raise BrokenPipeError
+
+    console = Console(**options)
+    console.on_broken_pipe = stop
+    return console
 
 
 def choose_backend(device: str | None) -> Backend:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cudakit import reference
 from cudakit.affine import affine_grid, affine_grid_backward
-from cudakit.command import Backend, UserError, choose_backend, require, to_numpy
+from cudakit.command import Backend, UserError, check_writable, choose_backend, make_console, require, to_numpy
 from cudakit.registration import (
     Progress,
     Transform,
@@ -106,15 +106,13 @@ def whole(smallest: int, largest: int) -> Callable[[str], int]:
 def run(args: argparse.Namespace) -> int:
     """Run the demonstration and return the exit status."""
     require(NEEDS, "demo")
-    from rich.console import Console
-
     from cudakit import demo_offsets
     from cudakit.demo_picture import draw
 
-    check_writable(args.out)
+    check_picture(args.out)
     photo = load_photo(args.image, args.size)
     backend = choose_backend(args.device)
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     height, width = photo.size
     console.print(f"{photo.name}, {width} × {height} pixels, on {backend.description}\n", markup=False)
     show_timings(console, photo, backend)
@@ -133,14 +131,11 @@ def run(args: argparse.Namespace) -> int:
     return 0 if agrees and found and learnt else 1
 
 
-def check_writable(out: Path) -> None:
-    """Find out before the work rather than after it."""
+def check_picture(out: Path) -> None:
+    """Find out before the work rather than after it whether a picture can be written."""
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out must end in one of {', '.join(SUFFIXES)}, got {out}")
-    if not out.parent.is_dir():
-        raise UserError(f"--out: there is no folder {out.parent}")
-    if out.is_dir():
-        raise UserError(f"--out: {out} is a folder")
+    check_writable(out, "--out")
 
 
 def load_photo(path: Path | None, longest: int) -> Photo:

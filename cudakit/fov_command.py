@@ -9,8 +9,8 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from cudakit.command import UserError, require
-from cudakit.demo import NEEDS, Photo, check_writable, load_photo, whole
+from cudakit.command import UserError, make_console, require
+from cudakit.demo import NEEDS, Photo, check_picture, load_photo, whole
 from cudakit.fov_learning import Learning, learn_offsets
 from cudakit.fov_scene import Sight, given_scene, learnt_scene, look
 from cudakit.fov_stacks import Place
@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.npy",
         help="offsets (2*K*K, H, W) of all layers, or (layers, 2*K*K, H, W) (default: from the picture's structure)",
     )
-    offsets.add_argument("--learn", action="store_true", help="learn offsets and transform: both undo a lens")
+    offsets.add_argument(
+        "--learn", action="store_true", help="learn offsets and transform: both see as through a swirl"
+    )
     parser.add_argument(
         "--steps", type=whole(1, 100_000), metavar="N", default=100, help="steps of learning (default: %(default)s)"
     )
@@ -88,11 +90,9 @@ def _kernels(text: str) -> tuple[int, ...]:
 def run(args: argparse.Namespace) -> int:
     """Compare the fields of view and return the exit status."""
     require(NEEDS, "demo")
-    from rich.console import Console
-
-    check_writable(args.out)
+    check_picture(args.out)
     photo = load_photo(args.image, args.size or (LEARN_SIZE if args.learn else SIZE))
-    console = Console(highlight=False)
+    console = make_console(highlight=False)
     places = _places(args.at, photo)
     if args.learn:
         scene = learnt_scene(photo, places, args.layers, args.dilation, _Steps(console, args.layers, args.steps))
