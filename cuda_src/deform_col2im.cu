@@ -4,9 +4,9 @@
 //     grad_offset_d            += column * mask * slope_d           summed over the channels of the offset group
 //     grad_mask                += column * value
 //
-// The columns that the gradient of a convolution's weights needs, mask * value, come from the same pass. Where every channel
-// is a group with one output (WEIGHTED), a column is the product of the output's gradient, which is laid out as columns
-// without taps, and one weight.
+// The columns that the gradient of a convolution's weights needs, mask * value, come from the same pass. Where every
+// channel is a group with one output (WEIGHTED, on a GPU), a column is the product of one weight and the output's gradient,
+// which is laid out as columns without taps.
 //
 // One item = a tile of output pixels at one tap of an offset group, shared by LANES lanes. On a CPU the items that add
 // to one target belong together: they are all taps of a span of an image's tiles, in a block of its channels.

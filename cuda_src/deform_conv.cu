@@ -84,8 +84,8 @@ DEVICE void pack_joined(const DeformConvParams& p, index_t item) {
 // Many weights go past the caches, which other cores would have to give up their copies in; they are read panel by panel,
 // the next one asked for in time. Where they are split, they are read again at once.
 DEVICE void pack(const DeformConvParams& p, index_t item) {
-    const long long all = p.cut.groups * padded_outputs(p.cut) * (p.geometry.channels / p.cut.groups) * p.geometry.taps;
-    const bool past = !SPLIT && all * (int)sizeof(acc_t) >= PAST_CACHE && STRIP == LINE;
+    const long long numbers = padded_outputs(p.cut) * p.geometry.channels * p.geometry.taps;
+    const bool past = !SPLIT && numbers * (int)sizeof(acc_t) >= PAST_CACHE && STRIP == LINE;
     for_strips<false>(p.geometry, p.cut, item, [&](const Strip& s) {
         alignas(64) acc_t tile[STRIP * STRIP] = {}, other[STRIP * STRIP];
         for (int i = 0; i < s.outputs; ++i) {

@@ -1,9 +1,9 @@
 """What is shared by the products of a convolution on a GPU: its blocks, and how their operands lie.
 
 Columns lie as [group][image][pixel][tap][channel of the group], weights as [group][output][tap][channel of the group].
-Where outputs lie channels-last, one product takes all images and groups; they are copied where it should. Else, without
-groups, one product for each image reads and writes the caller's layout. Work goes in blocks of whole images, or of some
-pixels of one, so that memory does not grow with the batch.
+Where outputs lie channels-last, one product takes all images for each group; with several groups, and for gradients of
+weights, they are copied so. Else one product for each image reads and writes the caller's layout. Work goes in blocks
+of whole images, or of some pixels of one, so that memory does not grow with the batch.
 """
 
 from collections.abc import Iterator

@@ -47,6 +47,11 @@ class InvalidArgument(Exception):
         return self.kind(f"{function}: {self.argument} must {self.rule}, got {self.got}")
 
 
+def no_second_derivatives(name: str) -> RuntimeError:
+    """Return the exception to raise where the gradients of an operator are to be differentiated."""
+    return RuntimeError(f"{name}: there are no second derivatives")
+
+
 @contextmanager
 def raised_by(name: str) -> Iterator[None]:
     """Let what is refused inside say which public function or class refuses it."""

@@ -43,19 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dilation", type=whole(1, 16), metavar="N", default=2, help="of the dilated stack (default: 2)"
     )
-    offsets = parser.add_mutually_exclusive_group()
-    offsets.add_argument(
-        "--offsets",
-        type=Path,
-        metavar="FILE.npy",
-        help="offsets (2*K*K, H, W) of all layers, or (layers, 2*K*K, H, W) (default: from the picture's structure)",
-    )
-    offsets.add_argument(
-        "--learn", action="store_true", help="learn offsets and transform: both see as through a swirl"
-    )
-    parser.add_argument(
-        "--steps", type=whole(1, 100_000), metavar="N", default=100, help="steps of learning (default: %(default)s)"
-    )
+    _add_offsets(parser)
     parser.add_argument(
         "--size",
         type=whole(SMALLEST, LARGEST),
@@ -68,6 +56,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PICTURE",
         default=Path("cudakit-fov.png"),
         help="picture to write (default: %(default)s)",
+    )
+
+
+def _add_offsets(parser: argparse.ArgumentParser) -> None:
+    """Add what says where offsets come from."""
+    offsets = parser.add_mutually_exclusive_group()
+    offsets.add_argument(
+        "--offsets",
+        type=Path,
+        metavar="FILE.npy",
+        help="offsets (2*K*K, H, W) of all layers, or (layers, 2*K*K, H, W) (default: from the picture's structure)",
+    )
+    offsets.add_argument(
+        "--learn", action="store_true", help="learn offsets and transform: both see as through a swirl"
+    )
+    parser.add_argument(
+        "--steps", type=whole(1, 100_000), metavar="N", default=100, help="steps of learning (default: %(default)s)"
     )
 
 

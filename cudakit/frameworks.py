@@ -202,6 +202,10 @@ def framework_of(x: object) -> Framework | str:
     rule = "be an array that speaks DLPack"
     if kind.__module__.startswith("paddle"):
         rule = "be an eager tensor, as Paddle's static graphs are not served"
-    library = kind.__module__.partition(".")[0]
-    name = kind.__qualname__ if library == "builtins" else f"{library}.{kind.__qualname__}"
-    raise InvalidArgument("{}", rule, name, TypeError)
+    raise InvalidArgument("{}", rule, kind_of(x), TypeError)
+
+
+def kind_of(x: object) -> str:
+    """Return a type and whose it is, such as ``torch.Tensor``."""
+    library, name = type(x).__module__.partition(".")[0], type(x).__qualname__
+    return name if library == "builtins" else f"{library}.{name}"

@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from cudakit import dlpack
 from cudakit.array import CPU, Device, Spec, contiguous_strides, dlpack_pointer, numpy_pointer
 from cudakit.batching import enlarged, foldable
-from cudakit.errors import InvalidArgument
+from cudakit.errors import InvalidArgument, no_second_derivatives
 from cudakit.launch import get_num_threads
 from cudakit.op import PLANS, Op
 from cudakit.plan import Output, Plan, zero_memory
@@ -140,7 +140,7 @@ def _last(op: Op, options: Any) -> Callable[..., tuple[Any, ...]]:
         return operator(*arrays)
 
     def refuse(_: None, grads: Any) -> None:
-        raise RuntimeError(f"{op.name}: there are no second derivatives")
+        raise no_second_derivatives(op.name)
 
     function.defvjp(lambda *arrays: (operator(*arrays), None), refuse)
     return function

@@ -15,7 +15,7 @@ import numpy as np
 from cudakit.adapters import adapter, is_traced
 from cudakit.array import CPU, Device, Framework, Spec, View, contiguous_strides
 from cudakit.errors import UNREADABLE, InvalidArgument
-from cudakit.frameworks import framework_of
+from cudakit.frameworks import framework_of, kind_of
 from cudakit.launch import get_num_threads
 from cudakit.plan import Output, Plan, Target
 
@@ -103,8 +103,8 @@ class Op:
             except InvalidArgument as error:
                 self.refuse(error, name)
             if framework is not framework_of(arrays[0]):
-                rule = f"be an array of the same framework as {self.arrays[0]}, {_library(arrays[0])}"
-                self.refuse(InvalidArgument(name, rule, _library(array), TypeError))
+                rule = f"be an array of the same framework as {self.arrays[0]}, {kind_of(arrays[0])}"
+                self.refuse(InvalidArgument(name, rule, kind_of(array), TypeError))
         common = adapter(framework) if isinstance(framework, str) else framework
         return _agreed.setdefault((self, *map(type, arrays)), common)
 
@@ -217,7 +217,3 @@ def _plan(op: Op, specs: tuple[Spec | None, ...], options: Any, target: Target) 
 
 def _replace(arrays: tuple[Any, ...], positions: tuple[int, ...], change: Callable[[Any], Any]) -> tuple[Any, ...]:
     return tuple(change(array) if i in positions else array for i, array in enumerate(arrays))
-
-
-def _library(array: object) -> str:
-    return f"{type(array).__module__.partition('.')[0]}.{type(array).__qualname__}"

@@ -5,6 +5,7 @@ from typing import Any
 import paddle
 from paddle.autograd import PyLayer
 
+from cudakit.errors import no_second_derivatives
 from cudakit.frameworks import wrapping_framework
 from cudakit.op import Op
 
@@ -64,7 +65,7 @@ class _Last(PyLayer):
     @staticmethod
     def backward(ctx: Any, *_: Any) -> None:
         """Refuse."""
-        raise RuntimeError(f"{ctx.name}: there are no second derivatives")
+        raise no_second_derivatives(ctx.name)
 
 
 def _last(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:

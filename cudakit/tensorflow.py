@@ -4,13 +4,14 @@ Inside ``tf.function`` an operator is a ``tf.py_function``: TensorFlow calls bac
 be saved without Python nor be compiled by XLA.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from cudakit import checks
 from cudakit.array import CPU, Spec, contiguous_strides
-from cudakit.errors import InvalidArgument, raised_by
+from cudakit.errors import InvalidArgument, no_second_derivatives, raised_by
 from cudakit.frameworks import wrapping_framework
 from cudakit.op import Op
 
@@ -59,11 +60,11 @@ def _check(op: Op, tensors: tuple[Any, ...]) -> None:
                 raise InvalidArgument(name, "have a known number of dimensions inside tf.function", x.shape)
 
 
-def _present(tensors: tuple[Any, ...]) -> list[Any]:
+def _present(tensors: Sequence[Any]) -> list[Any]:
     return [x for x in tensors if x is not None]
 
 
-def _spread(places: tuple[Any, ...], values: Any) -> tuple[Any, ...]:
+def _spread(places: Sequence[Any], values: Iterable[Any]) -> tuple[Any, ...]:
     """Return values in the places of what is not None."""
     left = iter(values)
     return tuple(None if place is None else next(left) for place in places)
@@ -71,20 +72,20 @@ def _spread(places: tuple[Any, ...], values: Any) -> tuple[Any, ...]:
 
 def _last(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     """Run an operator that has no gradients, so that a tape which asks for them is refused."""
+    if not getattr(options, "needs", True):
+        return _run(op, options, tensors)
     results: list[Any] = []
 
     @tf.custom_gradient
     def function(*values: Any) -> tuple[Any, Any]:
         def refuse(*_: Any) -> None:
-            raise RuntimeError(f"{op.name}: there are no second derivatives")
+            raise no_second_derivatives(op.name)
 
         results[:] = _run(op, options, _spread(tensors, values))
-        return _present(tuple(results)), refuse
+        return _present(results), refuse
 
-    if not getattr(options, "needs", True):
-        return _run(op, options, tensors)
     values = function(*_present(tensors))
-    return _spread(tuple(results), values)
+    return _spread(results, values)
 
 
 def _run(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -17,7 +17,7 @@ import torch
 from torch.autograd import forward_ad
 
 from cudakit.array import CPU, Device, Framework, Memory, Spec, View
-from cudakit.errors import InvalidArgument
+from cudakit.errors import InvalidArgument, no_second_derivatives
 from cudakit.op import PLANS, Op
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
@@ -137,7 +137,7 @@ class _Last(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Tensors:
         """Refuse."""
-        raise RuntimeError(f"{ctx.name}: there are no second derivatives; its gradients are once_differentiable")
+        raise RuntimeError(f"{no_second_derivatives(ctx.name)}; its gradients are once_differentiable")
 
 
 def call(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:

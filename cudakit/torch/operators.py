@@ -12,7 +12,7 @@ import torch
 
 from cudakit.array import CPU, Spec, contiguous_strides
 from cudakit.batching import enlarged, foldable
-from cudakit.errors import InvalidArgument
+from cudakit.errors import InvalidArgument, no_second_derivatives
 from cudakit.op import OPS, Op
 from cudakit.torch import DTYPES, FRAMEWORK, Tensors, dtype_name, settled
 
@@ -198,7 +198,7 @@ class _Operator:
     def backward(self, context: Any, grad: torch.Tensor) -> Tensors:
         """Run the operator of the gradients."""
         if self.op.backward is None:
-            raise RuntimeError(f"{self.op.name}: there are no second derivatives")
+            raise no_second_derivatives(self.op.name)
         asked = zip(self.op.arrays, context.needs_input_grad, strict=False)
         options = context.options._replace(needs=tuple([name for name, needed in asked if needed]))
         return (*gradients(self.op, options, (grad, *context.saved_tensors)), *self.blanks)
