@@ -60,7 +60,7 @@ class Staged:
 
     def __init__(self, plan: Plan, target: Target, users: Image, copy: Image | None, images: int) -> None:
         self._plan, self._target, self._users, self._copy = plan, target, users, copy
-        self._item = itemsize(users.dtype)
+        self._item, self._images = itemsize(users.dtype), images
         self._space = plan.workspace(images * copy.strides[0] * self._item) if copy else NULL
         self.layout = copy or users
 
@@ -77,6 +77,13 @@ class Staged:
         if self._copy:
             ends = (self._of_user(base, first), part(self._users, count)), (self._space, part(self._copy, count))
             add_copy(self._plan, self._target, *(ends[::-1] if back else ends))
+
+    def rounds(self, base: Slot, batch: int) -> Iterator[tuple[int, int]]:
+        """Yield (first image, images) of each round of a batch after appending their copy."""
+        for first in range(0, batch, self._images):
+            count = min(self._images, batch - first)
+            self.move(base, first, count)
+            yield first, count
 
 
 def columns_of(d: Deformation, groups: int) -> Columns:
@@ -175,9 +182,7 @@ class Work:
     def rounds(self) -> Iterator[tuple[int, int, list[Block]]]:
         """Yield (first image, images, blocks) after appending the copy of these images."""
         d = self.conv.d
-        for first in range(0, d.batch, self.images):
-            count = min(self.images, d.batch - first)
-            self.inputs.move(self.slots.input, first, count)
+        for first, count in self.inputs.rounds(self.slots.input, d.batch):
             starts = range(0, d.pixels, self.pixels)
             yield first, count, [Block(first, count, at, min(self.pixels, d.pixels - at)) for at in starts]
 

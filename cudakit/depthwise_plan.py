@@ -125,9 +125,7 @@ class _Work:
 
     def rounds(self) -> Iterator[tuple[int, int, Slot]]:
         """Yield (first image, images, slot of these images) after appending their copy."""
-        for first in range(0, self.conv.d.batch, self.images):
-            count = min(self.images, self.conv.d.batch - first)
-            self.inputs.move(self.slots.input, first, count)
+        for first, count in self.inputs.rounds(self.slots.input, self.conv.d.batch):
             yield first, count, self.inputs.at(self.slots.input, first)
 
     def form(self, places: int) -> Form:
