@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import NamedTuple, NoReturn
 
 from cudakit import BackendUnavailable, CompileError, __version__
-from cudakit.command import UserError
+from cudakit.command import UserError, write_plainly
 
 FAILED, MISUSED, INTERRUPTED, UNREAD = 1, 2, 130, 141  # the last two as a shell says it of signals
 
@@ -109,8 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a "?" for what the terminal's encoding lacks, not a traceback
+        write_plainly(stream)  # a "?" for what the terminal's encoding lacks, not a traceback
     parser = make_parser(arguments)
     if not arguments:
         parser.print_help(sys.stderr)

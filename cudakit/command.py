@@ -1,5 +1,6 @@
 """What the sub-commands of the command line share: errors of the user, extras, and the device to work on."""
 
+import codecs
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,6 +11,9 @@ import numpy as np
 
 from cudakit.host import compiler
 from cudakit.launch import get_num_threads
+
+PLAINLY = "cudakit.plainly"  # the name of `_plainly` among the error handlers of codecs
+MINUS = "\N{MINUS SIGN}"
 
 
 class UserError(Exception):
@@ -52,6 +56,20 @@ def check_writable(out: Path, option: str) -> None:
             out.unlink()
     except OSError as error:
         raise UserError(f"{option}: cannot write {out}: {error.strerror}") from None
+
+
+def write_plainly(stream: Any) -> None:
+    """Let a stream write what its encoding lacks as "?", but a minus sign as "-", without which numbers are wrong."""
+    codecs.register_error(PLAINLY, _plainly)
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors=PLAINLY)
+
+
+def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        return codecs.replace_errors(error)
+    lacking = error.object[error.start : error.end]
+    return "".join("-" if character == MINUS else "?" for character in lacking), error.end
 
 
 def make_console(**options: Any) -> Any:

@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 LETTERS = "ABC"  # of the places; more would not fit on a page
 DEEPEST, LARGEST_KERNEL = 6, 15
 SIZE, LEARN_SIZE, SMALLEST, LARGEST = 512, 192, 64, 2048  # pixels along the photograph's longer side
+STEPS = 100  # of learning
 TITLE = "Spatial transformer or deformable convolution?"
 
 
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("cudakit-fov.png"),
         help="picture to write (default: %(default)s)",
     )
+    parser.set_defaults(misused=parser.error)  # for what argparse has no rule
 
 
 def _add_offsets(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +74,7 @@ def _add_offsets(parser: argparse.ArgumentParser) -> None:
         "--learn", action="store_true", help="learn offsets and transform: both see as through a swirl"
     )
     parser.add_argument(
-        "--steps", type=whole(1, 100_000), metavar="N", default=100, help="steps of learning (default: %(default)s)"
+        "--steps", type=whole(1, 100_000), metavar="N", help=f"steps of learning, with --learn (default: {STEPS})"
     )
 
 
@@ -94,13 +96,16 @@ def _kernels(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Compare the fields of view and return the exit status."""
+    if args.steps is not None and not args.learn:
+        args.misused("argument --steps: not allowed without argument --learn")
     require(NEEDS, "demo")
     check_picture(args.out)
     photo = load_photo(args.image, args.size or (LEARN_SIZE if args.learn else SIZE))
     console = make_console(highlight=False)
     places = _places(args.at, photo)
     if args.learn:
-        scene = learnt_scene(photo, places, args.layers, args.dilation, _Steps(console, args.layers, args.steps))
+        steps = _Steps(console, args.layers, args.steps or STEPS)
+        scene = learnt_scene(photo, places, args.layers, args.dilation, steps)
     else:
         offsets = None if args.offsets is None else load_offsets(args.offsets, args.layers, photo.size)
         file = "" if args.offsets is None else args.offsets.name

@@ -38,18 +38,36 @@ INSTALL_HINT = "no C++ compiler found; install g++ or clang++, or: pip install '
 
 
 def compilers() -> Iterator[tuple[str, ...]]:
-    """Yield the commands that could compile, best first: ``$CXX``, c++, g++, clang++, then the ziglang wheel."""
-    for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++"):
-        try:
-            command = tuple(shlex.split(name))
-        except ValueError as error:
-            raise BackendUnavailable(f"$CXX must be a command, got {name!r}: {error}") from None
-        path = shutil.which(command[0]) if command else None
+    """Yield the commands that could compile, best first: ``$CXX``, c++, g++, clang++, then the ziglang wheel.
+
+    A ``$CXX`` that cannot be run raises `BackendUnavailable`: whoever sets it wants no other compiler.
+    """
+    chosen = _chosen()
+    if chosen:
+        yield chosen
+    for name in ("c++", "g++", "clang++"):
+        path = shutil.which(name)
         if path is not None:
-            yield (path, *command[1:])
+            yield (path,)
     if find_spec("ziglang") is not None:
         # Its C++ library would be built from source on first use; the kernels need none.
         yield (sys.executable, "-m", "ziglang", "c++", "-nostdlib++")
+
+
+def _chosen() -> tuple[str, ...]:
+    """Return the command in ``$CXX``, which may have arguments, or nothing where it is unset or empty."""
+    text = os.environ.get("CXX", "")
+    try:
+        command = tuple(shlex.split(text))
+    except ValueError as error:
+        raise BackendUnavailable(f"$CXX must be a command, got {text!r}: {error}") from None
+    if not command:
+        return ()
+    path = shutil.which(command[0])
+    if path is None:
+        remedy = f"unset CXX, or install {command[0]!r}"
+        raise BackendUnavailable(f"$CXX must be a command, got {text!r}: no such command was found; {remedy}")
+    return (path, *command[1:])
 
 
 @cache

@@ -118,6 +118,20 @@ def test_info_works_without_anything(monkeypatch: pytest.MonkeyPatch, capsys: py
         assert f"pip install 'cudakit[{extra}]'" in text
 
 
+@pytest.mark.parametrize("command", ["no-such-compiler --fast", "g++ 'x"])
+def test_info_says_that_cxx_is_no_command(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", command)
+    host.compiler.cache_clear()
+    try:
+        assert main(["info"]) == 0
+    finally:
+        host.compiler.cache_clear()
+    text = capsys.readouterr().out
+    assert re.search(rf"^  C\+\+ compiler +\$CXX must be a command, got .*{re.escape(command)}.*: \w", text, re.M)
+
+
 def test_info_says_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = next(library for library in info.FRAMEWORKS if library.name == "PyTorch")
     monkeypatch.setattr(info, "_installed", lambda _: ("torch", "2.3.1+cpu"))

@@ -1,5 +1,6 @@
 """``cudakit fov``: what it compares, what it prints and draws, and what it says of mistakes."""
 
+import argparse
 import re
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cudakit import reference
+from cudakit import fov_command, reference
 from cudakit.__main__ import main
 from cudakit.fov import moments, sampling_positions
 from cudakit.fov_learning import learn_offsets, smooth, swirl, swirled
 from cudakit.fov_stacks import choose_places, convolutions, deformable, matching_transformer, steered_offsets, steering
 
+from .processes import python
 from .test_cli import mistake
 
 Image = np.ndarray[Any, np.dtype[np.float32]]
@@ -151,20 +153,7 @@ def test_it_compares_four_stacks_at_three_places(photograph: Path, capsys: pytes
 
 def test_places_and_layers_are_as_asked(photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = photograph.with_name("fov.svg")
-    options = (
-        "--size",
-        "96",
-        "--at",
-        "20,30",
-        "--at",
-        "70,10",
-        "--layers",
-        "5,3",
-        "--dilation",
-        "3",
-        "--out",
-        str(out),
-    )
+    options = (*"--size 96 --at 20,30 --at 70,10 --layers 5,3 --dilation 3 --out".split(), str(out))
     assert main(["fov", str(photograph), *options]) == 0
     table = rows(capsys.readouterr().out)
     assert [place for place, _ in table] == ["A"] * 4 + ["B"] * 4
@@ -204,6 +193,26 @@ def test_learning(photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert out.read_bytes().startswith(b"%PDF")
 
 
+def test_learning_has_a_number_of_steps() -> None:
+    parser = argparse.ArgumentParser()
+    fov_command.add_arguments(parser)
+    assert "--steps N steps of learning, with --learn (default: 100)" in " ".join(parser.format_help().split())
+    assert parser.parse_args(["--learn"]).steps is None
+
+
+def test_angles_keep_their_sign_in_ascii(photograph: Path) -> None:
+    grey = (127 * edge(-45)[0, 0] + 128).astype(np.uint8)
+    pytest.importorskip("PIL.Image").fromarray(grey).save(photograph)
+    arguments = ["fov", str(photograph), "--size", "80", "--at", "40,32", "--out", str(photograph.with_name("fov.png"))]
+    code = f"from cudakit.__main__ import main; main({arguments})"
+    lines = python(code, LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
+    found = {stack: numbers for (_, stack), numbers in rows("\n".join(lines)).items()}
+    assert found["deformable"][-3] == "-45?"
+    assert "80 ? 64 pixels" in lines[0]
+    lines = python(code, PYTHONIOENCODING="utf-8")
+    assert rows("\n".join(lines))["A", "deformable"][-3] == "−45°"
+
+
 def test_a_picture_without_anything_in_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pillow = pytest.importorskip("PIL.Image")
     pillow.new("RGB", (70, 32), "grey").save(tmp_path / "grey.png")
@@ -227,6 +236,8 @@ def test_a_picture_without_anything_in_it(tmp_path: Path, capsys: pytest.Capture
         (("--dilation", "0"), "argument --dilation: must be a whole number from 1 to 16, got '0'"),
         (("--size", "63"), "argument --size: must be a whole number from 64 to 2048, got '63'"),
         (("--steps", "0"), "argument --steps: must be a whole number from 1"),
+        (("--steps", "100"), "argument --steps: not allowed without argument --learn (see cudakit fov --help)"),
+        (("--steps", "9", "--offsets", "x.npy"), "argument --steps: not allowed without argument --learn"),
         (("--learn", "--offsets", "x.npy"), "argument --offsets: not allowed with argument --learn"),
         (("--out", "fov.txt"), "--out must end in one of .jpg, .pdf, .png, .svg, got fov.txt"),
         (("--offsets", "none.npy"), "cannot read none.npy: No such file"),

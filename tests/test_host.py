@@ -4,6 +4,7 @@ import ctypes
 import os
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,10 +19,11 @@ import pytest
 
 from cudakit import host
 from cudakit.errors import BackendUnavailable, CompileError
+from cudakit.op import OPS
 from cudakit.source import render
 
 from .processes import python
-from .specialisations import CALLS, HOST, operators, specialisations
+from .specialisations import CALLS, HOST, specialisations
 
 TEXT = 'extern "C" __attribute__((visibility("default"))) int answer() { return ANSWER; }\n'
 
@@ -156,9 +158,45 @@ def test_cxx_may_have_arguments(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert answer(host.build(TEXT)) == 5
 
 
-def test_a_compiler_that_is_not_there_is_passed_over(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler --fast")
+def test_cxx_may_run_the_compiler_through_another_command(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    script, used = tmp_path / "ccache", tmp_path / "used"
+    script.write_text(f'#!/bin/sh\ntouch {used}\nexec "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", shlex.join(["ccache", *host.compiler()]))
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    forget()
+    assert host.compiler()[0] == str(script)
     assert answer(host.build(text_of(6))) == 6
+    assert used.exists()
+
+
+def test_cxx_may_be_the_ziglang_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ziglang")
+    monkeypatch.setenv("CXX", shlex.join([sys.executable, "-m", "ziglang", "c++"]))
+    assert host.compiler()[1:] == ("-m", "ziglang", "c++")
+    assert answer(host.build(text_of(7))) == 7
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+def test_an_empty_cxx_is_none(cache: Path, monkeypatch: pytest.MonkeyPatch, empty: str) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    expected = list(host.compilers())
+    monkeypatch.setenv("CXX", empty)
+    assert list(host.compilers()) == expected
+
+
+@pytest.mark.parametrize("command", ["no-such-compiler", "no-such-compiler --fast", "/no/such/compiler"])
+def test_a_cxx_that_is_not_there_is_not_replaced(cache: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("CXX", command)
+    monkeypatch.setattr(host.subprocess, "run", no_compile)
+    remedy = f"unset CXX, or install '{command.split()[0]}'"
+    message = f"$CXX must be a command, got '{command}': no such command was found; {remedy}"
+    for _ in range(2):  # nothing else is taken the second time either
+        with pytest.raises(BackendUnavailable, match=f"^{re.escape(message)}$"):
+            host.build(text_of(8))
 
 
 def test_an_error_in_the_source_shows_source_and_log(cache: Path) -> None:
@@ -231,7 +269,7 @@ def test_a_gpu_without_cupy_names_the_install_command(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.delitem(sys.modules, "cudakit.cuda", raising=False)
     specs, options = next(CALLS["grid_sample"]())
-    plan = operators()["grid_sample"].plan(specs, options, ("cuda", 0))
+    plan = OPS["grid_sample"].plan(specs, options, ("cuda", 0))
     with pytest.raises(BackendUnavailable, match=r"pip install 'cudakit\[cuda12\]'"):
         plan.run([0, 0, 0], ("cuda", 0), 0)
 
