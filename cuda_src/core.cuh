@@ -111,6 +111,12 @@ DEVICE void narrow(float value, bfloat16_t& out) {
 template <typename T> DEVICE T smaller(T a, T b) { return b < a ? b : a; }  // a where b is a NaN
 template <typename T> DEVICE T larger(T a, T b) { return b > a ? b : a; }   // a where b is a NaN
 
+// sum + factor * x, without x where the factor is 0: what has weight 0 does not count, whatever it is.
+DEVICE acc_t add_product(acc_t factor, acc_t x, acc_t sum) {
+    const int some = factor != 0;
+    return fused(factor, keep(x, some), sum);
+}
+
 // Takes the last digit off a number written in that base. Unsigned, which saves a GPU a third of the instructions.
 DEVICE index_t take_digit(index_t& number, index_t base) {
     const index_t rest = (index_t)((uindex_t)number / (uindex_t)base), digit = number - rest * base;

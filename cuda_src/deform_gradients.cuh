@@ -58,17 +58,10 @@ SELDOM void sample_again(const TapSamples& samples, int count, const T* image, i
     for (int j = 0; j < count; ++j) sample_tap(samples, j, image, width, column + j * row);
 }
 
-// The gradients by masks and coordinates that a tile's dots make. As in a sample, what has weight 0 does not count,
-// whatever it is.
+// The gradients by masks and coordinates that a tile's dots make.
 struct SampleGradients {
     acc_t mask[TILE], offset[NDIM][TILE];
 };
-
-// sum + factor * x, without x where the factor is 0.
-DEVICE acc_t add_product(acc_t factor, acc_t x, acc_t sum) {
-    const int some = factor != 0;
-    return fused(factor, keep(x, some), sum);
-}
 
 DEVICE void make_gradients(const TapSamples& samples, const Dots& dots, SampleGradients& grads) {
     const Samples& s = samples.s;

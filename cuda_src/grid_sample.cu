@@ -58,22 +58,6 @@ KERNEL(grid_sample_planar, GridSampleParams) {
     }
 }
 
-DEVICE void store_grid_gradient(const GridSampleParams& p, const Item& it, const acc_t grad[][TILE]) {
-    coord_t* out = p.grad_grid + (it.n * (index_t)p.pixels + it.first) * NDIM;
-    acc_t scale[NDIM];
-    UNROLL for (int d = 0; d < NDIM; ++d) scale[d] = grid_scale(p, d);
-    if (it.count == TILE) {
-        prefetch_line<TILE * NDIM>(out + TILE * NDIM);
-        SIMD for (int j = 0; j < TILE; ++j) {
-            UNROLL for (int d = 0; d < NDIM; ++d) narrow(grad[d][j] * scale[d], out[j * NDIM + NDIM - 1 - d]);
-        }
-    } else {
-        for (int j = 0; j < it.count; ++j) {
-            UNROLL for (int d = 0; d < NDIM; ++d) narrow(grad[d][j] * scale[d], out[j * NDIM + NDIM - 1 - d]);
-        }
-    }
-}
-
 // The group's gradients by the output, zero where there is no pixel or no channel.
 DEVICE void load_group(const GridSampleParams& p, const Item& it, index_t first, acc_t out_grad[][TILE]) {
     const index_t channel_stride = (index_t)p.output_stride[1], pixel_stride = (index_t)p.output_stride[2];

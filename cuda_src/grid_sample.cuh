@@ -144,6 +144,23 @@ DEVICE bool plan(const GridSampleParams& p, const long long* stride, const Item&
     return true;
 }
 
+// Of the coordinates in pixels, to where the gradients by the grid are wanted.
+DEVICE void store_grid_gradient(const GridSampleParams& p, const Item& it, const acc_t grad[][TILE]) {
+    coord_t* out = p.grad_grid + (it.n * (index_t)p.pixels + it.first) * NDIM;
+    acc_t scale[NDIM];
+    UNROLL for (int d = 0; d < NDIM; ++d) scale[d] = grid_scale(p, d);
+    if (it.count == TILE) {
+        prefetch_line<TILE * NDIM>(out + TILE * NDIM);
+        SIMD for (int j = 0; j < TILE; ++j) {
+            UNROLL for (int d = 0; d < NDIM; ++d) narrow(grad[d][j] * scale[d], out[j * NDIM + NDIM - 1 - d]);
+        }
+    } else {
+        for (int j = 0; j < it.count; ++j) {
+            UNROLL for (int d = 0; d < NDIM; ++d) narrow(grad[d][j] * scale[d], out[j * NDIM + NDIM - 1 - d]);
+        }
+    }
+}
+
 // The rows of a turned grid are too far apart for the hardware to guess, so what samples will read or add to is asked for
 // before. Most of it has been read by the line of samples before. What is new is the last row of taps where an image is
 // gone through downwards (the first where upwards), and of that row one end: which one, the direction tells in which the

@@ -170,14 +170,9 @@ class Work:
         if self.conv.d.taps == 1:
             return self.slots.weight
         to = self.plan.workspace(self.weight_bytes)
-        tap_fastest, channel_fastest = self.weight_layouts(self.conv.d.dtype)
+        tap_fastest, channel_fastest = self.conv.weight_layouts(self.conv.d.dtype)
         add_copy(self.plan, self.target, (self.slots.weight, tap_fastest), (to, channel_fastest))
         return to
-
-    def weight_layouts(self, dtype: str) -> tuple[Image, Image]:
-        """Return weights as (outputs, channels, taps): as the caller has them, and with the channel fastest."""
-        shape = (self.conv.out_channels, self.conv.d.channels // self.conv.groups, self.conv.d.taps)
-        return packed(shape, self.conv.d.dtype, channels_last=False), packed(shape, dtype, channels_last=True)
 
     def rounds(self) -> Iterator[tuple[int, int, list[Block]]]:
         """Yield (first image, images, blocks) after appending the copy of these images."""

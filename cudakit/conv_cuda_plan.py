@@ -86,7 +86,7 @@ class _Backward:
                 source = (self.total, part(self.grad, count))
                 add_copy(work.plan, work.target, source, (goal, part(self.final, count)))
         if results.weight != NULL:
-            tap_fastest, channel_fastest = work.weight_layouts(accumulator(d.dtype))
+            tap_fastest, channel_fastest = self.conv.weight_layouts(accumulator(d.dtype))
             source = (self.weights, channel_fastest)
             add_copy(work.plan, work.target, source, (results.weight, tap_fastest))
 

@@ -7,7 +7,7 @@ from cudakit.array import itemsize
 from cudakit.deform_geometry import Deformation, Integers
 from cudakit.deform_plan import HOST_TILE, Form, constants, few
 from cudakit.errors import InvalidArgument
-from cudakit.layout import COPY_BYTES, Image, accumulator
+from cudakit.layout import COPY_BYTES, Image, accumulator, packed
 from cudakit.source import C_TYPES
 from cudakit.splitting import WHOLE, Splitting, choose_splitting
 from cudakit.workspace import ALIGNMENT
@@ -142,6 +142,11 @@ class Convolution(NamedTuple):
     def cut(self, channel_block: int) -> Integers:
         """Return the values of `CUT_FIELDS` besides the scratch memory."""
         return (self.groups, self.joined, self.out_channels, channel_block)
+
+    def weight_layouts(self, dtype: str) -> tuple[Image, Image]:
+        """Return weights as (outputs, channels, taps): as users have them, and in `dtype` with the channel fastest."""
+        shape = (self.out_channels, self.d.channels // self.groups, self.d.taps)
+        return packed(shape, self.d.dtype, channels_last=False), packed(shape, dtype, channels_last=True)
 
     @property
     def output_strides(self) -> Integers:
