@@ -9,6 +9,10 @@
 // Specialised by MODE and PADDING; everything is kept for TILE samples at a time, so that a host compiler vectorises
 // over samples (TILE is 1 on a GPU, where the arrays become registers).
 
+#ifndef DUAL
+#define DUAL 0  // whether what is sampled has a direction (duals.cuh)
+#endif
+
 enum Mode { NEAREST, LINEAR, CUBIC };
 enum Padding { ZEROS, BORDER, REFLECTION };
 
@@ -20,6 +24,9 @@ struct Axis {
     acc_t weight[TAPS][TILE];  // w(x - tap)
     acc_t slope[TAPS][TILE];   // dw/dx, times what the padding does to the coordinate (0 where clipped, -1 reflected)
     int inside[TAPS][TILE];    // 0: the tap counts as zero and must not be read
+#if DUAL
+    acc_t curvature[TAPS][TILE];  // the slope's own slope
+#endif
 };
 
 // A coordinate after its padding, and its derivative by the coordinate before.
@@ -50,12 +57,14 @@ DEVICE Mapped reflect(acc_t x, index_t size, bool align_corners) {
 }
 
 // Keys' cubic convolution kernel with A = -0.75 at the distance 0 <= d <= 1 (inner taps) or 1 <= d <= 2 (outer taps),
-// and its derivative.
+// and its derivatives.
 constexpr acc_t A = acc_t(-0.75);
 DEVICE acc_t cubic_inner(acc_t d) { return ((A + 2) * d - (A + 3)) * d * d + 1; }
 DEVICE acc_t cubic_outer(acc_t d) { return ((A * d - 5 * A) * d + 8 * A) * d - 4 * A; }
 DEVICE acc_t cubic_inner_slope(acc_t d) { return (3 * (A + 2) * d - 2 * (A + 3)) * d; }
 DEVICE acc_t cubic_outer_slope(acc_t d) { return (3 * A * d - 10 * A) * d + 8 * A; }
+DEVICE acc_t cubic_inner_curvature(acc_t d) { return 6 * (A + 2) * d - 2 * (A + 3); }
+DEVICE acc_t cubic_outer_curvature(acc_t d) { return 6 * A * d - 10 * A; }
 
 // Weight and slope of tap t of a sample that lies f past its cell.
 DEVICE acc_t tap_weight(int t, acc_t f) {
@@ -70,6 +79,13 @@ DEVICE acc_t tap_slope(int t, acc_t f) {
            : t == 1 ? cubic_inner_slope(f)
            : t == 2 ? -cubic_inner_slope(1 - f)
                     : -cubic_outer_slope(2 - f);
+}
+DEVICE acc_t tap_curvature(int t, acc_t f) {
+    if (MODE != CUBIC) return 0;
+    return t == 0   ? cubic_outer_curvature(f + 1)
+           : t == 1 ? cubic_inner_curvature(f)
+           : t == 2 ? cubic_inner_curvature(1 - f)
+                    : cubic_outer_curvature(2 - f);
 }
 
 // Where a coordinate in pixels ends up before its taps are taken. What is returned converts to an index without
@@ -106,6 +122,9 @@ DEVICE void locate(Axis& axis, int j, acc_t x, index_t size, index_t stride, boo
         axis.weight[t][j] = tap_weight(t, f);
         axis.slope[t][j] = tap_slope(t, f) * centre.slope;
         axis.inside[t][j] = within & known;
+#if DUAL
+        axis.curvature[t][j] = tap_curvature(t, f) * centre.slope * centre.slope;
+#endif
     }
 }
 
@@ -126,5 +145,8 @@ DEVICE void locate_interior(Axis& axis, int j, acc_t x, index_t stride) {
         axis.weight[t][j] = tap_weight(t, f);
         axis.slope[t][j] = tap_slope(t, f);
         axis.inside[t][j] = 1;
+#if DUAL
+        axis.curvature[t][j] = tap_curvature(t, f);
+#endif
     }
 }

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from cudakit import checks
 from cudakit.array import CPU, Spec, is_contiguous
+from cudakit.double_backward import wanting
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, load
 from cudakit.layout import is_wide
@@ -192,11 +193,21 @@ def _plan_backward(results: tuple[Output], options: AffineGridOptions, target: T
     return plan
 
 
+# The gradient is linear: its own does not depend on it.
+AFFINE_GRID_DOUBLE_BACKWARD = Op(
+    "affine_grid_double_backward",
+    ("grad_grad_theta",),
+    wanting(_options, ("grad_grid",)),
+    _prepare_affine_grid,
+    coordinates=("grad_grad_theta",),
+    infer=_infer_affine_grid,
+)
 AFFINE_GRID_BACKWARD = Op(
     "affine_grid_backward",
     ("grad_grid",),
     _options,
     _prepare_affine_grid_backward,
+    AFFINE_GRID_DOUBLE_BACKWARD,
     coordinates=("grad_grid",),
     infer=_infer_affine_grid_backward,
 )

@@ -3,10 +3,12 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-from cudakit import checks, conv_backward_plan, conv_cuda_plan, conv_plan, depthwise_plan
+from cudakit import checks, double_backward
 from cudakit.array import CPU, Spec
 from cudakit.conv_cut import Convolution
+from cudakit.conv_double_plan import DoubleBackward
 from cudakit.conv_plan import Slots
+from cudakit.conv_targets import plan_backward, plan_forward
 from cudakit.deform_geometry import (
     DATA_FORMATS,
     Window,
@@ -16,6 +18,7 @@ from cudakit.deform_geometry import (
     scattered,
     window,
 )
+from cudakit.double_backward import Result, check_directions, wanting
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, add_sum, image, packed
 from cudakit.op import Op
@@ -23,6 +26,7 @@ from cudakit.plan import NULL, Output, Plan, Slot, Target
 from cudakit.product import is_operand
 
 NAMES = ("input", "offset", "weight", "bias", "mask")
+DOUBLE_NAMES = tuple(f"grad_grad_{name}" for name in NAMES)
 KERNEL_NAMES = {1: "k", 2: "k_h, k_w", 3: "k_d, k_h, k_w"}
 
 
@@ -114,14 +118,8 @@ def _prepare(n: int, specs: tuple[Any, ...], options: ConvOptions, target: Targe
     if 0 in output.shape:
         return plan
     slots = _slots(plan, 0, specs)
-    family = conv_plan if target.device == CPU else _on_gpu(conv)
-    family.plan_forward(plan, target, conv, slots, plan.result(0))
+    plan_forward(plan, target, conv, slots, plan.result(0))
     return plan
-
-
-def _on_gpu(conv: Convolution) -> Any:
-    """Return the module that plans a call on a GPU."""
-    return depthwise_plan if conv.depthwise else conv_cuda_plan
 
 
 def _results(specs: tuple[Spec | None, ...], needs: tuple[str, ...], zero: bool) -> tuple[Output | None, ...]:
@@ -150,8 +148,7 @@ def _prepare_backward(n: int, specs: tuple[Any, ...], options: ConvOptions, targ
         plan.free()
     if any(slot != NULL for slot in results._replace(bias=NULL)):
         slots = _slots(plan, 1, arrays)
-        family = conv_backward_plan if target.device == CPU else _on_gpu(conv)
-        family.plan_backward(plan, target, conv, slots, plan.input(0), results)
+        plan_backward(plan, target, conv, slots, plan.input(0), results)
     return plan
 
 
@@ -173,11 +170,53 @@ def _add_bias_gradient(plan: Plan, target: Target, conv: Convolution, result: Sl
     add_sum(plan, target, (plan.input(0), dtype), (result, dtype), sizes, strides, room=conv.workspace)
 
 
+def _prepare_double(n: int, specs: tuple[Any, ...], options: ConvOptions, target: Target) -> Plan:
+    """Plan the gradients of the gradients."""
+    directions, grad_output, arrays = specs[:5], specs[5], specs[6:]
+    conv, output = _convolution(n, arrays, options, grad_output)
+    check_directions(DOUBLE_NAMES, directions, arrays)
+    tangent = None if directions[0] is None else image(directions[0], conv.d.last)
+    copies = double_backward.scattered(specs, {0: tangent, 6: conv.input})
+    if copies:
+        return Plan(11, copies=copies)
+    # The strides of dimensions of size 1 may be anything.
+    contiguous = packed(conv.output.shape, conv.output.dtype, channels_last=conv.d.last)
+    conv = conv._replace(output=contiguous._replace(aligned=conv.output.aligned))
+    empty = 0 in output.shape
+    total = Result.of(conv.input.shape, conv.input.dtype, last=conv.d.last, added=True)
+    gradients = list(_results(arrays, options.needs, empty))
+    gradients[0] = gradients[0] and total.output(arrays[0].shape, empty=empty)
+    gradients[3] = gradients[3] and gradients[3]._replace(zero=True)  # no gradient depends on the bias
+    first = output._replace(zero=empty) if "grad_output" in options.needs else None
+    plan = Plan(11, (first, *gradients))
+    results = Slots(*(plan.result(1 + i) for i in range(5)))._replace(bias=NULL)
+    if not empty and any(slot != NULL for slot in (plan.result(0), *results)):
+        slots = _slots(plan, 6, arrays), _slots(plan, 0, directions), plan.input(5)
+        DoubleBackward(plan, target, conv, *slots).run((conv.input, tangent), plan.result(0), results)
+    return plan
+
+
 def _make(n: int) -> Op:
     roles: Any = {"optional": ("bias", "mask"), "coordinates": ("offset", "mask"), "weights": ("weight", "bias")}
-    arrays = ("grad_output", *NAMES)
-    backward = Op(f"deform_conv{n}d_backward", arrays, _options, partial(_prepare_backward, n), **roles)
-    saved = tuple(range(len(NAMES)))
+    arrays, saved = ("grad_output", *NAMES), tuple(range(len(NAMES)))
+    both: Any = {role: (*names, *(f"grad_grad_{name}" for name in names)) for role, names in roles.items()}
+    both["optional"] = ("bias", "mask", *DOUBLE_NAMES)
+    double = Op(
+        f"deform_conv{n}d_double_backward",
+        (*DOUBLE_NAMES, *arrays),
+        wanting(_options, arrays),
+        partial(_prepare_double, n),
+        **both,
+    )
+    backward = Op(
+        f"deform_conv{n}d_backward",
+        arrays,
+        _options,
+        partial(_prepare_backward, n),
+        double,
+        saved=(*saved, len(NAMES)),
+        **roles,
+    )
     return Op(f"deform_conv{n}d", NAMES, _options, partial(_prepare, n), backward, saved, infer=_infer, **roles)
 
 

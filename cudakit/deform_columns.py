@@ -1,10 +1,12 @@
 """The records of `deform_im2col`, its adjoint, and their gradients: what they check and how they are planned."""
 
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
-from cudakit import checks
+from cudakit import checks, double_backward
 from cudakit.array import Spec
+from cudakit.deform_double_plan import DoubleSlots, plan_double_columns
 from cudakit.deform_geometry import (
     DATA_FORMATS,
     Deformation,
@@ -21,14 +23,18 @@ from cudakit.deform_geometry import (
 )
 from cudakit.deform_gradient_plan import Gradients, gradient_layouts, plan_gradients
 from cudakit.deform_plan import plain_columns, plan_columns
+from cudakit.double_backward import Result, check_directions, wanting
 from cudakit.errors import InvalidArgument
-from cudakit.layout import Image, packed
+from cudakit.layout import Image, image, packed
 from cudakit.op import Op
 from cudakit.plan import NULL, Output, Plan, Target, clears
 
 NAMES = ("input", "offset", "mask")
 COLUMN_NAMES = ("columns", "offset", "mask")
 COORDINATES = ("offset", "mask")
+DOUBLE_COORDINATES = ("grad_grad_offset", "grad_grad_mask", *COORDINATES)
+DOUBLE_IM2COL_NAMES = ("grad_grad_input", *DOUBLE_COORDINATES[:2], "grad_columns", *NAMES)
+DOUBLE_COL2IM_NAMES = ("grad_grad_columns", *DOUBLE_COORDINATES[:2], "grad_output", *COLUMN_NAMES)
 
 
 class DeformOptions(NamedTuple):
@@ -191,11 +197,68 @@ def _prepare_col2im_backward(specs: tuple[Any, ...], options: DeformOptions, tar
     return plan
 
 
+def _prepare_double(adjoint: bool, specs: tuple[Any, ...], options: DeformOptions, target: Target) -> Plan:
+    """Plan the gradients of the gradients of `deform_im2col`, or of its `adjoint`, `deform_col2im`."""
+    tangent, by_offset, by_mask, grad, array, offset, mask = specs
+    if adjoint:  # an image comes as gradient, and columns have a tangent
+        d, picture, columns = _added(array, offset, mask, options), grad, (tangent, array)
+        x = checked_image("grad_output", grad, options.data_format, (d.n,))
+        checks.shape("grad_output", grad, d.shape(d.channels, d.space))
+    else:
+        (d, x), picture, columns = _sampled(array, offset, mask, options), array, (grad, None)
+        _check_columns("grad_columns", grad, d)
+    names = DOUBLE_COL2IM_NAMES if adjoint else DOUBLE_IM2COL_NAMES
+    check_directions(names[:3], (tangent, by_offset, by_mask), (array, offset, mask))
+    turn = None if adjoint or tangent is None else image(tangent, d.last)
+    copies = double_backward.scattered(specs, {0: turn, 3 if adjoint else 4: x})
+    if copies:
+        return Plan(7, copies=copies)
+    empty, total = 0 in columns_shape(d), Result.of(x.shape, x.dtype, last=d.last, added=True)
+    outputs = [spec and Output(spec.shape, spec.dtype, zero=empty) for spec in specs[3:]]
+    outputs[0 if adjoint else 1] = total.output(picture.shape, empty=empty)
+    named = zip(names[3:], outputs, strict=True)
+    plan = Plan(7, tuple(output if name in options.needs else None for name, output in named))
+    if empty or not options.needs:
+        return plan
+    slots = [plan.input(i) if spec is not None else NULL for i, spec in enumerate(specs)]
+    picture_slot, columns_slot = (slots[3], slots[4]) if adjoint else (slots[4], slots[3])
+    where = DoubleSlots(
+        input=picture_slot,
+        offset=slots[5],
+        mask=slots[6],
+        columns=columns_slot,
+        input_tangent=NULL if adjoint else slots[0],
+        offset_tangent=slots[1],
+        mask_tangent=slots[2],
+        columns_tangent=slots[0] if adjoint else NULL,
+        samples_tangent=plan.result(1 if adjoint else 0),
+        grad_input=plan.result(0 if adjoint else 1),
+        grad_offset=plan.result(2),
+        grad_mask=plan.result(3),
+    )
+    aligned = all(spec.aligned for spec in columns if spec)
+    plan_double_columns(plan, target, d, (x, turn), where, aligned)
+    return plan
+
+
+def _make_double(adjoint: bool, name: str, arrays: tuple[str, ...]) -> Op:
+    return Op(
+        name,
+        arrays,
+        wanting(_options, arrays[3:]),
+        partial(_prepare_double, adjoint),
+        optional=(*arrays[:3], "mask"),
+        coordinates=DOUBLE_COORDINATES,
+    )
+
+
 DEFORM_IM2COL_BACKWARD = Op(
     "deform_im2col_backward",
     ("grad_columns", "input", "offset", "mask"),
     _options,
     _prepare_im2col_backward,
+    _make_double(False, "deform_im2col_double_backward", DOUBLE_IM2COL_NAMES),
+    saved=(0, 1, 2, 3),
     optional=("mask",),
     coordinates=COORDINATES,
 )
@@ -215,6 +278,8 @@ DEFORM_COL2IM_BACKWARD = Op(
     ("grad_output", *COLUMN_NAMES),
     _options,
     _prepare_col2im_backward,
+    _make_double(True, "deform_col2im_double_backward", DOUBLE_COL2IM_NAMES),
+    saved=(0, 1, 2, 3),
     optional=("mask",),
     coordinates=COORDINATES,
 )

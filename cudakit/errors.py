@@ -47,9 +47,9 @@ class InvalidArgument(Exception):
         return self.kind(f"{function}: {self.argument} must {self.rule}, got {self.got}")
 
 
-def no_second_derivatives(name: str) -> RuntimeError:
-    """Return the exception to raise where the gradients of an operator are to be differentiated."""
-    return RuntimeError(f"{name}: there are no second derivatives")
+def no_derivatives(name: str) -> RuntimeError:
+    """Return the exception to raise where an operator is to be differentiated that has no gradients."""
+    return RuntimeError(f"{name}: there are no third derivatives")
 
 
 @contextmanager

@@ -13,13 +13,14 @@ from typing import Any
 
 import jax
 from jax.custom_batching import custom_vmap
+from jax.custom_derivatives import SymbolicZero
 from jax.experimental.buffer_callback import buffer_callback
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cudakit import dlpack
 from cudakit.array import CPU, Device, Spec, contiguous_strides, dlpack_pointer, numpy_pointer
-from cudakit.batching import enlarged, foldable
-from cudakit.errors import InvalidArgument, no_second_derivatives
+from cudakit.batching import enlarged, foldable, leader
+from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.launch import get_num_threads
 from cudakit.op import PLANS, Op
 from cudakit.plan import Output, Plan, zero_memory
@@ -98,7 +99,8 @@ def _mappable(op: Op, options: Any) -> Callable[..., tuple[Any, ...]]:
         arrays = [_whole(x) for x in given]
         names = [name for name, flag in zip(op.arrays, mapped, strict=True) if flag]
         if foldable(op, options, names):
-            batch = arrays[0].shape[1 if mapped[0] else 0]
+            first = leader(op, arrays)
+            batch = arrays[first].shape[1 if mapped[first] else 0]
             larger = [_fold(op, name, x, count, name in names) for name, x in zip(op.arrays, arrays, strict=True)]
             found = _mappable(op, enlarged(options, count))(*larger)
             results = tuple(x.reshape(count, batch, *x.shape[1:]) for x in found)
@@ -124,34 +126,23 @@ def _fold(op: Op, name: str, x: Any, count: int, mapped: bool) -> Any:
 
 
 @cache
-def _function(op: Op, options: Any) -> Callable[..., Any]:
+def _function(op: Op, options: Any) -> Callable[..., tuple[Any, ...]]:
     """Return the operator as a jitted function of its arrays, differentiable where it has gradients."""
-    function = _last(op, options) if op.backward is None else _differentiable(op, op.backward, options)
+    function = _operator(op, options)
     return jax.jit(lambda *arrays: function(*_alike(arrays)))
 
 
 @cache
-def _last(op: Op, options: Any) -> Callable[..., tuple[Any, ...]]:
-    """Return an operator of gradients; it refuses only where its own are wanted, so what is stopped can use it."""
-    operator = _mappable(op, options)
+def _operator(op: Op, options: Any) -> Callable[..., tuple[Any, ...]]:
+    """Return the operator with its gradients.
+
+    One without refuses only where they are wanted, so what is stopped can use it.
+    """
+    operator, gradients = _mappable(op, options), op.backward
 
     @jax.custom_vjp
     def function(*arrays: Any) -> tuple[Any, ...]:
         return operator(*arrays)
-
-    def refuse(_: None, grads: Any) -> None:
-        raise no_second_derivatives(op.name)
-
-    function.defvjp(lambda *arrays: (operator(*arrays), None), refuse)
-    return function
-
-
-def _differentiable(op: Op, gradients: Op, options: Any) -> Callable[..., Any]:
-    """Return an operator with its gradients."""
-
-    @jax.custom_vjp
-    def function(*arrays: Any) -> Any:
-        return _mappable(op, options)(*arrays)[0]
 
     def forward(*primals: Any) -> tuple[Any, Any]:
         arrays = tuple(primal and primal.value for primal in primals)
@@ -160,14 +151,27 @@ def _differentiable(op: Op, gradients: Op, options: Any) -> Callable[..., Any]:
         needed = [int(primal is not None and primal.perturbed) for primal in primals]
         return function(*arrays), (tuple(arrays[i] for i in op.saved), jax.numpy.empty((*needed, 0)))
 
-    def backward(residuals: Any, grad: Any) -> tuple[Any, ...]:
+    def backward(residuals: Any, grads: tuple[Any, ...]) -> tuple[Any, ...]:
+        if gradients is None:
+            raise no_derivatives(op.name)
         saved, marks = residuals
         needs = tuple(name for name, needed in zip(op.arrays, marks.shape, strict=False) if needed)
-        found = iter(_last(gradients, options._replace(needs=needs))(grad, *saved))
+        given = _given(op, options, saved, grads)
+        found = iter(_operator(gradients, options._replace(needs=needs))(*given, *saved))
         return tuple(next(found) if name in needs else None for name in op.arrays)
 
     function.defvjp(forward, backward, symbolic_zeros=True)
     return function
+
+
+def _given(op: Op, options: Any, saved: Sequence[Any], grads: Sequence[Any]) -> list[Any]:
+    """Return the gradient by each result, None for one that is not there, or that nothing depends on."""
+    arrays = [None if isinstance(grad, SymbolicZero) else grad for grad in grads]
+    if not op.differentiated:
+        return arrays
+    absent = [op.arrays[i] for i, x in zip(op.saved, saved, strict=True) if x is None]
+    left = iter(arrays)
+    return [next(left) if name in options.needs and name not in absent else None for name in op.differentiated]
 
 
 def _mesh(arrays: Iterable[Any]) -> Any:
@@ -213,8 +217,5 @@ def call(op: Op, arrays: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[A
     """Run an operator on JAX arrays or tracers."""
     options = op.options(arguments)
     wanted = op.plan(_specs(op, arrays), options, CPU).results  # refuses bad arguments here, not inside XLA
-    results = _function(op, options)(*arrays)
-    if op.backward is not None:
-        return (results,)
-    found = iter(results)
+    found = iter(_function(op, options)(*arrays))
     return tuple(None if result is None else next(found) for result in wanted)

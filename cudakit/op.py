@@ -6,7 +6,7 @@ launch. The adapters of frameworks read these records and know no family.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, NoReturn
 
@@ -43,8 +43,9 @@ class Op:
         (specs, options, target) -> `Plan`; it checks everything before anything is allocated. The spec of an array that
         is None is None.
     backward : Op, optional
-        The operator of the gradients. Its arrays are the gradient of the result and the `saved` arrays, its options
-        are those of this one with a field ``needs``, and its results are a gradient for each of this one's arrays.
+        The operator of the gradients. Its arrays are the gradients of the results and the `saved` arrays, its options
+        are those of this one with other ``needs``, and its results are a gradient for each of this one's arrays. An
+        operator of gradients may have one, too.
     saved : tuple of int
         Positions of the arrays that the gradients are computed from.
     optional : tuple of str
@@ -55,7 +56,10 @@ class Op:
         Names of the arrays, or arrays whose gradients these are, that have no batch axis; the others have it first.
     infer : callable, optional
         (specs, options) -> the `Output` of each result, without checks and in plain arithmetic, because sizes may be
-        symbols. An operator of gradients needs none where these are the gradients by all its arrays but the first.
+        symbols. An operator of gradients needs none where they look as the arrays of its own that have their names.
+    differentiated : tuple of str
+        Of an operator of gradients, the names of the arrays by which its results are gradients, for each of which there
+        is one, or None if the field ``needs`` of the options does not name it. Of others, empty: they have one result.
     """
 
     name: str
@@ -68,9 +72,12 @@ class Op:
     coordinates: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     infer: Callable[[tuple[Any, ...], Any], tuple[Output | None, ...]] | None = None
+    differentiated: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         OPS[self.name] = self
+        if self.backward is not None:
+            self.backward.differentiated = self.arrays
 
     def __call__(self, arrays: tuple[Any, ...], *arguments: Any) -> tuple[Any, ...]:
         """Run on anybody's arrays and return theirs, one for each result."""
@@ -95,15 +102,16 @@ class Op:
 
     def _agree(self, arrays: tuple[Any, ...]) -> "Framework | Adapter":
         """Return what all the arrays have in common, or raise `TypeError`."""
-        for name, array in zip(self.arrays, arrays, strict=True):
-            if array is None and name in self.optional:
-                continue
+        named = zip(self.arrays, arrays, strict=True)
+        given = [(name, array) for name, array in named if array is not None or name not in self.optional]
+        leader, first = given[0]
+        for name, array in given:
             try:
                 framework = framework_of(array)
             except InvalidArgument as error:
                 self.refuse(error, name)
-            if framework is not framework_of(arrays[0]):
-                rule = f"be an array of the same framework as {self.arrays[0]}, {kind_of(arrays[0])}"
+            if framework is not framework_of(first):
+                rule = f"be an array of the same framework as {leader}, {kind_of(first)}"
                 self.refuse(InvalidArgument(name, rule, kind_of(array), TypeError))
         common = adapter(framework) if isinstance(framework, str) else framework
         return _agreed.setdefault((self, *map(type, arrays)), common)
@@ -139,10 +147,10 @@ class Op:
     def _recipe(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> "Recipe":
         """Check the arrays and plan for them."""
         views = [self._view(framework, name, array) for name, array in zip(self.arrays, arrays, strict=True)]
-        device = views[0].device if views[0] else CPU
+        leader, device = next(((name, view.device) for name, view in zip(self.arrays, views, strict=True) if view))
         for name, view in zip(self.arrays, views, strict=True):
             if view is not None and view.device != device:
-                rule = f"be on the device of {self.arrays[0]}, {device[0]}:{device[1]}"
+                rule = f"be on the device of {leader}, {device[0]}:{device[1]}"
                 self.refuse(InvalidArgument(name, rule, f"{view.device[0]}:{view.device[1]}", TypeError))
         lengths = [(0, 0) if view is None else (len(view.spec.shape), len(view.spec.strides)) for view in views]
         apart = tuple(i for i, (dimensions, strides) in enumerate(lengths) if dimensions != strides)
@@ -162,10 +170,9 @@ class Op:
         """Return what the results look like, without checks."""
         if self.infer is not None:
             return self.infer(specs, options)
-        named = zip(self.arrays[1:], specs[1:], strict=True)
-        return tuple(
-            [Output(x.shape, x.dtype) if x is not None and name in options.needs else None for name, x in named]
-        )
+        named = dict(zip(self.arrays, specs, strict=True))
+        wanted = [named[name] if name in options.needs else None for name in self.differentiated]
+        return tuple([None if x is None else Output(x.shape, x.dtype) for x in wanted])
 
     def refuse(self, error: InvalidArgument, argument: str = "") -> NoReturn:
         """Raise a failed check in this operator's name."""

@@ -5,13 +5,16 @@ from typing import Any, NamedTuple
 
 from cudakit import checks
 from cudakit.array import Spec, is_contiguous
+from cudakit.double_backward import check_directions, scattered, wanting
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, image, packed
 from cudakit.op import Op
 from cudakit.plan import Output, Plan, Target
+from cudakit.sampling_double_plan import plan_double_backward
 from cudakit.sampling_plan import MODES, PADDING_MODES, Sampling, plan_backward, plan_forward
 
 DATA_FORMATS = ("channels_first", "channels_last")
+DOUBLE_NAMES = ("grad_grad_input", "grad_grad_grid")
 
 
 class GridSampleGradients(NamedTuple):
@@ -199,11 +202,37 @@ def _prepare_grid_sample_backward(specs: tuple[Spec, ...], options: GridSampleOp
     return plan_backward(call, output, (wanted_input, wanted_grid), final, target)
 
 
+def _prepare_grid_sample_double_backward(specs: tuple[Any, ...], options: GridSampleOptions, target: Target) -> Plan:
+    """Plan the gradients by what the gradients are computed from, of the gradients by `grid_sample`'s arrays."""
+    by_input, by_grid, grad_output, input, grid = specs
+    call, shape = _sampling(input, grid, options)
+    checks.same_dtype("grad_output", grad_output, "input", input.dtype)
+    checks.shape("grad_output", grad_output, _in_format(shape, options.data_format))
+    check_directions(DOUBLE_NAMES, (by_input, by_grid), (input, grid))
+    last = options.data_format == "channels_last"
+    tangent = None if by_input is None else image(by_input, last)
+    images = tangent, image(grad_output, last)
+    copies = scattered(specs, {0: tangent, 2: images[1], 3: call.input})
+    if copies:
+        return Plan(5, copies=copies)
+    return plan_double_backward(call, images, specs, options.needs, target, last=last)
+
+
+GRID_SAMPLE_DOUBLE_BACKWARD = Op(
+    "grid_sample_double_backward",
+    (*DOUBLE_NAMES, "grad_output", "input", "grid"),
+    wanting(_options, ("grad_output", "input", "grid")),
+    _prepare_grid_sample_double_backward,
+    optional=DOUBLE_NAMES,
+    coordinates=("grad_grad_grid", "grid"),
+)
 GRID_SAMPLE_BACKWARD = Op(
     "grid_sample_backward",
     ("grad_output", "input", "grid"),
     _options,
     _prepare_grid_sample_backward,
+    GRID_SAMPLE_DOUBLE_BACKWARD,
+    saved=(0, 1, 2),
     coordinates=("grid",),
 )
 GRID_SAMPLE = Op(

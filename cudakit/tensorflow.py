@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from cudakit import checks
 from cudakit.array import CPU, Spec, contiguous_strides
-from cudakit.errors import InvalidArgument, no_second_derivatives, raised_by
+from cudakit.errors import InvalidArgument, no_derivatives, raised_by
 from cudakit.frameworks import wrapping_framework
 from cudakit.op import Op
 
@@ -31,23 +31,31 @@ def call(op: Op, tensors: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[
     options = op.options(arguments)
     tensors = tuple(None if x is None else tf.convert_to_tensor(x) for x in tensors)
     _check(op, tensors)
-    gradients = op.backward
-    if gradients is None:
-        return _last(op, options, tensors)
+    return _recorded(op, options, tensors)
+
+
+def _recorded(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Run an operator, with its gradients for the tapes that watch; one that has none refuses."""
+    if not getattr(options, "needs", True):
+        return _run(op, options, tensors)
+    results = list[Any]()  # unannotated, or AutoGraph warns
 
     @tf.custom_gradient
     def function(*values: Any) -> tuple[Any, Any]:
         given = _spread(tensors, values)
+        results[:] = _run(op, options, given)
 
-        def backward(grad: Any) -> list[Any]:
+        def backward(*grads: Any) -> list[Any]:
+            if op.backward is None:
+                raise no_derivatives(op.name)
             present = [i for i, x in enumerate(given) if x is not None]
-            needs = tuple(op.arrays[i] for i in present)
-            found = _last(gradients, options._replace(needs=needs), (grad, *(given[i] for i in op.saved)))
+            needed = options._replace(needs=tuple(op.arrays[i] for i in present))
+            found = _recorded(op.backward, needed, (*_spread(results, grads), *(given[i] for i in op.saved)))
             return [found[i] for i in present]
 
-        return _run(op, options, given)[0], backward
+        return _present(results), backward
 
-    return (function(*_present(tensors)),)
+    return _spread(results, function(*_present(tensors)))
 
 
 def _check(op: Op, tensors: tuple[Any, ...]) -> None:
@@ -68,24 +76,6 @@ def _spread(places: Sequence[Any], values: Iterable[Any]) -> tuple[Any, ...]:
     """Return values in the places of what is not None."""
     left = iter(values)
     return tuple(None if place is None else next(left) for place in places)
-
-
-def _last(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Run an operator that has no gradients, so that a tape which asks for them is refused."""
-    if not getattr(options, "needs", True):
-        return _run(op, options, tensors)
-    results: list[Any] = []
-
-    @tf.custom_gradient
-    def function(*values: Any) -> tuple[Any, Any]:
-        def refuse(*_: Any) -> None:
-            raise no_second_derivatives(op.name)
-
-        results[:] = _run(op, options, _spread(tensors, values))
-        return _present(results), refuse
-
-    values = function(*_present(tensors))
-    return _spread(results, values)
 
 
 def _run(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:

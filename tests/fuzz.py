@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 import cudakit
+from cudakit.op import OPS
 
 DTYPES = {name: np.dtype(name) for name in ("float16", "float32", "float64")}
 DTYPES["bfloat16"] = np.dtype(ml_dtypes.bfloat16)
@@ -156,6 +157,21 @@ class Fuzzer:
         needs = [("input",), ("grid",), ("input", "grid")][self.rng.integers(3)]
         grad = self.array(y.shape, dtype)
         run(cudakit.grid_sample_backward, grad, *arguments, needs=needs, data_format=data_format)
+        self.twice("grid_sample", (grad, x, grid), *arguments[2:], data_format)
+
+    def twice(self, name: str, arrays: tuple[Any, ...], *options: Any) -> None:
+        """Differentiate an operator's gradients; `arrays` are what they are computed from."""
+        op = OPS[f"{name}_double_backward"]
+        directions = [None if x is None or self.rng.random() < 0.2 else self.direction(x) for x in arrays[1:]]
+
+        def differentiate(*given: Any) -> tuple[Any, ...]:
+            return op(given, *options)
+
+        run(differentiate, *directions, *arrays)
+
+    def direction(self, x: Any) -> Any:
+        """Draw a small array like another, lest products of four leave the range of half precision."""
+        return self.laid_out(self.rng.uniform(-1, 1, x.shape) / 64, x.dtype.name)
 
     def offsets(self, shape: tuple[int, ...], dtype: str) -> Any:
         """Draw offsets: anywhere near, exactly on pixels and half-way between, and no numbers at all."""
@@ -191,6 +207,8 @@ class Fuzzer:
         needs = self.some(("input", "offset", "mask"))
         grad = self.array(columns.shape, dtype)
         run(cudakit.deform_im2col_backward, grad, x, offset, kernel, *places, needs=needs, **options)
+        self.twice("deform_im2col", (grad, x, offset, mask), kernel, *places, data_format)
+        self.twice("deform_col2im", (x, columns, offset, mask), kernel, *places, data_format, sizes)
 
         count = group * int(self.rng.choice((1, 2) if group == channels else (1, 3, 20, 150)))
         weight = self.array((count, channels // group, *kernel), dtype)
@@ -199,7 +217,9 @@ class Fuzzer:
         (y,) = run(convolve, *arguments, **options)
         needs = self.some(("input", "offset", "weight", "bias", "mask"))
         differentiate = getattr(cudakit, f"deform_conv{n}d_backward")
-        run(differentiate, self.array(y.shape, dtype), *arguments, needs=needs, **options)
+        grad = self.array(y.shape, dtype)
+        run(differentiate, grad, *arguments, needs=needs, **options)
+        self.twice(convolve.__name__, (grad, *arguments[:4], mask), *places, data_format, None, False)
 
     def some(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Draw some of the names, often all."""

@@ -4,21 +4,18 @@ An operator is covered once its calls stand in `CALLS`; a test fails while one o
 """
 
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from math import prod
-from types import ModuleType
 from typing import Any, NamedTuple
 
-import cudakit
 from cudakit.affine import AffineGridOptions
 from cudakit.array import CPU, Spec, contiguous_strides
 from cudakit.conv_ops import ConvOptions
 from cudakit.deform_columns import DeformOptions
 from cudakit.deform_geometry import Window
 from cudakit.launch import Launch
-from cudakit.op import Op
+from cudakit.op import OPS
 from cudakit.plan import Target
 from cudakit.sampling import GridSampleOptions
 from cudakit.sampling_plan import MODES, PADDING_MODES
@@ -119,6 +116,15 @@ COLUMN_CALLS = {
 }
 CONVOLUTION = ("input", "offset", "weight", "bias", "mask")
 
+
+def double_calls(backward: str) -> Iterator[Call]:
+    """Yield the calls of what differentiates an operator of gradients."""
+    op = OPS[backward]
+    for arrays, options in CALLS[backward]():
+        yield (*arrays[1:], *arrays), options._replace(needs=op.arrays)
+
+
+DOUBLE = ("grid_sample", "deform_im2col", "deform_col2im", *(f"deform_conv{n}d" for n in (1, 2, 3)))
 CALLS: dict[str, Callable[[], Iterator[Call]]] = {
     "affine_grid": lambda: affine_calls(False),
     "affine_grid_backward": lambda: affine_calls(True),
@@ -127,6 +133,8 @@ CALLS: dict[str, Callable[[], Iterator[Call]]] = {
     **{name: partial(deformable_calls, arrays, (1, 2, 3), column_options) for name, arrays in COLUMN_CALLS.items()},
     **{f"deform_conv{n}d": partial(convolution_calls, n) for n in (1, 2, 3)},
     **{f"deform_conv{n}d_backward": partial(convolution_calls, n, "output") for n in (1, 2, 3)},
+    "affine_grid_double_backward": lambda: affine_calls(False),
+    **{f"{name}_double_backward": partial(double_calls, f"{name}_backward") for name in DOUBLE},
 }
 
 
@@ -151,23 +159,11 @@ class Specialisation(NamedTuple):
         return render(self.kernel, dict(self.constants), host=False)
 
 
-def library_modules() -> list[ModuleType]:
-    """Return the modules of cudakit that are imported; `cudakit` itself brings every family."""
-    prefix = cudakit.__name__
-    return [module for name, module in sorted(sys.modules.items()) if name == prefix or name.startswith(f"{prefix}.")]
-
-
-def operators() -> dict[str, Op]:
-    """Return every operator of the library by its name, those of gradients too."""
-    found = [value for module in library_modules() for value in vars(module).values() if isinstance(value, Op)]
-    return {op.name: op for op in (*found, *(op.backward for op in found if op.backward is not None))}
-
-
 @cache
 def specialisations(target: Target = CUDA) -> tuple[Specialisation, ...]:
     """Return what all these calls would have compiled for a GPU or a CPU, each once, in the order of the calls."""
     found: dict[Specialisation, None] = {}
-    for name, op in operators().items():
+    for name, op in OPS.items():
         for specs, options in CALLS[name]():
             for step in op.prepare(specs, options, target).steps:
                 loaded = step.launch.kernel if isinstance(step.launch, Launch) else None  # the filling of a workspace

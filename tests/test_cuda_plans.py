@@ -9,10 +9,11 @@ from cudakit import conv_ops, layout
 from cudakit.depthwise_plan import FEWEST_PIXELS
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch
+from cudakit.op import OPS
 from cudakit.plan import Plan, Target
 from cudakit.sampling import GridSampleOptions
 
-from .specialisations import CONVOLUTION, CUDA, convolution_options, deformable_arrays, operators, spec
+from .specialisations import CONVOLUTION, CUDA, convolution_options, deformable_arrays, spec
 
 
 def launches(plan: Plan, name: str) -> list[Launch]:
@@ -29,7 +30,7 @@ def convolution(
     arrays["weight"] = arrays[weight]
     names = (*(("output",) if "backward" in operator else ()), *CONVOLUTION)
     given = convolution_options((40, 41), data_format)._replace(**options)
-    return operators()[operator].prepare(tuple(arrays[name] for name in names), given, CUDA)
+    return OPS[operator].prepare(tuple(arrays[name] for name in names), given, CUDA)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -84,9 +85,9 @@ def test_few_pixels_of_many_channels_are_shared_out(backward: bool, side: int, b
     x, grid = spec("float32", batch, 256, side, side), spec("float32", batch, side, side, 2)
     options = GridSampleOptions("bilinear", "zeros", False, "channels_first")
     if backward:
-        plan = operators()["grid_sample_backward"].prepare((x, x, grid), options._replace(needs=("input",)), CUDA)
+        plan = OPS["grid_sample_backward"].prepare((x, x, grid), options._replace(needs=("input",)), CUDA)
     else:
-        plan = operators()["grid_sample"].prepare((x, grid), options, CUDA)
+        plan = OPS["grid_sample"].prepare((x, grid), options, CUDA)
     (launch,) = launches(plan, f"grid_sample_planar{'_backward' * backward}")
     assert launch.items == batch * side * side * blocks
 

@@ -24,6 +24,7 @@ PARTS = [
         "deformable_errors",
         "conv_cuda_plan",
         "depthwise_plan",
+        "double_backward",
     ),
     (
         "sampling",

@@ -82,7 +82,7 @@ def same(found: Any, expected: Any) -> None:
 
 
 def test_every_differentiable_operator_is_here() -> None:
-    assert set(CALLS) == {name for name, op in OPS.items() if op.backward is not None}
+    assert set(CALLS) == {name for name, op in OPS.items() if not op.differentiated}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -213,12 +213,55 @@ def slope(x: Any, grid: Any) -> Any:
     return jax.grad(lambda x: (cudakit.grid_sample(x, grid) ** 2).sum())(x)
 
 
+def given_places(arrays: Any) -> tuple[int, ...]:
+    return tuple(i for i, x in enumerate(arrays) if x is not None)
+
+
+def penalty(name: str, transform: Any = lambda f: f) -> Any:
+    """Return a function that differentiates the squares of an operator's gradients."""
+
+    def total(*arrays: Any) -> Any:
+        slopes = transform(jax.grad(loss(name), given_places(arrays)))(*arrays)
+        return sum((slope**2).sum() for slope in slopes)
+
+    return lambda *arrays: jax.grad(total, given_places(arrays))(*arrays)
+
+
+def penalty_of_torch(name: str, arrays: Any) -> Any:
+    torch = require("torch")
+    tensors = [None if x is None else torch.from_numpy(np.array(x)).requires_grad_() for x in arrays]
+    given = [x for x in tensors if x is not None]
+    slopes = torch.autograd.grad(loss(name)(*tensors), given, create_graph=True)
+    return torch.autograd.grad(sum((slope**2).sum() for slope in slopes), given)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_gradients_of_gradients(name: str) -> None:
+    """PyTorch's, which finite differences check, are the same, with optional arrays and without."""
+    arrays, op = drawn(name), OPS[name]
+    fewer = [None if array in op.optional else x for array, x in zip(op.arrays, arrays, strict=True)]
+    for given in (arrays, fewer):
+        for transform in (jax.jit, jax.checkpoint):
+            for found, expected in zip(penalty(name, transform)(*given), penalty_of_torch(name, given), strict=True):
+                np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", ["grid_sample", "deform_conv2d"])
+def test_gradients_of_gradients_under_vmap(name: str) -> None:
+    arrays = drawn(name, 3)
+    found = jax.vmap(penalty(name))(*arrays)
+    rows = [penalty(name)(*(x[i] for x in arrays)) for i in range(3)]
+    for one, each in zip(found, zip(*rows, strict=True), strict=True):
+        np.testing.assert_allclose(one, np.stack(each), rtol=1e-5, atol=1e-5 * float(np.abs(np.stack(each)).max()))
+
+
 @pytest.mark.parametrize("transform", ["jit", "vmap", "checkpoint"])
-def test_second_derivatives_are_refused(transform: str) -> None:
+def test_third_derivatives_are_refused(transform: str) -> None:
     image, grid = drawn("grid_sample", *([3] if transform == "vmap" else []))
-    twice = jax.grad(lambda x: getattr(jax, transform)(slope)(x, grid).sum())
-    with pytest.raises(RuntimeError, match=r"^grid_sample_backward: there are no second derivatives"):
-        twice(image)
+    curvature = jax.grad(lambda x, g: (slope(x, g) ** 2).sum(), 1)
+    thrice = jax.grad(lambda x: getattr(jax, transform)(curvature)(x, grid).sum())
+    with pytest.raises(RuntimeError, match=r"^grid_sample_double_backward: there are no third derivatives"):
+        thrice(image)
 
 
 def test_gradients_that_nothing_differentiates() -> None:

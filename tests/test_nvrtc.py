@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import pytest
 
+from cudakit.op import OPS
 from cudakit.source import CUDA_OPTIONS
 
-from .specialisations import CALLS, Specialisation, operators, specialisations
+from .specialisations import CALLS, Specialisation, specialisations
 
 if sys.platform == "darwin":
     pytest.skip("there is no NVRTC for macOS", allow_module_level=True)
@@ -103,7 +104,7 @@ def one_for_each(**constants: str | int) -> list[Specialisation]:
 
 
 def test_every_operator_is_enumerated() -> None:
-    assert set(operators()) == set(CALLS)
+    assert set(OPS) == set(CALLS)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda number: f"sm_{number}")

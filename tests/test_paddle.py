@@ -53,16 +53,38 @@ def test_without_gradients_nothing_is_recorded() -> None:
     assert convolve(*(x.detach() for x in tensors)).stop_gradient
 
 
-def test_second_derivatives_are_refused() -> None:
+def squares(arrays: Any) -> Any:
+    return sum((x**2).sum() for x in arrays)
+
+
+def test_gradients_of_gradients() -> None:
+    """Differences of penalties tell the same, in float64."""
+    given = [paddle.to_tensor(x.astype(np.float64), stop_gradient=False) for x in arrays()]
+
+    def penalty(*tensors: Any) -> Any:
+        return squares(paddle.grad(convolve(*tensors).square().sum(), list(tensors), create_graph=True))
+
+    found = paddle.grad(penalty(*given), given)
+    rng = np.random.default_rng(3)
+    for i, gradient in enumerate(found):
+        along = paddle.to_tensor(rng.standard_normal(gradient.shape) * 1e-6)
+        moved = ([x.detach() + sign * along if i == j else x.detach() for j, x in enumerate(given)] for sign in (1, -1))
+        ends = [float(penalty(*map(asking, tensors))) for tensors in moved]
+        np.testing.assert_allclose((ends[0] - ends[1]) / 2, float((gradient * along).sum()), rtol=1e-5)
+
+
+def asking(x: Any) -> Any:
+    x.stop_gradient = False
+    return x
+
+
+def test_third_derivatives_are_refused() -> None:
     image, grid = (paddle.to_tensor(x, stop_gradient=False) for x in (arrays()[0], np.zeros((2, 3, 3, 2), np.float32)))
-    slopes = paddle.grad(cudakit.grid_sample(image, grid).square().sum(), [image, grid], create_graph=True)
-    for slope, other in ((slopes[0], grid), (slopes[1], image)):
-        with pytest.raises(OSError, match="grid_sample_backward: there are no second derivatives"):  # Paddle's kind
-            paddle.grad(slope.square().sum(), [other], retain_graph=True)
     found = cudakit.grid_sample_backward(cudakit.grid_sample(image, grid), image, grid, needs=("grid",))
     assert found.input is None
-    with pytest.raises(OSError, match="there are no second derivatives"):
-        found.grid.sum().backward()
+    curvatures = paddle.grad(squares([found.grid]), [image, grid], create_graph=True)
+    with pytest.raises(OSError, match="grid_sample_double_backward: there are no third derivatives"):  # Paddle's kind
+        squares(curvatures).backward()
 
 
 def test_what_changed_in_place_is_refused() -> None:

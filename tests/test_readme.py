@@ -16,6 +16,7 @@ def framework(block: str) -> str:
     return re.findall(r"^import (\w+)", block, re.MULTILINE)[0]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by PyTorch's forward mode itself
 @pytest.mark.parametrize("block", BLOCKS, ids=[framework(block) for block in BLOCKS])
 def test_block_runs(block: str) -> None:
     require(framework(block))

@@ -75,30 +75,42 @@ def test_graph_knows_its_shapes_and_checks_them() -> None:
         tf.function(cudakit.grid_sample)(image, grid[:1])
 
 
-def penalty(image: Any, grid: Any) -> Any:
-    with tf.GradientTape() as outer:
-        outer.watch([image, grid])
-        with tf.GradientTape() as inner:
-            inner.watch([image, grid])
-            loss = tf.reduce_sum(cudakit.grid_sample(image, grid) ** 2)
-        slope = inner.gradient(loss, image)
-        loss += tf.reduce_sum(slope**2)
-    return outer.gradient(loss, [image, grid])
+def squares(tensors: Any) -> Any:
+    return tf.add_n([tf.reduce_sum(x**2) for x in tensors])
 
 
-def of_a_gradient(image: Any, grid: Any) -> Any:
+def penalty(given: list[Any]) -> Any:
     with tf.GradientTape() as tape:
-        tape.watch(grid)
-        loss = tf.reduce_sum(cudakit.grid_sample_backward(tf.ones((2, 3, 4, 3)), image, grid, needs=("grid",)).grid)
-    return tape.gradient(loss, grid)
+        tape.watch(given)
+        total = squares(slopes(given))
+    return [total, *tape.gradient(total, given)]
 
 
-@pytest.mark.parametrize("call", [penalty, of_a_gradient])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_second_derivatives_are_refused(call: Any, compiled: bool) -> None:
+def test_gradients_of_gradients(compiled: bool) -> None:
+    """Differences of penalties tell the same, in float64."""
+    given, rng = [tf.constant(x.astype(np.float64)) for x in arrays()], np.random.default_rng(3)
+    for i, gradient in enumerate((tf.function(penalty) if compiled else penalty)(given)[1:]):
+        along = rng.standard_normal(gradient.shape) * 1e-6
+        ends = ([x + sign * along if i == j else x for j, x in enumerate(given)] for sign in (1, -1))
+        ahead, behind = (squares(slopes(end)) for end in ends)
+        np.testing.assert_allclose((ahead - behind) / 2, tf.reduce_sum(gradient * along), rtol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_third_derivatives_are_refused(compiled: bool) -> None:
+    def thrice(image: Any, grid: Any) -> Any:
+        with tf.GradientTape() as outer, tf.GradientTape() as inner:
+            outer.watch(grid)
+            inner.watch(image)
+            found = cudakit.grid_sample_backward(tf.ones((2, 3, 4, 3)), image, grid, needs=("grid",)).grid
+            curvature = inner.gradient(tf.reduce_sum(found**2), image)
+            total = tf.reduce_sum(curvature**2)
+        return outer.gradient(total, grid)
+
     image, grid = tf.ones((2, 3, 6, 5)), tf.zeros((2, 4, 3, 2))
-    with pytest.raises(RuntimeError, match="grid_sample_backward: there are no second derivatives"):
-        (tf.function(call) if compiled else call)(image, grid)
+    with pytest.raises(RuntimeError, match="grid_sample_double_backward: there are no third derivatives"):
+        (tf.function(thrice) if compiled else thrice)(image, grid)
 
 
 def test_tensors_that_are_no_numbers() -> None:

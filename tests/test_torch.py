@@ -56,50 +56,6 @@ def test_without_autograd_nothing_is_recorded() -> None:
         assert not cudakit.grid_sample(image, grid).requires_grad
 
 
-def test_second_derivatives_are_refused() -> None:
-    image, grid = arrays(2)
-    (slope,) = torch.autograd.grad(cudakit.grid_sample(image, grid).square().sum(), image, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        slope.sum().backward()
-
-
-def test_second_derivatives_are_refused_where_only_arguments_ask_for_them() -> None:
-    x, theta = torch.randn(1, 2, 4, 4, requires_grad=True), torch.eye(2, 3)[None].requires_grad_()
-    output = cudakit.grid_sample(x, cudakit.affine_grid(theta, x.shape))
-    (gradient,) = torch.autograd.grad(output.sum(), theta, create_graph=True)
-    with pytest.raises(RuntimeError, match="there are no second derivatives"):
-        torch.autograd.grad(gradient.square().sum() + x.square().sum(), x)
-
-
-@pytest.mark.parametrize("asked", [0, 1], ids=["image", "grid"])
-@pytest.mark.parametrize("of", [0, 1], ids=["of the image's", "of the grid's"])
-def test_second_derivatives_are_refused_by_every_argument(of: int, asked: int) -> None:
-    """Or a penalty on gradients would silently count nothing in those of the other arguments."""
-    tensors = arrays(2)
-    slope = torch.autograd.grad(cudakit.grid_sample(*tensors).sum(), tensors, create_graph=True)[of]
-    with pytest.raises(RuntimeError, match="there are no second derivatives"):
-        torch.autograd.grad(slope.square().sum() + tensors[asked].square().sum(), tensors[asked])
-
-
-def test_gradients_of_gradients_are_refused() -> None:
-    image, grid = arrays(2)
-    found = cudakit.grid_sample_backward(cudakit.grid_sample(image, grid), image, grid)
-    assert found.input.requires_grad
-    with pytest.raises(RuntimeError, match="grid_sample_backward: there are no second derivatives"):
-        found.grid.sum().backward()
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by what makes dual tensors
-def test_forward_mode_is_refused() -> None:
-    """Where nothing asks for gradients, too, it must not take the derivative for zero."""
-    image, grid = (x.detach() for x in arrays(2))
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(image, torch.ones_like(image))
-        with pytest.raises(NotImplementedError, match="grid_sample: there is no forward mode"):
-            cudakit.grid_sample(dual, grid)
-        cudakit.grid_sample(image, grid)
-
-
 def test_subnormal_numbers_count_whatever_the_caller_does() -> None:
     """A thread that flushes them to zero, as those of some frameworks do, gets the results of any other."""
     weight, offset = torch.full((2, 20, 3, 3), 2e-5, dtype=torch.float16), torch.zeros(1, 18, 30, 30)

@@ -46,6 +46,12 @@ for n, (out, size, taps) in {1: ((4,), (6,), 3), 2: ((4, 3), (6, 5), 9), 3: ((2,
     moves = (1, 0, 1, "channels_first", None, False)
     CALLS[f"deform_conv{n}d"] = (shapes, moves)
     CALLS[f"deform_conv{n}d_backward"] = (((2, 6, *out), *shapes), (*moves, ("input", "weight", "bias", "mask")))
+for name, (shapes, options) in [call for call in CALLS.items() if call[0].endswith("_backward")]:
+    # What differentiates gradients takes one by each of them, then what they are computed from.
+    op = OPS[name]
+    first = ((2, 2, 3),) if name == "affine_grid_backward" else shapes[1:]
+    several = tuple(shapes[i] for i in op.saved)
+    CALLS[name.replace("_backward", "_double_backward")] = ((*first, *several), options)
 OPTIONAL = [(name, array) for name in CALLS for array in OPS[name].optional]
 DIFFERENTIABLE = [name for name in CALLS if OPS[name].backward is not None]
 
@@ -62,9 +68,9 @@ def run(name: str, *arrays: Any) -> tuple[Any, ...]:
 
 
 def gradients(function: Any, arrays: list[Any]) -> tuple[Any, ...]:
-    """Return the gradients of the sum of squares of the only result."""
-    (result,) = function(*arrays)
-    return torch.autograd.grad(result.square().sum(), [x for x in arrays if x is not None])
+    """Return the gradients of the sum of the results' squares."""
+    loss = sum(result.square().sum() for result in function(*arrays))
+    return torch.autograd.grad(loss, [x for x in arrays if x is not None])
 
 
 def same(found: Any, expected: Any) -> None:
@@ -180,10 +186,10 @@ def test_vmap_over_nothing(name: str) -> None:
 def test_gradients_of_several_at_once(name: str) -> None:
     """What ``torch.autograd.functional.jacobian(vectorize=True)`` does."""
     arrays = tensors(name, grad=True)
-    (result,) = run(name, *arrays)
-    several = torch.rand(4, *result.shape)
-    found = torch.autograd.grad(result, arrays, several, retain_graph=True, is_grads_batched=True)
-    each = [torch.autograd.grad(result, arrays, grad, retain_graph=True) for grad in several]
+    results = run(name, *arrays)
+    several = [torch.rand(4, *result.shape) for result in results]
+    found = torch.autograd.grad(results, arrays, several, retain_graph=True, is_grads_batched=True)
+    each = [torch.autograd.grad(results, arrays, grads, retain_graph=True) for grads in zip(*several, strict=True)]
     torch.testing.assert_close(found, tuple(map(torch.stack, zip(*each, strict=True))))
 
 
@@ -207,19 +213,12 @@ def test_transforms_of_gradients(name: str) -> None:
     arrays = tensors(name, 3)
 
     def loss(*given: Any) -> Any:
-        return run(name, *given)[0].square().sum()
+        return sum(result.square().sum() for result in run(name, *given))
 
     rows = [gradients(lambda *given: run(name, *given), [x[i].requires_grad_() for x in arrays]) for i in range(3)]
     expected = tuple(map(torch.stack, zip(*rows, strict=True)))
     same(torch.func.vmap(torch.func.grad(loss, places))(*arrays), expected)
     same(torch.func.grad(lambda *given: torch.func.vmap(loss)(*given).sum(), places)(*arrays), expected)
-
-
-def test_second_derivatives_are_refused_by_transforms() -> None:
-    image, theta = torch.rand(2, 3, 5, 7), torch.rand(2, 2, 3)
-    slope = torch.func.grad(lambda x: transformed(x, theta).square().sum())
-    with pytest.raises(RuntimeError, match="grid_sample_backward: there are no second derivatives"):
-        torch.func.grad(lambda x: slope(x).sum())(image)
 
 
 def test_compiled_errors_of_options_name_them() -> None:

@@ -17,7 +17,7 @@ import torch
 from torch.autograd import forward_ad
 
 from cudakit.array import CPU, Device, Framework, Memory, Spec, View
-from cudakit.errors import InvalidArgument, no_second_derivatives
+from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.op import PLANS, Op
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
@@ -75,26 +75,35 @@ FRAMEWORK = Framework(
 
 
 class _Differentiable(torch.autograd.Function):
-    """Any operator with a `backward`; its gradients are computed only for the tensors that need one."""
+    """Any operator; its gradients are computed only for the tensors that need one. One that has none refuses."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, options: Any, *tensors: torch.Tensor | None) -> torch.Tensor:
-        """Run the operator and keep what its gradients are computed from."""
+    def forward(ctx: Any, op: Op, options: Any, *tensors: torch.Tensor | None) -> Tensors:
+        """Run the operator and keep what its derivatives are computed from."""
         ctx.op, ctx.options = op, options
-        ctx.save_for_backward(*(tensors[i] for i in op.saved))
-        return op.run(FRAMEWORK, settled(tensors), options)[0]
+        ctx.set_materialize_grads(False)
+        saved, results = [tensors[i] for i in op.saved], op.run(FRAMEWORK, settled(tensors), options)
+        ctx.save_for_backward(*saved)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(*saved, *results)
+        return results
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Tensors:
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> Tensors:
         """Run the operator of the gradients."""
         op: Op = ctx.op
+        if op.backward is None:
+            raise no_derivatives(op.name)
+        if all(grad is None for grad in grads):
+            return (None,) * (2 + len(op.arrays))
         needing = _needing.__wrapped__ if torch.compiler.is_compiling() else _needing  # compilers warn of caches
-        options, tensors = needing(op, ctx.options, ctx.needs_input_grad[2:]), (grad, *ctx.saved_tensors)
-        if not torch.is_grad_enabled():
-            return (None, None, *_gradients(op, options, tensors))
-        with torch.no_grad():
-            found = _gradients(op, options, tensors)
-        return (None, None, *_last(op.name, tensors, found))
+        options, tensors = needing(op, ctx.options, ctx.needs_input_grad[2:]), (*grads, *ctx.saved_tensors)
+        return (None, None, *_apply(op.backward, options, tensors))
+
+    @staticmethod
+    def jvp(ctx: Any, _op: Op, _options: Any, *tangents: torch.Tensor | None) -> Tensors:
+        """Return the derivatives of the results in a direction."""
+        return pushed_forward(ctx.op, ctx.options, ctx.saved_tensors, tangents)
 
 
 @lru_cache(PLANS)
@@ -103,41 +112,49 @@ def _needing(op: Op, options: Any, needed: tuple[bool, ...]) -> Any:
     return options._replace(needs=tuple(name for name, need in zip(op.arrays, needed, strict=True) if need))
 
 
-def _gradients(op: Op, options: Any, tensors: Tensors) -> Tensors:
-    """Run the operator of an operator's gradients."""
+def pushed_forward(op: Op, options: Any, saved: Tensors, tangents: Tensors) -> Tensors:
+    """Return the derivatives of an operator's results in a direction; `saved` holds what it saves, then its results.
+
+    The gradients of gradients, times a direction, are the derivatives of all first ones in that direction.
+    """
+    if op.backward is None:
+        raise no_derivatives(op.name)
+    if not op.differentiated:  # of the result, which is the gradient by its own gradient: any stands in for this
+        double, gradients = op.backward.backward, op.backward
+        assert double is not None
+        arrays, needs = (saved[-1], *saved[:-1]), gradients.arrays[:1]
+        given = (*tangents, *[arrays[i] for i in gradients.saved])
+        return _apply(double, options._replace(needs=needs), given)[:1]
+    arrays = saved[: len(op.saved)]
+    first = None if tangents[0] is None else _apply(op, options, (tangents[0], *arrays[1:]))
+    second = None
+    if any(x is not None for x in tangents[1:]):
+        second = _apply(op.backward, options, (*tangents[1:], *arrays))[1:]
+    if first is None or second is None:
+        return first or second or ()
+    return tuple(None if x is None else x + y for x, y in zip(first, second, strict=True))
+
+
+def _apply(op: Op, options: Any, tensors: Tensors) -> Tensors:
+    """Run an operator on tensors that autograd hands on."""
     if torch.compiler.is_compiling() or _watched(tensors):
-        from cudakit.torch.operators import gradients
+        from cudakit.torch.operators import apply
 
-        return gradients(op, options, tensors)
-    if torch._C._functorch.is_legacy_batchedtensor(tensors[0]):
-        from cudakit.torch.operators import batched_gradients
+        return apply(op, options, tensors)
+    if any(map(is_batched, tensors)):
+        from cudakit.torch.operators import apply_batched
 
-        return batched_gradients(op, options, tensors)
-    assert op.backward is not None
-    return op.backward.run(FRAMEWORK, settled(tensors), options)
-
-
-def _last(name: str, tensors: Tensors, gradients: Tensors) -> Tensors:
-    """Let gradients depend on all tensors that want gradients themselves, so that these are refused."""
-    sources = [x for x in tensors if x is not None and x.requires_grad]
-    if not sources:
-        return gradients
-    return tuple(x if x is None else _Last.apply(name, x, *sources) for x in gradients)
+        return apply_batched(op, options, tensors)
+    return _run(op, options, tensors)
 
 
-class _Last(torch.autograd.Function):
-    """Something that depends on tensors which want gradients, but cannot be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, name: str, x: torch.Tensor, *sources: torch.Tensor) -> torch.Tensor:
-        """Return the same."""
-        ctx.name = name
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Tensors:
-        """Refuse."""
-        raise RuntimeError(f"{no_second_derivatives(ctx.name)}; its gradients are once_differentiable")
+def _run(op: Op, options: Any, tensors: Tensors) -> Tensors:
+    """Run an operator at once, recording it for autograd where a tensor asks for a gradient or has a tangent."""
+    asks = torch.is_grad_enabled() and True in _asking(tensors)
+    if not asks and not (forward_ad._current_level >= 0 and any(map(_is_dual, tensors))):
+        return op.run(FRAMEWORK, settled(tensors), options)
+    results: Tensors = _Differentiable.apply(op, options, *tensors)
+    return results
 
 
 def call(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
@@ -148,14 +165,12 @@ def call(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
         return dispatch(op, _autocast(op, tensors), arguments)
     if torch._C._is_any_autocast_enabled():
         tensors = _autocast(op, tensors)
-    options = op.options(arguments)
-    if forward_ad._current_level >= 0 and any(map(_is_dual, tensors)):
-        raise NotImplementedError(f"{op.name}: there is no forward mode of differentiation")
-    asks = torch.is_grad_enabled() and True in _asking(tensors)
-    if asks and op.backward is not None:
-        return (_Differentiable.apply(op, options, *tensors),)
-    found = op.run(FRAMEWORK, settled(tensors), options)
-    return _last(op.name, tensors, found) if asks else found
+    return _run(op, op.options(arguments), tensors)
+
+
+def is_batched(x: torch.Tensor | None) -> bool:
+    """Whether autograd maps over a tensor (``is_grads_batched``), by a map that is older than ``torch.func``."""
+    return x is not None and torch._C._functorch.is_legacy_batchedtensor(x)
 
 
 def _is_dual(x: torch.Tensor | None) -> bool:

@@ -4,17 +4,17 @@ Its arguments are the arrays, then the fields of the options, those of records w
 tensor, or for gradients a list of those that are needed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import torch
 
 from cudakit.array import CPU, Spec, contiguous_strides
-from cudakit.batching import enlarged, foldable
-from cudakit.errors import InvalidArgument, no_second_derivatives
+from cudakit.batching import enlarged, foldable, leader
+from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.op import OPS, Op
-from cudakit.torch import DTYPES, FRAMEWORK, Tensors, dtype_name, settled
+from cudakit.torch import DTYPES, FRAMEWORK, Tensors, dtype_name, is_batched, pushed_forward, settled
 
 _SCHEMAS: dict[Any, str] = {
     bool: "bool",
@@ -25,7 +25,6 @@ _SCHEMAS: dict[Any, str] = {
     tuple[int, ...]: "SymInt[]",
     tuple[str, ...]: "str",  # `needs`, with commas between: ``torch.jit.trace`` knows no lists of strings
 }
-_GRADIENTS = {op.backward.name: op.arrays for op in OPS.values() if op.backward is not None}
 
 
 def dispatch(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
@@ -37,40 +36,40 @@ def dispatch(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     for name, x in zip(op.arrays, tensors, strict=True):
         if x is not None and x.is_nested:
             op.refuse(InvalidArgument(name, "be a dense tensor", "a nested one", TypeError))
+    return apply(op, options, tensors)
+
+
+def apply(op: Op, options: Any, tensors: Tensors) -> Tensors:
+    """Run an operator; return its results, None for one that is not needed."""
     found = _OPERATORS[op.name](*tensors, *_flat(options))
-    return _spread(op, options, tensors, found) if op.name in _GRADIENTS else (found,)
+    return _spread(_wanted(op, options, tensors), _listed(found))
 
 
-def _spread(op: Op, options: Any, tensors: Tensors, found: list[torch.Tensor]) -> Tensors:
-    """Return a gradient for each array, None for one that was not asked for or whose array was not given."""
+def _wanted(op: Op, options: Any, tensors: Tensors) -> list[bool]:
+    """Return of each result whether it is there: of gradients, those that are needed and whose array is given."""
+    if not op.differentiated:
+        return [True]
     absent = [name for name, x in zip(op.arrays, tensors, strict=True) if x is None]
-    gradients = iter(found)
-    wanted = [name in options.needs and name not in absent for name in _GRADIENTS[op.name]]
-    return tuple([next(gradients) if want else None for want in wanted])
+    return [name in options.needs and name not in absent for name in op.differentiated]
 
 
-def gradients(op: Op, options: Any, tensors: Tensors) -> Tensors:
-    """Run the operator of an operator's gradients; return one for each array, None where it is not needed."""
-    assert op.backward is not None
-    return _each(op, options, _OPERATORS[op.backward.name](*tensors, *_flat(options)))
+def _spread(wanted: Sequence[bool], found: Iterable[torch.Tensor | None]) -> Tensors:
+    """Return what was found in the places where it was wanted."""
+    left = iter(found)
+    return tuple([next(left) if want else None for want in wanted])
 
 
-def batched_gradients(op: Op, options: Any, tensors: Tensors) -> Tensors:
-    """Run it where autograd maps over gradients (``is_grads_batched``), by a map that is older than ``torch.func``."""
-    assert op.backward is not None
+def apply_batched(op: Op, options: Any, tensors: Tensors) -> Tensors:
+    """Run it where autograd maps over some of the tensors."""
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
-    grads, operator = torch._remove_batch_dim(tensors[0], level, 0, 0), _OPERATORS[op.backward.name]
-    values = (grads, *tensors[1:], *_flat(options))
-    places = (0, *[None] * (len(values) - 1))
-    found, _ = operator.vmap(operator.function, SimpleNamespace(batch_size=len(grads)), places, *values)
-    return _each(op, options, [torch._add_batch_dim(x, 0, level) for x in found])
-
-
-def _each(op: Op, options: Any, found: list[torch.Tensor]) -> Tensors:
-    """Return a gradient for each array."""
-    needed = iter(found)
-    return tuple([next(needed) if name in options.needs else None for name in op.arrays])
+    places = [0 if is_batched(x) else None for x in tensors]
+    pairs = zip(tensors, places, strict=True)
+    given = [x if place is None else torch._remove_batch_dim(x, level, 0, 0) for x, place in pairs]
+    operator, fields, count = _OPERATORS[op.name], _flat(options), len(given[places.index(0)])
+    every = (*places, *[None] * len(fields))
+    found, _ = operator.vmap(operator.function, SimpleNamespace(batch_size=count), every, *given, *fields)
+    return _spread(_wanted(op, options, tensors), [torch._add_batch_dim(x, 0, level) for x in _listed(found)])
 
 
 def _flat(options: Any) -> list[Any]:
@@ -122,9 +121,11 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep what the gradients are computed from."""
+        """Keep what the derivatives are computed from."""
         ctx.operator = inputs[-1]
         ctx.operator.set_up(ctx, inputs[:-1], output)
+        op = ctx.operator.op
+        ctx.save_for_forward(*[inputs[i] for i in op.saved], *_listed(output))
 
     @staticmethod
     def vmap(info: Any, places: tuple[Any, ...], *values: Any) -> Any:
@@ -133,9 +134,16 @@ class _Transformed(torch.autograd.Function):
         return (tuple(results), tuple(axes)) if isinstance(results, list) else (results, axes)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> Tensors:
+    def backward(ctx: Any, *grads: torch.Tensor) -> Tensors:
         """Run the operator of the gradients."""
-        return (*ctx.operator.backward(ctx, grad), None)
+        return (*ctx.operator.backward(ctx, grads), *ctx.blanks, None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> Any:
+        """Return the derivatives of the results in a direction."""
+        op = ctx.operator.op
+        found = pushed_forward(op, ctx.options, ctx.saved_tensors, tangents[: len(op.arrays)])
+        return tuple([x for x in found if x is not None]) if op.differentiated else found[0]
 
 
 class _Operator:
@@ -145,16 +153,14 @@ class _Operator:
         self.op = op
         self.function: Any
         self.record: type = get_type_hints(op.check)["return"]
-        self.is_gradient = op.name in _GRADIENTS
         arrays = [f"Tensor{'?' if name in op.optional else ''} {name}" for name in op.arrays]
         options = [f"{schema} {name}" for name, schema in _fields(self.record)]
-        self.blanks = (None,) * len(options)  # the gradients of options
-        schema = f"({', '.join(arrays + options)}) -> {'Tensor[]' if self.is_gradient else 'Tensor'}"
+        schema = f"({', '.join(arrays + options)}) -> {'Tensor[]' if op.differentiated else 'Tensor'}"
         definition = torch.library.custom_op(f"cudakit::{op.name}", self.run, mutates_args=(), schema=schema)
         definition.register_fake(self.fake)
         definition.register_vmap(lambda *arguments: self.vmap(self.function, *arguments))
         if op.backward is not None:
-            definition.register_autograd(self.backward, setup_context=self.set_up)
+            definition.register_autograd(self.backward_of_all, setup_context=self.set_up)
         self.function = getattr(torch.ops.cudakit, op.name).default
 
     def __call__(self, *values: Any) -> Any:
@@ -170,7 +176,7 @@ class _Operator:
 
     def results(self, found: tuple[Any, ...]) -> Any:
         """Return results in the form of the schema."""
-        return [x for x in found if x is not None] if self.is_gradient else found[0]
+        return [x for x in found if x is not None] if self.op.differentiated else found[0]
 
     def run(self, *values: Any) -> Any:
         """Run on true tensors."""
@@ -190,18 +196,27 @@ class _Operator:
             tuple([x if x is None else torch.empty(x.shape, dtype=DTYPES[x.dtype], device=place) for x in outputs])
         )
 
-    def set_up(self, ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    def set_up(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep what the gradients are computed from."""
         tensors, ctx.options = self.split(inputs)
+        ctx.wanted = _wanted(self.op, ctx.options, tensors)
+        # The gradients of options; where a result is a list, PyTorch takes an empty one for a list of tensors.
+        lists = isinstance(output, list)
+        ctx.blanks = [[] if lists and isinstance(x, list) and not x else None for x in inputs[len(tensors) :]]
         ctx.save_for_backward(*(tensors[i] for i in self.op.saved))
 
-    def backward(self, context: Any, grad: torch.Tensor) -> Tensors:
-        """Run the operator of the gradients."""
+    def backward(self, context: Any, grads: Any) -> Tensors:
+        """Run the operator of the gradients, on one of the result or several."""
         if self.op.backward is None:
-            raise no_second_derivatives(self.op.name)
+            raise no_derivatives(self.op.name)
         asked = zip(self.op.arrays, context.needs_input_grad, strict=False)
         options = context.options._replace(needs=tuple([name for name, needed in asked if needed]))
-        return (*gradients(self.op, options, (grad, *context.saved_tensors)), *self.blanks)
+        found = _spread(context.wanted, _listed(grads))
+        return apply(self.op.backward, options, (*found, *context.saved_tensors))
+
+    def backward_of_all(self, context: Any, grads: Any) -> tuple[Any, ...]:
+        """Return a gradient for each argument, options included."""
+        return (*self.backward(context, grads), *context.blanks)
 
     def vmap(self, function: Any, info: Any, places: tuple[Any, ...], *values: Any) -> Any:
         """Call `function` on tensors with one axis more: at once with a larger batch, or one after the other."""
@@ -215,7 +230,8 @@ class _Operator:
         if foldable(self.op, options, mapped):
             larger = [self.fold(name, x, count, name in mapped) for name, x in zip(axes, moved, strict=True)]
             found = _listed(function(*larger, *_flat(enlarged(options, count))))
-            batch = moved[0].shape[int(self.op.arrays[0] in mapped)]
+            first = leader(self.op, tensors)
+            batch = moved[first].shape[int(self.op.arrays[first] in mapped)]
             results = [x.reshape(count, batch, *x.shape[1:]) for x in found]
         else:
             fields, rows = _flat(options), range(max(count, 1))  # of nothing, results have a shape, too
@@ -225,7 +241,7 @@ class _Operator:
             parts = ([x[i] if name in mapped else x for name, x in zip(axes, moved, strict=True)] for i in rows)
             found = zip(*(_listed(function(*part, *fields)) for part in parts), strict=True)
             results = [torch.stack(same)[:count] for same in found]
-        return (results, [0] * len(results)) if self.is_gradient else (results[0], 0)
+        return (results, [0] * len(results)) if self.op.differentiated else (results[0], 0)
 
     def fold(self, name: str, x: torch.Tensor | None, count: int, mapped: bool) -> torch.Tensor | None:
         """Make a leading axis, or copies, part of the batch."""

@@ -1,0 +1,101 @@
+"""What the gradients of gradients have in common: arrays whose channels are neighbours, copied where they are not.
+
+Second derivatives are wanted seldom, so their kernels (duals.cuh) know one layout, to which whole batches are copied.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from math import gcd
+from typing import Any, NamedTuple
+
+from cudakit import checks
+from cudakit.array import CPU, Spec, is_contiguous, itemsize
+from cudakit.layout import Image, accumulator, add_copy, cuda_lanes, packed
+from cudakit.plan import NULL, Output, Plan, Slot, Target
+
+HOST_VECTOR = 64  # channels in one pass on a CPU
+FEW = 16  # channels up to which it takes exactly as many
+CUDA_VECTOR_BYTES = 16
+
+
+def wanting(check: Callable[..., Any], needs: tuple[str, ...]) -> Callable[..., Any]:
+    """Return the check of an operator's options for that of its gradients' gradients, of which these are needed."""
+
+    @wraps(check)  # with its annotations
+    def options(*arguments: Any) -> Any:
+        return check(*arguments)._replace(needs=needs)
+
+    return options
+
+
+def check_directions(names: Sequence[str], given: Sequence[Spec | None], like: Sequence[Spec | None]) -> None:
+    """Check gradients by gradients, each of which looks as the array whose gradient was taken."""
+    for name, spec, array in zip(names, given, like, strict=True):
+        if spec is not None and array is not None:
+            checks.same_dtype(name, spec, name.removeprefix("grad_grad_"), array.dtype)
+            checks.shape(name, spec, array.shape)
+
+
+def scattered(specs: Sequence[Spec | None], images: Mapping[int, Image | None]) -> tuple[int, ...]:
+    """Return which of these arrays must be made contiguous; those that are read as images need only be `flat`."""
+    given = ((i, spec, images.get(i)) for i, spec in enumerate(specs) if spec is not None)
+    return tuple(i for i, spec, x in given if not (x.flat if x else is_contiguous(spec)))
+
+
+def add_neighbours(plan: Plan, target: Target, slot: Slot, x: Image) -> Slot:
+    """Return the slot of an image with neighbouring channels: its own, or that of a copy, which is appended."""
+    last = packed(x.shape, x.dtype, channels_last=True)
+    if slot == NULL or (x.strides == last.strides and x.aligned):
+        return slot
+    space = plan.workspace(x.shape[0] * last.strides[0] * itemsize(x.dtype))
+    add_copy(plan, target, (slot, x), (space, last))
+    return space
+
+
+class Result(NamedTuple):
+    """A result whose channels lie next to each other while it is made; kernels may add to it."""
+
+    made: Image
+    final: Image
+    added: bool
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], dtype: str, *, last: bool, added: bool) -> "Result":
+        """Return that of shape (N, C, S...); sums are kept in the dtype for them."""
+        made = packed(shape, accumulator(dtype) if added else dtype, channels_last=True)
+        return cls(made, packed(shape, dtype, channels_last=last), added)
+
+    def output(self, shape: tuple[int, ...], *, empty: bool) -> Output:
+        """Return what to allocate: with zeros, where it is added to, or nothing is written."""
+        return Output(shape, self.final.dtype, zero=empty or (self.added and self.made == self.final))
+
+    def begin(self, plan: Plan, target: Target, result: Slot) -> Slot:
+        """Return the slot to make it in."""
+        if result == NULL or self.made == self.final:
+            return result
+        size = self.made.shape[0] * self.made.strides[0] * itemsize(self.made.dtype)
+        space = plan.workspace(size)
+        if self.added:
+            plan.zero(space, size, target.device)
+        return space
+
+    def end(self, plan: Plan, target: Target, made: Slot, result: Slot) -> None:
+        """Append what brings it to where it is wanted."""
+        if made != result:
+            add_copy(plan, target, (made, self.made), (result, self.final))
+
+
+def choose_vector(channels: int, dtype: str, items: int, target: Target, run: int = 0) -> tuple[int, int]:
+    """Return how many lanes share an item, and how many of its channels each takes at a time.
+
+    `run`: how many lie next to each other, if not all.
+    """
+    if target.device == CPU:
+        most = run or channels
+        vector = HOST_VECTOR
+        while vector > FEW and vector >= 2 * most:
+            vector //= 2
+        return 1, most if most <= FEW else gcd(run, vector)
+    whole = CUDA_VECTOR_BYTES // itemsize(dtype)
+    vector = whole if gcd(channels, run) % whole == 0 else 1
+    return cuda_lanes(channels, vector, items), vector

@@ -1,0 +1,172 @@
+"""PyTorch: gradients of gradients, and forward mode."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cudakit
+
+from . import conftest
+from .conftest import SOME_COMBINATIONS, require
+from .deformable_problems import Geometry, call, draw
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by what makes dual tensors
+torch: Any = None
+
+
+@pytest.fixture(autouse=True)
+def _torch() -> None:
+    global torch
+    torch = require("torch")
+
+
+def tensor(values: Any) -> Any:
+    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
+
+
+def sampling(n: int, align_corners: bool = False) -> tuple[Any, Any]:
+    """Return an image and a grid."""
+    sizes, out = (3, 4, 2)[:n], (2, 1, 2)[:n]
+    problem = conftest.draw(np.random.default_rng(n), sizes, out, channels=2, align_corners=align_corners)
+    return tensor(problem.input), tensor(problem.grid)
+
+
+def sampled(x: Any, grid: Any) -> Any:
+    return cudakit.grid_sample(x, grid, "bicubic", "border")
+
+
+def check(function: Callable[..., Any], inputs: tuple[Any, ...]) -> None:
+    """Check first derivatives in forward mode, and gradients of gradients in both."""
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True, check_backward_ad=False)
+    assert torch.autograd.gradgradcheck(function, inputs, check_fwd_over_rev=True)
+
+
+@pytest.mark.parametrize(("n", "mode", "padding_mode", "align_corners"), SOME_COMBINATIONS)
+def test_grid_sample(n: int, mode: str, padding_mode: str, align_corners: bool) -> None:
+    x, grid = sampling(n, align_corners)
+    if mode == "nearest":
+        check(lambda x: cudakit.grid_sample(x, grid.detach(), mode, padding_mode, align_corners), (x,))
+    else:
+        check(lambda x, grid: cudakit.grid_sample(x, grid, mode, padding_mode, align_corners), (x, grid))
+
+
+@pytest.mark.parametrize("size", [(2, 1, 4, 3), (2, 1, 3, 2, 4)])
+def test_affine_grid(size: tuple[int, ...]) -> None:
+    theta = tensor(np.random.default_rng(0).normal(size=(2, len(size) - 2, len(size) - 1)))
+    check(lambda t: cudakit.affine_grid(t, size) ** 2, (theta,))
+
+
+GEOMETRIES = {
+    "1-D": Geometry((4,), (2,), padding=(1, 0), channels=2, out_channels=2, offset_groups=2),
+    "2-D plain": Geometry((3, 3), (2, 1), batch=1, channels=2, out_channels=2, groups=2, masked=False, biased=False),
+    "3-D": Geometry((2, 3, 2), (1, 2, 1), batch=1, channels=2, out_channels=1),
+}
+
+
+@pytest.mark.parametrize("operator", ["deform_im2col", "deform_col2im", "deform_conv"])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_deformable_operators(geometry: str, operator: str) -> None:
+    problem = draw(np.random.default_rng(8), GEOMETRIES[geometry]).map(lambda _, x: tensor(x))
+    takes = {"deform_im2col": "input offset mask", "deform_col2im": "columns offset mask"}
+    names = takes.get(operator, "input offset weight bias mask").split()
+    names = [name for name in names if getattr(problem, name) is not None]
+
+    def function(*values: Any) -> Any:
+        (result,) = call(operator, problem._replace(**dict(zip(names, values, strict=True)))).values()
+        return result
+
+    check(function, tuple(getattr(problem, name) for name in names))
+
+
+@pytest.mark.parametrize("asked", [(0,), (1,), (0, 1)], ids=["image", "grid", "both"])
+@pytest.mark.parametrize("of", [0, 1], ids=["of the image's", "of the grid's"])
+def test_every_argument_counts_in_a_penalty(of: int, asked: tuple[int, ...]) -> None:
+    """Those of the other arguments, too, where only one of two gradients is penalised."""
+    tensors = sampling(2)
+    slope = torch.autograd.grad(sampled(*tensors).square().sum(), tensors[of], create_graph=True)[0]
+    found = torch.autograd.grad(slope.square().sum(), [tensors[i] for i in asked])
+    whole = torch.autograd.functional.hessian(lambda *xs: sampled(*xs).square().sum(), tensors)[of]
+    for i, gradient in zip(asked, found, strict=True):
+        expected = torch.tensordot(slope, whole[i], slope.dim()) * 2
+        torch.testing.assert_close(gradient, expected)
+
+
+def test_hessians_of_every_kind_agree() -> None:
+    def loss(x: Any, grid: Any) -> Any:
+        return (sampled(x, grid) ** 3).sum()
+
+    inputs = tuple(x.detach() for x in sampling(2))
+    expected = torch.autograd.functional.hessian(loss, inputs)
+    torch.testing.assert_close(torch.autograd.functional.hessian(loss, inputs, vectorize=True), expected)
+    slopes = torch.func.grad(loss, (0, 1))
+    torch.testing.assert_close(torch.func.jacrev(slopes, (0, 1))(*inputs), expected)
+    torch.testing.assert_close(torch.func.jacfwd(slopes, (0, 1))(*inputs), expected)
+
+
+def test_half_precision_penalty() -> None:
+    """Between bfloat16 images and a float32 grid, gradients of gradients have the dtypes of what they are by."""
+    x, grid = (y.detach() for y in sampling(2))
+    x, grid = x.bfloat16().requires_grad_(), grid.float().requires_grad_()
+    slopes = torch.autograd.grad(sampled(x, grid).float().square().sum(), (x, grid), create_graph=True)
+    found = torch.autograd.grad(sum(slope.float().square().sum() for slope in slopes), (x, grid))
+    assert [y.dtype for y in found] == [torch.bfloat16, torch.float32]
+    exact = [y.detach().double().requires_grad_() for y in (x, grid)]
+    slopes = torch.autograd.grad(sampled(*exact).square().sum(), exact, create_graph=True)
+    expected = torch.autograd.grad(sum(slope.square().sum() for slope in slopes), exact)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=0.02, atol=0.02 * float(other.abs().max()))
+
+
+def test_gradients_are_operators_themselves() -> None:
+    """The public functions of gradients take part in autograd."""
+    x, grid = sampling(2)
+    found = cudakit.grid_sample_backward(sampled(x, grid), x, grid, "bicubic", "border", needs=("grid",))
+    assert found.input is None
+    slope = torch.autograd.grad(sampled(x, grid).square().sum() / 2, grid, create_graph=True)[0]
+    torch.testing.assert_close(found.grid, slope)
+    for one, other in zip(
+        torch.autograd.grad(found.grid.sum(), (x, grid)), torch.autograd.grad(slope.sum(), (x, grid)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("asked", [0, 1], ids=["image", "grid"])
+def test_third_derivatives_are_refused_by_every_argument(asked: int) -> None:
+    """Or a penalty would silently count nothing in those of the other arguments."""
+    tensors = sampling(2)
+    (slope,) = torch.autograd.grad(sampled(*tensors).sum(), tensors[1], create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.square().sum(), tensors[1], create_graph=True)
+    with pytest.raises(RuntimeError, match="grid_sample_double_backward: there are no third derivatives"):
+        torch.autograd.grad(curvature.sum(), tensors[asked])
+
+
+def test_third_derivatives_are_refused_by_transforms() -> None:
+    x, grid = (y.detach() for y in sampling(2))
+    slope = torch.func.grad(lambda g: sampled(x, g).square().sum())
+    curvature = torch.func.grad(lambda g: slope(g).square().sum())
+    with pytest.raises(RuntimeError, match="grid_sample_double_backward: there are no third derivatives"):
+        torch.func.grad(lambda g: curvature(g).sum())(grid)
+
+
+def test_forward_mode_where_nothing_asks_for_gradients() -> None:
+    x, grid = (y.detach() for y in sampling(2))
+    along = torch.ones_like(x)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, along)
+        result = torch.autograd.forward_ad.unpack_dual(sampled(dual, grid))
+    torch.testing.assert_close(result.primal, sampled(x, grid))
+    torch.testing.assert_close(result.tangent, sampled(along, grid))  # linear in the image
+    value, tangent = torch.func.jvp(lambda x: sampled(x, grid), (x,), (along,))
+    torch.testing.assert_close((value, tangent), (result.primal, result.tangent))
+
+
+def test_many_directions_at_once() -> None:
+    x, grid = (y.detach() for y in sampling(2))
+    several = torch.randn(3, *grid.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def push(along: Any) -> Any:
+        return torch.func.jvp(lambda g: sampled(x, g), (grid,), (along,))[1]
+
+    torch.testing.assert_close(torch.func.vmap(push)(several), torch.stack([push(along) for along in several]))
