@@ -17,6 +17,7 @@ from cudakit.deform_plan import Columns, add_im2col, coordinates_from, wants_cop
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, add_copy, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.product import is_operand
 from cudakit.workspace import ALIGNMENT
 
 # Of a block: its product should have several tiles for every processor of a large GPU, and take longer than to launch.
@@ -202,10 +203,11 @@ class Work:
         """Return how a block's products see their operands."""
         y = self.outputs.layout
         batch, channel, pixel = (*y.strides[:2], y.strides[-1])
-        weights = self.outputs_of_group * self.depth
-        if block.images == 1 or batch == block.pixels * pixel:
-            pixels = block.images * block.pixels
-            outputs = (pixel, channel, self.outputs_of_group * channel)
+        weights, pixels = self.outputs_of_group * self.depth, block.images * block.pixels
+        outputs = (pixel, channel, self.outputs_of_group * channel)
+        # Of one pixel and one output strides may be anything, but not of several images of that.
+        merges = batch == block.pixels * pixel and is_operand(outputs, pixels, self.outputs_of_group)
+        if block.images == 1 or merges:
             return Operands(pixels, self.conv.groups, outputs, (self.depth, 1, pixels * self.depth), weights)
         assert self.conv.groups == 1
         columns = (self.depth, 1, block.pixels * self.depth)
