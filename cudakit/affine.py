@@ -199,6 +199,7 @@ AFFINE_GRID_DOUBLE_BACKWARD = Op(
     ("grad_grad_theta",),
     wanting(_options, ("grad_grid",)),
     _prepare_affine_grid,
+    saved=(0,),
     coordinates=("grad_grad_theta",),
     infer=_infer_affine_grid,
 )

@@ -206,6 +206,7 @@ def _make(n: int) -> Op:
         (*DOUBLE_NAMES, *arrays),
         wanting(_options, arrays),
         partial(_prepare_double, n),
+        saved=tuple(range(11)),
         **both,
     )
     backward = Op(

@@ -247,6 +247,7 @@ def _make_double(adjoint: bool, name: str, arrays: tuple[str, ...]) -> Op:
         arrays,
         wanting(_options, arrays[3:]),
         partial(_prepare_double, adjoint),
+        saved=tuple(range(len(arrays))),
         optional=(*arrays[:3], "mask"),
         coordinates=DOUBLE_COORDINATES,
     )

@@ -20,6 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from cudakit import dlpack
 from cudakit.array import CPU, Device, Spec, contiguous_strides, dlpack_pointer, numpy_pointer
 from cudakit.batching import enlarged, foldable, leader
+from cudakit.derivatives import pulled_back
 from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.launch import get_num_threads
 from cudakit.op import PLANS, Op
@@ -152,26 +153,42 @@ def _operator(op: Op, options: Any) -> Callable[..., tuple[Any, ...]]:
         return function(*arrays), (tuple(arrays[i] for i in op.saved), jax.numpy.empty((*needed, 0)))
 
     def backward(residuals: Any, grads: tuple[Any, ...]) -> tuple[Any, ...]:
-        if gradients is None:
-            raise no_derivatives(op.name)
         saved, marks = residuals
         needs = tuple(name for name, needed in zip(op.arrays, marks.shape, strict=False) if needed)
-        given = _given(op, options, saved, grads)
-        found = iter(_operator(gradients, options._replace(needs=needs))(*given, *saved))
-        return tuple(next(found) if name in needs else None for name in op.arrays)
+        given, needed = _given(op, options, saved, grads), options._replace(needs=needs)
+        if gradients is not None:
+            return _run(gradients, needed, (*given, *saved))
+        found, refused = pulled_back(_run, op, needed, saved, given)
+        if refused:
+            raise no_derivatives(op.name)
+        return found
 
     function.defvjp(forward, backward, symbolic_zeros=True)
     return function
 
 
-def _given(op: Op, options: Any, saved: Sequence[Any], grads: Sequence[Any]) -> list[Any]:
+def _run(op: Op, options: Any, arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Run an operator; return its results, None for one that is not there."""
+    return _spread(op, options, _absent(op.arrays, arrays), _operator(op, options)(*arrays))
+
+
+def _given(op: Op, options: Any, saved: Sequence[Any], grads: Sequence[Any]) -> tuple[Any, ...]:
     """Return the gradient by each result, None for one that is not there, or that nothing depends on."""
-    arrays = [None if isinstance(grad, SymbolicZero) else grad for grad in grads]
+    absent = _absent([op.arrays[i] for i in op.saved], saved)
+    return _spread(op, options, absent, [None if isinstance(grad, SymbolicZero) else grad for grad in grads])
+
+
+def _absent(names: Iterable[str], arrays: Iterable[Any]) -> list[str]:
+    return [name for name, x in zip(names, arrays, strict=True) if x is None]
+
+
+def _spread(op: Op, options: Any, absent: Sequence[str], found: Sequence[Any]) -> tuple[Any, ...]:
+    """Return results in their places, None where one is not needed or its array is absent."""
     if not op.differentiated:
-        return arrays
-    absent = [op.arrays[i] for i, x in zip(op.saved, saved, strict=True) if x is None]
-    left = iter(arrays)
-    return [next(left) if name in options.needs and name not in absent else None for name in op.differentiated]
+        return tuple(found)
+    left = iter(found)
+    there = (name in options.needs and name not in absent for name in op.differentiated)
+    return tuple(next(left) if yes else None for yes in there)
 
 
 def _mesh(arrays: Iterable[Any]) -> Any:

@@ -57,9 +57,9 @@ class Op:
     infer : callable, optional
         (specs, options) -> the `Output` of each result, without checks and in plain arithmetic, because sizes may be
         symbols. An operator of gradients needs none where they look as the arrays of its own that have their names.
-    differentiated : tuple of str
-        Of an operator of gradients, the names of the arrays by which its results are gradients, for each of which there
-        is one, or None if the field ``needs`` of the options does not name it. Of others, empty: they have one result.
+    whose : str
+        Of an operator of gradients, the name of that whose they are; no reference, because Paddle's tracer follows
+        references in circles. Empty for others.
     """
 
     name: str
@@ -72,12 +72,25 @@ class Op:
     coordinates: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
     infer: Callable[[tuple[Any, ...], Any], tuple[Output | None, ...]] | None = None
-    differentiated: tuple[str, ...] = field(default=(), init=False)
+    whose: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         OPS[self.name] = self
         if self.backward is not None:
-            self.backward.differentiated = self.arrays
+            self.backward.whose = self.name
+
+    @property
+    def of(self) -> "Op | None":
+        """The operator whose gradients the results are, if they are gradients."""
+        return OPS[self.whose] if self.whose else None
+
+    @property
+    def differentiated(self) -> tuple[str, ...]:
+        """The arrays by which the results are gradients, empty where there is one result that is none.
+
+        There is a gradient for each, or None if the field ``needs`` of the options does not name it.
+        """
+        return () if self.of is None else self.of.arrays
 
     def __call__(self, arrays: tuple[Any, ...], *arguments: Any) -> tuple[Any, ...]:
         """Run on anybody's arrays and return theirs, one for each result."""

@@ -223,6 +223,7 @@ GRID_SAMPLE_DOUBLE_BACKWARD = Op(
     (*DOUBLE_NAMES, "grad_output", "input", "grid"),
     wanting(_options, ("grad_output", "input", "grid")),
     _prepare_grid_sample_double_backward,
+    saved=(0, 1, 2, 3, 4),
     optional=DOUBLE_NAMES,
     coordinates=("grad_grad_grid", "grid"),
 )

@@ -170,3 +170,77 @@ def test_many_directions_at_once() -> None:
         return torch.func.jvp(lambda g: sampled(x, g), (grid,), (along,))[1]
 
     torch.testing.assert_close(torch.func.vmap(push)(several), torch.stack([push(along) for along in several]))
+
+
+def test_products_with_hessians() -> None:
+    """From the right by differentiating twice by what gradients of gradients are times, which those are linear in."""
+
+    def loss(x: Any, grid: Any) -> Any:
+        return (sampled(x, grid) ** 3).sum()
+
+    inputs = tuple(x.detach() for x in sampling(2))
+    along = tuple(torch.ones_like(x) for x in inputs)
+    expected = torch.autograd.functional.vhp(loss, inputs, along)
+    torch.testing.assert_close(torch.autograd.functional.hvp(loss, inputs, along), expected)
+
+
+def pushed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of arguments and directions: the derivative of `function` along these."""
+
+    def push(*values: Any) -> Any:
+        half = len(values) // 2
+        return torch.func.jvp(function, values[:half], values[half:])[1]
+
+    return push
+
+
+def test_derivatives_in_a_direction_have_gradients() -> None:
+    inputs = sampling(2)
+    along = tuple(tensor(np.random.default_rng(1).normal(size=x.shape)) for x in inputs)
+    assert torch.autograd.gradcheck(pushed(sampled), (*inputs, *along))
+    problem = draw(np.random.default_rng(8), GEOMETRIES["2-D plain"]).map(lambda _, x: tensor(x))
+    inputs = (problem.input, problem.offset, problem.weight)
+    along = tuple(tensor(np.random.default_rng(2).normal(size=x.shape)) for x in inputs)
+    assert torch.autograd.gradcheck(pushed(cudakit.deform_conv2d), (*inputs, *along))
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # by PyTorch's linearize
+@pytest.mark.parametrize("how", ["mode", "kind", "linearize"])
+def test_forward_mode_past_those_who_watch(how: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    class Kind(torch.Tensor):
+        pass
+
+    x, grid = (y.detach() for y in sampling(2))
+    along = torch.ones_like(x)
+    if how == "linearize":
+        torch.testing.assert_close(torch.func.linearize(lambda x: sampled(x, grid), x)[1](along), sampled(along, grid))
+        return
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, along)
+        if how == "mode":
+            with FlopCounterMode(display=False):
+                result = sampled(dual, grid)
+        else:
+            result = sampled(dual, grid.as_subclass(Kind)).as_subclass(torch.Tensor)
+        tangent = torch.autograd.forward_ad.unpack_dual(result).tangent
+    torch.testing.assert_close(tangent.as_subclass(torch.Tensor), sampled(along, grid))
+
+
+def test_forward_mode_is_not_compiled() -> None:
+    """It breaks the graph, or is refused where that may not be."""
+    x, grid = (y.detach() for y in sampling(2))
+
+    def push(x: Any) -> Any:
+        return torch.func.jvp(lambda x: sampled(x, grid), (x,), (x,))[1]
+
+    torch._dynamo.reset()
+    with pytest.raises(Exception, match=r"grid_sample: torch\.compile carries no derivatives forward"):
+        torch.compile(push, backend="eager", fullgraph=True)(x)
+    torch._dynamo.reset()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        result = torch.compile(lambda x: sampled(x, grid), backend="eager")(dual)
+        tangent = torch.autograd.forward_ad.unpack_dual(result).tangent
+    torch.testing.assert_close(tangent, sampled(x, grid))

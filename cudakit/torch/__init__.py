@@ -10,6 +10,8 @@ them, as those of ``torch.nn.functional.grid_sample`` are; those of an operator 
 convolution are. Gradients come back in the dtypes of the arguments.
 """
 
+import sys
+from collections.abc import Callable
 from functools import cache, lru_cache, reduce
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from torch.autograd import forward_ad
 
 from cudakit.array import CPU, Device, Framework, Memory, Spec, View
+from cudakit.derivatives import directions, pulled_back, pushed_forward
 from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.op import PLANS, Op
 
@@ -75,12 +78,12 @@ FRAMEWORK = Framework(
 
 
 class _Differentiable(torch.autograd.Function):
-    """Any operator; its gradients are computed only for the tensors that need one. One that has none refuses."""
+    """Any operator; its gradients are computed only for the tensors that need one."""
 
     @staticmethod
-    def forward(ctx: Any, op: Op, options: Any, *tensors: torch.Tensor | None) -> Tensors:
-        """Run the operator and keep what its derivatives are computed from."""
-        ctx.op, ctx.options = op, options
+    def forward(ctx: Any, op: Op, options: Any, refused: list[str], *tensors: torch.Tensor | None) -> Tensors:
+        """Run the operator and keep what its derivatives are computed from; see `_Gate` for what is refused."""
+        ctx.op, ctx.options, ctx.refused = op, options, refused
         ctx.set_materialize_grads(False)
         saved, results = [tensors[i] for i in op.saved], op.run(FRAMEWORK, settled(tensors), options)
         ctx.save_for_backward(*saved)
@@ -92,18 +95,45 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor | None) -> Tensors:
         """Run the operator of the gradients."""
         op: Op = ctx.op
-        if op.backward is None:
-            raise no_derivatives(op.name)
         if all(grad is None for grad in grads):
-            return (None,) * (2 + len(op.arrays))
+            return (None,) * (3 + len(op.arrays))
         needing = _needing.__wrapped__ if torch.compiler.is_compiling() else _needing  # compilers warn of caches
-        options, tensors = needing(op, ctx.options, ctx.needs_input_grad[2:]), (*grads, *ctx.saved_tensors)
-        return (None, None, *_apply(op.backward, options, tensors))
+        options = needing(op, ctx.options, ctx.needs_input_grad[3:])
+        if op.backward is None:
+            found, ctx.refused[:] = pulled_back(apply, op, options, ctx.saved_tensors, grads)
+        else:
+            found = apply(op.backward, options, (*grads, *ctx.saved_tensors))
+        return (None, None, None, *found)
 
     @staticmethod
-    def jvp(ctx: Any, _op: Op, _options: Any, *tangents: torch.Tensor | None) -> Tensors:
+    def jvp(ctx: Any, _op: Op, _options: Any, _refused: Any, *tangents: torch.Tensor | None) -> Tensors:
         """Return the derivatives of the results in a direction."""
-        return pushed_forward(ctx.op, ctx.options, ctx.saved_tensors, tangents)
+        return pushed_forward(apply, ctx.op, ctx.options, ctx.saved_tensors, tangents)
+
+
+class _Gate(torch.autograd.Function):
+    """What gradients pass on their way from an operator to a tensor, unless it refused this one.
+
+    The operator does not know whether anybody wants it, which is known where this runs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, op: Op, name: str, refused: list[str], x: torch.Tensor) -> torch.Tensor:
+        """Return the same."""
+        ctx.op, ctx.name, ctx.refused = op, name, refused
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Tensors:
+        """Return the gradient, or refuse."""
+        if ctx.name in ctx.refused:
+            raise no_derivatives(ctx.op.name)
+        return None, None, None, grad
+
+    @staticmethod
+    def jvp(ctx: Any, _op: Op, _name: str, _refused: Any, tangent: torch.Tensor) -> torch.Tensor:
+        """Return the same."""
+        return tangent.view_as(tangent)
 
 
 @lru_cache(PLANS)
@@ -112,48 +142,32 @@ def _needing(op: Op, options: Any, needed: tuple[bool, ...]) -> Any:
     return options._replace(needs=tuple(name for name, need in zip(op.arrays, needed, strict=True) if need))
 
 
-def pushed_forward(op: Op, options: Any, saved: Tensors, tangents: Tensors) -> Tensors:
-    """Return the derivatives of an operator's results in a direction; `saved` holds what it saves, then its results.
-
-    The gradients of gradients, times a direction, are the derivatives of all first ones in that direction.
-    """
-    if op.backward is None:
-        raise no_derivatives(op.name)
-    if not op.differentiated:  # of the result, which is the gradient by its own gradient: any stands in for this
-        double, gradients = op.backward.backward, op.backward
-        assert double is not None
-        arrays, needs = (saved[-1], *saved[:-1]), gradients.arrays[:1]
-        given = (*tangents, *[arrays[i] for i in gradients.saved])
-        return _apply(double, options._replace(needs=needs), given)[:1]
-    arrays = saved[: len(op.saved)]
-    first = None if tangents[0] is None else _apply(op, options, (tangents[0], *arrays[1:]))
-    second = None
-    if any(x is not None for x in tangents[1:]):
-        second = _apply(op.backward, options, (*tangents[1:], *arrays))[1:]
-    if first is None or second is None:
-        return first or second or ()
-    return tuple(None if x is None else x + y for x, y in zip(first, second, strict=True))
-
-
-def _apply(op: Op, options: Any, tensors: Tensors) -> Tensors:
+def apply(op: Op, options: Any, tensors: Tensors) -> Tensors:
     """Run an operator on tensors that autograd hands on."""
     if torch.compiler.is_compiling() or _watched(tensors):
-        from cudakit.torch.operators import apply
+        from cudakit.torch.operators import run
 
-        return apply(op, options, tensors)
+        return run(op, options, tensors)
     if any(map(is_batched, tensors)):
-        from cudakit.torch.operators import apply_batched
+        from cudakit.torch.operators import run_batched
 
-        return apply_batched(op, options, tensors)
+        return run_batched(op, options, tensors)
     return _run(op, options, tensors)
 
 
 def _run(op: Op, options: Any, tensors: Tensors) -> Tensors:
     """Run an operator at once, recording it for autograd where a tensor asks for a gradient or has a tangent."""
-    asks = torch.is_grad_enabled() and True in _asking(tensors)
-    if not asks and not (forward_ad._current_level >= 0 and any(map(_is_dual, tensors))):
+    asks, dual = torch.is_grad_enabled() and True in _asking(tensors), any_dual(tensors)
+    if not asks and not dual:
         return op.run(FRAMEWORK, settled(tensors), options)
-    results: Tensors = _Differentiable.apply(op, options, *tensors)
+    refused: list[str] = []
+    if asks and op.backward is None:
+        count = directions(op)
+        named = zip(op.arrays[count:], tensors[count:], strict=True)
+        gated = [_Gate.apply(op, name, refused, x) if x is not None and x.requires_grad else x for name, x in named]
+        tensors = (*tensors[:count], *gated)
+    record = _uncompiled(_Differentiable.apply) if dual else _Differentiable.apply
+    results: Tensors = record(op, options, refused, *tensors)
     return results
 
 
@@ -173,7 +187,19 @@ def is_batched(x: torch.Tensor | None) -> bool:
     return x is not None and torch._C._functorch.is_legacy_batchedtensor(x)
 
 
-def _is_dual(x: torch.Tensor | None) -> bool:
+def any_dual(tensors: Tensors) -> bool:
+    """Whether one of them has a tangent, outside of ``torch.func``."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(map(_uncompiled(_has_tangent), tensors))
+
+
+def _uncompiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function as ``torch.compile``, which sees no tangents, leaves it alone where it broke its graph."""
+    return torch.compiler.disable(function) if "torch._dynamo" in sys.modules else function
+
+
+def _has_tangent(x: torch.Tensor | None) -> bool:
     return x is not None and forward_ad.unpack_dual(x).tangent is not None
 
 

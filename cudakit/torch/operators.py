@@ -9,12 +9,22 @@ from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import torch
+from torch.autograd import forward_ad
 
 from cudakit.array import CPU, Spec, contiguous_strides
 from cudakit.batching import enlarged, foldable, leader
+from cudakit.derivatives import pulled_back, pushed_forward
 from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.op import OPS, Op
-from cudakit.torch import DTYPES, FRAMEWORK, Tensors, dtype_name, is_batched, pushed_forward, settled
+from cudakit.torch import (
+    DTYPES,
+    FRAMEWORK,
+    Tensors,
+    any_dual,
+    dtype_name,
+    is_batched,
+    settled,
+)
 
 _SCHEMAS: dict[Any, str] = {
     bool: "bool",
@@ -36,10 +46,10 @@ def dispatch(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     for name, x in zip(op.arrays, tensors, strict=True):
         if x is not None and x.is_nested:
             op.refuse(InvalidArgument(name, "be a dense tensor", "a nested one", TypeError))
-    return apply(op, options, tensors)
+    return run(op, options, tensors)
 
 
-def apply(op: Op, options: Any, tensors: Tensors) -> Tensors:
+def run(op: Op, options: Any, tensors: Tensors) -> Tensors:
     """Run an operator; return its results, None for one that is not needed."""
     found = _OPERATORS[op.name](*tensors, *_flat(options))
     return _spread(_wanted(op, options, tensors), _listed(found))
@@ -59,7 +69,7 @@ def _spread(wanted: Sequence[bool], found: Iterable[torch.Tensor | None]) -> Ten
     return tuple([next(left) if want else None for want in wanted])
 
 
-def apply_batched(op: Op, options: Any, tensors: Tensors) -> Tensors:
+def run_batched(op: Op, options: Any, tensors: Tensors) -> Tensors:
     """Run it where autograd maps over some of the tensors."""
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
@@ -142,7 +152,7 @@ class _Transformed(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: torch.Tensor | None) -> Any:
         """Return the derivatives of the results in a direction."""
         op = ctx.operator.op
-        found = pushed_forward(op, ctx.options, ctx.saved_tensors, tangents[: len(op.arrays)])
+        found = pushed_forward(run, op, ctx.options, ctx.saved_tensors, tangents[: len(op.arrays)])
         return tuple([x for x in found if x is not None]) if op.differentiated else found[0]
 
 
@@ -159,13 +169,15 @@ class _Operator:
         definition = torch.library.custom_op(f"cudakit::{op.name}", self.run, mutates_args=(), schema=schema)
         definition.register_fake(self.fake)
         definition.register_vmap(lambda *arguments: self.vmap(self.function, *arguments))
-        if op.backward is not None:
-            definition.register_autograd(self.backward_of_all, setup_context=self.set_up)
+        definition.register_autograd(self.backward_of_all, setup_context=self.set_up)
         self.function = getattr(torch.ops.cudakit, op.name).default
 
     def __call__(self, *values: Any) -> Any:
         """Call the operator on tensors and the fields of the options."""
-        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
+            if forward_ad._current_level >= 0:
+                raise NotImplementedError(f"{self.op.name}: torch.compile carries no derivatives forward")
+        elif torch._C._are_functorch_transforms_active() or any_dual(values[: len(self.op.arrays)]):
             return _Transformed.apply(*values, self)
         return self.function(*values)
 
@@ -207,12 +219,15 @@ class _Operator:
 
     def backward(self, context: Any, grads: Any) -> Tensors:
         """Run the operator of the gradients, on one of the result or several."""
-        if self.op.backward is None:
-            raise no_derivatives(self.op.name)
         asked = zip(self.op.arrays, context.needs_input_grad, strict=False)
         options = context.options._replace(needs=tuple([name for name, needed in asked if needed]))
-        found = _spread(context.wanted, _listed(grads))
-        return apply(self.op.backward, options, (*found, *context.saved_tensors))
+        given = _spread(context.wanted, _listed(grads))
+        if self.op.backward is not None:
+            return run(self.op.backward, options, (*given, *context.saved_tensors))
+        found, refused = pulled_back(run, self.op, options, context.saved_tensors, given)
+        if refused:
+            raise no_derivatives(self.op.name)
+        return found
 
     def backward_of_all(self, context: Any, grads: Any) -> tuple[Any, ...]:
         """Return a gradient for each argument, options included."""

@@ -1,0 +1,66 @@
+"""Derivatives of operators made of other operators, which a framework runs in its own way.
+
+All gradients are derivatives of one number, so their own derivatives are symmetric: gradients of gradients, times a
+direction, are the derivatives of all first ones in that direction.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from cudakit.errors import no_derivatives
+from cudakit.op import Op
+
+Arrays = tuple[Any, ...]  # and None for one that is not there
+Run = Callable[[Op, Any, Arrays], Arrays]  # runs an operator with some options on some arrays
+
+
+def directions(op: Op) -> int:
+    """Return how many of the arrays of gradients' gradients are directions, in which these are linear."""
+    assert op.of is not None
+    return len(op.of.differentiated)
+
+
+def pushed_forward(run: Run, op: Op, options: Any, saved: Arrays, tangents: Arrays) -> Arrays:
+    """Return the derivatives of an operator's results in a direction; `saved` holds what it saves, then its results."""
+    arrays, gradients = saved[: len(op.saved)], op.backward
+    if gradients is None:
+        count = directions(op)
+        if any(x is not None for x in tangents[count:]):
+            raise no_derivatives(op.name)
+        return run(op, options, (*tangents[:count], *arrays[count:]))
+    if op.of is None:  # of the result, which is the gradient by its own gradient: any stands in for this
+        double, given = gradients.backward, (saved[-1], *arrays)
+        assert double is not None
+        needed = options._replace(needs=gradients.arrays[:1])
+        return run(double, needed, (*tangents, *[given[i] for i in gradients.saved]))[:1]
+    first = second = None
+    if tangents[0] is not None:
+        first = run(op, options, (tangents[0], *arrays[1:]))
+    if any(x is not None for x in tangents[1:]):
+        second = run(gradients, options, (*tangents[1:], *arrays))[1:]
+    if first is None or second is None:
+        return first or second or ()
+    return tuple(None if x is None else x + y for x, y in zip(first, second, strict=True))
+
+
+def pulled_back(run: Run, op: Op, options: Any, arrays: Arrays, grads: Arrays) -> tuple[Arrays, list[str]]:
+    """Return the gradients of gradients' gradients by their arrays, and by which of these there are none.
+
+    By the directions they are the derivatives of gradients in the direction of `grads`. By the others there are only
+    those of the first result, the derivative of an operator's: they would be third derivatives.
+    """
+    gradients, count = op.of, directions(op)
+    assert gradients is not None
+    pairs = zip(gradients.differentiated, op.arrays[:count], strict=True)
+    wanted = tuple(name for name, direction in pairs if direction in options.needs)
+    found: Arrays = (None,) * count
+    if wanted:
+        found = pushed_forward(run, gradients, options._replace(needs=wanted), arrays[count:], grads)
+    others = [name for name in op.arrays[count:] if name in options.needs]
+    none = (None,) * (len(op.arrays) - count)
+    if any(x is not None for x in grads[1:]):
+        return (*found, *none), others
+    needed = options._replace(needs=tuple(name for name in others if name != op.arrays[count]))
+    if not needed.needs:
+        return (*found, *none), []
+    return (*found, *run(op, needed, (*arrays[:count], grads[0], *arrays[count + 1 :]))), []
