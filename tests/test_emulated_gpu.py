@@ -24,7 +24,7 @@ PARTS = [
         "deformable_errors",
         "conv_cuda_plan",
         "depthwise_plan",
-        "double_backward",
+        "deformable_double_backward",
     ),
     (
         "sampling",
@@ -35,6 +35,7 @@ PARTS = [
         "frameworks",
         "wide",
         "cuda_calls",
+        "double_backward",
     ),
 ]
 FEWEST_TESTS = 600

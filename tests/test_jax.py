@@ -10,6 +10,7 @@ from cudakit.op import OPS
 
 from .conftest import require
 from .deformable_problems import GEOMETRIES, Problem, call, draw
+from .jax_problems import CALLS, drawn, function, loss, slope
 
 jax: Any = None
 
@@ -44,33 +45,6 @@ def test_gradient_of_one_argument() -> None:
     both = jax.grad(lambda x, g: cudakit.grid_sample(x, g).sum(), (0, 1))(image, grid)
     one = jax.grad(lambda g: cudakit.grid_sample(image, g).sum())(grid)
     np.testing.assert_array_equal(one, both[1])
-
-
-MOVES = (1, 0, 1, "channels_first", None, False)  # stride, padding, dilation, data_format, workspace, allow_tf32
-# Every differentiable operator: shapes of its arrays, and its other arguments.
-CALLS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
-    "affine_grid": (((2, 2, 3),), ((2, 1, 4, 3), False)),
-    "grid_sample": (((2, 3, 6, 5), (2, 4, 3, 2)), ("bilinear", "zeros", False, "channels_first")),
-    "deform_im2col": (((2, 4, 6, 5), (2, 18, 4, 3), (2, 9, 4, 3)), (3, 1, 0, 1, "channels_first")),
-    "deform_col2im": (((2, 36, 12), (2, 18, 4, 3), (2, 9, 4, 3)), (3, 1, 0, 1, "channels_first", (6, 5))),
-    "deform_conv1d": (((2, 4, 6), (2, 3, 4), (6, 2, 3), (6,), (2, 3, 4)), MOVES),
-    "deform_conv2d": (((2, 4, 6, 5), (2, 18, 4, 3), (6, 2, 3, 3), (6,), (2, 9, 4, 3)), MOVES),
-    "deform_conv3d": (((2, 4, 4, 4, 3), (2, 81, 2, 2, 1), (6, 2, 3, 3, 3), (6,), (2, 27, 2, 2, 1)), MOVES),
-}
-
-
-def drawn(name: str, *count: int, dtype: str = "float32") -> list[Any]:
-    """Draw the arrays of a call, with more leading axes for `count`."""
-    rng = np.random.default_rng(7)
-    return [jax.numpy.asarray(rng.uniform(size=(*count, *shape)), dtype) for shape in CALLS[name][0]]
-
-
-def function(name: str) -> Any:
-    return lambda *arrays: OPS[name](arrays, *CALLS[name][1])[0]
-
-
-def loss(name: str) -> Any:
-    return lambda *arrays: (function(name)(*arrays) ** 2).sum()
 
 
 def stacked(results: Any) -> Any:
@@ -207,61 +181,6 @@ def test_sizes_that_are_symbols_are_refused() -> None:
         jax.export.export(jax.jit(cudakit.deform_conv2d))(symbolic(image), symbolic(offset), weight)
     with pytest.raises(TypeError, match=rf"^deform_conv2d: offset {rule}, got \(b, 18, 4, 3\)"):
         jax.export.export(jax.jit(cudakit.deform_conv2d))(image, symbolic(offset), weight)
-
-
-def slope(x: Any, grid: Any) -> Any:
-    return jax.grad(lambda x: (cudakit.grid_sample(x, grid) ** 2).sum())(x)
-
-
-def given_places(arrays: Any) -> tuple[int, ...]:
-    return tuple(i for i, x in enumerate(arrays) if x is not None)
-
-
-def penalty(name: str, transform: Any = lambda f: f) -> Any:
-    """Return a function that differentiates the squares of an operator's gradients."""
-
-    def total(*arrays: Any) -> Any:
-        slopes = transform(jax.grad(loss(name), given_places(arrays)))(*arrays)
-        return sum((slope**2).sum() for slope in slopes)
-
-    return lambda *arrays: jax.grad(total, given_places(arrays))(*arrays)
-
-
-def penalty_of_torch(name: str, arrays: Any) -> Any:
-    torch = require("torch")
-    tensors = [None if x is None else torch.from_numpy(np.array(x)).requires_grad_() for x in arrays]
-    given = [x for x in tensors if x is not None]
-    slopes = torch.autograd.grad(loss(name)(*tensors), given, create_graph=True)
-    return torch.autograd.grad(sum((slope**2).sum() for slope in slopes), given)
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_gradients_of_gradients(name: str) -> None:
-    """PyTorch's, which finite differences check, are the same, with optional arrays and without."""
-    arrays, op = drawn(name), OPS[name]
-    fewer = [None if array in op.optional else x for array, x in zip(op.arrays, arrays, strict=True)]
-    for given in (arrays, fewer):
-        for transform in (jax.jit, jax.checkpoint):
-            for found, expected in zip(penalty(name, transform)(*given), penalty_of_torch(name, given), strict=True):
-                np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
-
-
-@pytest.mark.parametrize("name", ["grid_sample", "deform_conv2d"])
-def test_gradients_of_gradients_under_vmap(name: str) -> None:
-    arrays = drawn(name, 3)
-    found = jax.vmap(penalty(name))(*arrays)
-    rows = [penalty(name)(*(x[i] for x in arrays)) for i in range(3)]
-    for one, each in zip(found, zip(*rows, strict=True), strict=True):
-        np.testing.assert_allclose(one, np.stack(each), rtol=1e-5, atol=1e-5 * float(np.abs(np.stack(each)).max()))
-
-
-@pytest.mark.parametrize("transform", ["jit", "vmap", "checkpoint"])
-def test_third_derivatives_are_refused(transform: str) -> None:
-    image, grid = drawn("grid_sample", *([3] if transform == "vmap" else []))
-    curvature = jax.grad(lambda x, g: (slope(x, g) ** 2).sum(), 1)
-    thrice = jax.grad(lambda x: getattr(jax, transform)(curvature)(x, grid).sum())
-    with pytest.raises(RuntimeError, match=r"^grid_sample_double_backward: there are no third derivatives"):
-        thrice(image)
 
 
 def test_gradients_that_nothing_differentiates() -> None:
