@@ -81,7 +81,7 @@ struct DualImage {
     index_t at;
 };
 
-// Tap k of what follows.
+// What one tap contributes; see `dual_sample`.
 DEVICE void add_tap(const DualTap& tap, Dual mask, const DualImage& image, int width, const DualChannels& grad,
                     bool moves, DualChannels& sample, DualSums& sums) {
     const DualChannels x = load_dual(image.value, image.tangent, image.at + tap.at, width);

@@ -47,9 +47,16 @@ class DoubleBackward:
         """Return the convolution that multiplies columns by weights with the channel fastest."""
         d, one, none = self.conv.d, (1,) * self.conv.d.n, (0,) * self.conv.d.n
         flat = d._replace(
-            channels=d.channels * d.taps, groups=1, space=d.out, kernel=one, stride=one, pad=none, dilation=one
+            channels=d.channels * d.taps,
+            groups=1,
+            space=d.out,
+            last=True,
+            masked=False,
+            kernel=one,
+            stride=one,
+            pad=none,
+            dilation=one,
         )
-        flat = flat._replace(last=True, masked=False)
         x = packed((flat.batch, flat.channels, *flat.space), d.dtype, channels_last=True)
         return self.conv._replace(d=flat, input=x, workspace=None)
 

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-from cudakit import checks, double_backward
+from cudakit import checks
 from cudakit.array import CPU, Spec
 from cudakit.conv_cut import Convolution
 from cudakit.conv_double_plan import DoubleBackward
@@ -18,7 +18,7 @@ from cudakit.deform_geometry import (
     scattered,
     window,
 )
-from cudakit.double_backward import Result, check_directions, wanting
+from cudakit.double_backward import Result, check_directions, unreadable, wanting
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, add_sum, image, packed
 from cudakit.op import Op
@@ -176,7 +176,7 @@ def _prepare_double(n: int, specs: tuple[Any, ...], options: ConvOptions, target
     conv, output = _convolution(n, arrays, options, grad_output)
     check_directions(DOUBLE_NAMES, directions, arrays)
     tangent = None if directions[0] is None else image(directions[0], conv.d.last)
-    copies = double_backward.scattered(specs, {0: tangent, 6: conv.input})
+    copies = unreadable(specs, {0: tangent, 6: conv.input})
     if copies:
         return Plan(11, copies=copies)
     # The strides of dimensions of size 1 may be anything.

@@ -4,7 +4,7 @@ from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
-from cudakit import checks, double_backward
+from cudakit import checks
 from cudakit.array import Spec
 from cudakit.deform_double_plan import DoubleSlots, plan_double_columns
 from cudakit.deform_geometry import (
@@ -23,7 +23,7 @@ from cudakit.deform_geometry import (
 )
 from cudakit.deform_gradient_plan import Gradients, gradient_layouts, plan_gradients
 from cudakit.deform_plan import plain_columns, plan_columns
-from cudakit.double_backward import Result, check_directions, wanting
+from cudakit.double_backward import Result, check_directions, unreadable, wanting
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, image, packed
 from cudakit.op import Op
@@ -201,42 +201,36 @@ def _prepare_double(adjoint: bool, specs: tuple[Any, ...], options: DeformOption
     """Plan the gradients of the gradients of `deform_im2col`, or of its `adjoint`, `deform_col2im`."""
     tangent, by_offset, by_mask, grad, array, offset, mask = specs
     if adjoint:  # an image comes as gradient, and columns have a tangent
-        d, picture, columns = _added(array, offset, mask, options), grad, (tangent, array)
+        names, picture, columns = DOUBLE_COL2IM_NAMES, 3, 4
+        d = _added(array, offset, mask, options)
         x = checked_image("grad_output", grad, options.data_format, (d.n,))
         checks.shape("grad_output", grad, d.shape(d.channels, d.space))
     else:
-        (d, x), picture, columns = _sampled(array, offset, mask, options), array, (grad, None)
+        names, picture, columns = DOUBLE_IM2COL_NAMES, 4, 3
+        d, x = _sampled(array, offset, mask, options)
         _check_columns("grad_columns", grad, d)
-    names = DOUBLE_COL2IM_NAMES if adjoint else DOUBLE_IM2COL_NAMES
     check_directions(names[:3], (tangent, by_offset, by_mask), (array, offset, mask))
     turn = None if adjoint or tangent is None else image(tangent, d.last)
-    copies = double_backward.scattered(specs, {0: turn, 3 if adjoint else 4: x})
+    copies = unreadable(specs, {0: turn, picture: x})
     if copies:
         return Plan(7, copies=copies)
     empty, total = 0 in columns_shape(d), Result.of(x.shape, x.dtype, last=d.last, added=True)
     outputs = [spec and Output(spec.shape, spec.dtype, zero=empty) for spec in specs[3:]]
-    outputs[0 if adjoint else 1] = total.output(picture.shape, empty=empty)
+    outputs[picture - 3] = total.output(specs[picture].shape, empty=empty)
     named = zip(names[3:], outputs, strict=True)
     plan = Plan(7, tuple(output if name in options.needs else None for name, output in named))
     if empty or not options.needs:
         return plan
     slots = [plan.input(i) if spec is not None else NULL for i, spec in enumerate(specs)]
-    picture_slot, columns_slot = (slots[3], slots[4]) if adjoint else (slots[4], slots[3])
     where = DoubleSlots(
-        input=picture_slot,
-        offset=slots[5],
-        mask=slots[6],
-        columns=columns_slot,
-        input_tangent=NULL if adjoint else slots[0],
-        offset_tangent=slots[1],
-        mask_tangent=slots[2],
-        columns_tangent=slots[0] if adjoint else NULL,
-        samples_tangent=plan.result(1 if adjoint else 0),
-        grad_input=plan.result(0 if adjoint else 1),
+        *(slots[picture], slots[5], slots[6], slots[columns]),
+        *(NULL if adjoint else slots[0], slots[1], slots[2], slots[0] if adjoint else NULL),
+        samples_tangent=plan.result(columns - 3),
+        grad_input=plan.result(picture - 3),
         grad_offset=plan.result(2),
         grad_mask=plan.result(3),
     )
-    aligned = all(spec.aligned for spec in columns if spec)
+    aligned = all(spec.aligned for spec in (specs[columns], tangent if adjoint else None) if spec)
     plan_double_columns(plan, target, d, (x, turn), where, aligned)
     return plan
 

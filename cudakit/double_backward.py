@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from cudakit import checks
 from cudakit.array import CPU, Spec, is_contiguous, itemsize
+from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, accumulator, add_copy, cuda_lanes, packed
 from cudakit.plan import NULL, Output, Plan, Slot, Target
 
@@ -31,12 +32,16 @@ def wanting(check: Callable[..., Any], needs: tuple[str, ...]) -> Callable[..., 
 def check_directions(names: Sequence[str], given: Sequence[Spec | None], like: Sequence[Spec | None]) -> None:
     """Check gradients by gradients, each of which looks as the array whose gradient was taken."""
     for name, spec, array in zip(names, given, like, strict=True):
-        if spec is not None and array is not None:
-            checks.same_dtype(name, spec, name.removeprefix("grad_grad_"), array.dtype)
-            checks.shape(name, spec, array.shape)
+        if spec is None:
+            continue
+        of = name.removeprefix("grad_grad_")
+        if array is None:
+            raise InvalidArgument(name, f"be None where {of} is", f"shape {spec.shape}")
+        checks.same_dtype(name, spec, of, array.dtype)
+        checks.shape(name, spec, array.shape)
 
 
-def scattered(specs: Sequence[Spec | None], images: Mapping[int, Image | None]) -> tuple[int, ...]:
+def unreadable(specs: Sequence[Spec | None], images: Mapping[int, Image | None]) -> tuple[int, ...]:
     """Return which of these arrays must be made contiguous; those that are read as images need only be `flat`."""
     given = ((i, spec, images.get(i)) for i, spec in enumerate(specs) if spec is not None)
     return tuple(i for i, spec, x in given if not (x.flat if x else is_contiguous(spec)))

@@ -183,12 +183,9 @@ def _absent(names: Iterable[str], arrays: Iterable[Any]) -> list[str]:
 
 
 def _spread(op: Op, options: Any, absent: Sequence[str], found: Sequence[Any]) -> tuple[Any, ...]:
-    """Return results in their places, None where one is not needed or its array is absent."""
-    if not op.differentiated:
-        return tuple(found)
+    """Return results in their places, None where one is not there."""
     left = iter(found)
-    there = (name in options.needs and name not in absent for name in op.differentiated)
-    return tuple(next(left) if yes else None for yes in there)
+    return tuple(next(left) if there else None for there in op.present(options, absent))
 
 
 def _mesh(arrays: Iterable[Any]) -> Any:

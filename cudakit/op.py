@@ -5,7 +5,7 @@ is made once for each combination of shapes, strides, dtypes, options and target
 launch. The adapters of frameworks read these records and know no family.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, NoReturn
@@ -186,6 +186,12 @@ class Op:
         named = dict(zip(self.arrays, specs, strict=True))
         wanted = [named[name] if name in options.needs else None for name in self.differentiated]
         return tuple([None if x is None else Output(x.shape, x.dtype) for x in wanted])
+
+    def present(self, options: Any, absent: Collection[str]) -> list[bool]:
+        """Return of each result whether it is there: of gradients, those needed by arrays that are not absent."""
+        if not self.differentiated:
+            return [True]
+        return [name in options.needs and name not in absent for name in self.differentiated]
 
     def refuse(self, error: InvalidArgument, argument: str = "") -> NoReturn:
         """Raise a failed check in this operator's name."""

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from cudakit import checks
 from cudakit.array import Spec, is_contiguous
-from cudakit.double_backward import check_directions, scattered, wanting
+from cudakit.double_backward import check_directions, unreadable, wanting
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, image, packed
 from cudakit.op import Op
@@ -212,7 +212,7 @@ def _prepare_grid_sample_double_backward(specs: tuple[Any, ...], options: GridSa
     last = options.data_format == "channels_last"
     tangent = None if by_input is None else image(by_input, last)
     images = tangent, image(grad_output, last)
-    copies = scattered(specs, {0: tangent, 2: images[1], 3: call.input})
+    copies = unreadable(specs, {0: tangent, 2: images[1], 3: call.input})
     if copies:
         return Plan(5, copies=copies)
     return plan_double_backward(call, images, specs, options.needs, target, last=last)

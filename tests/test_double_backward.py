@@ -143,6 +143,13 @@ def test_nothing_to_do(arrays: Arrays, shape: tuple[int, ...]) -> None:
     assert not any(arrays.back(one).any() for one in found)
 
 
+def test_a_direction_of_nothing(arrays: Arrays) -> None:
+    x, offset = arrays.make(np.ones((1, 1, 3))), arrays.make(np.zeros((1, 1, 3)))
+    message = r"grad_grad_mask must be None where mask is, got shape \(1, 1, 3\)"
+    with pytest.raises(ValueError, match=f"^deform_im2col_double_backward: {message}"):
+        OPS["deform_im2col_double_backward"]((x, offset, x, x, x, offset, None), 1, 1, 0, 1, "channels_first")
+
+
 @pytest.mark.parametrize(
     ("position", "shape", "message"),
     [

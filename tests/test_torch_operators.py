@@ -57,9 +57,9 @@ DIFFERENTIABLE = [name for name in CALLS if OPS[name].backward is not None]
 
 
 def tensors(name: str, *batch: int, without: str = "", grad: bool = False) -> list[Any]:
-    """Draw the arrays of a call, with more leading axes for `batch`."""
-    named = zip(OPS[name].arrays, CALLS[name][0], strict=True)
-    return [None if array == without else torch.rand(*batch, *shape, requires_grad=grad) for array, shape in named]
+    """Draw the arrays of a call, with more leading axes for `batch`; `without` an array there is no direction of it."""
+    named, absent = zip(OPS[name].arrays, CALLS[name][0], strict=True), (without, f"grad_grad_{without}")
+    return [None if array in absent else torch.rand(*batch, *shape, requires_grad=grad) for array, shape in named]
 
 
 def run(name: str, *arrays: Any) -> tuple[Any, ...]:

@@ -56,11 +56,8 @@ def run(op: Op, options: Any, tensors: Tensors) -> Tensors:
 
 
 def _wanted(op: Op, options: Any, tensors: Tensors) -> list[bool]:
-    """Return of each result whether it is there: of gradients, those that are needed and whose array is given."""
-    if not op.differentiated:
-        return [True]
-    absent = [name for name, x in zip(op.arrays, tensors, strict=True) if x is None]
-    return [name in options.needs and name not in absent for name in op.differentiated]
+    """Return of each result whether it is there."""
+    return op.present(options, [name for name, x in zip(op.arrays, tensors, strict=True) if x is None])
 
 
 def _spread(wanted: Sequence[bool], found: Iterable[torch.Tensor | None]) -> Tensors:
