@@ -222,6 +222,8 @@ def _prepare_double(adjoint: bool, specs: tuple[Any, ...], options: DeformOption
     if empty or not options.needs:
         return plan
     slots = [plan.input(i) if spec is not None else NULL for i, spec in enumerate(specs)]
+    if options.needs == names[3:4]:
+        slots[3] = NULL  # its own gradient does not depend on it
     where = DoubleSlots(
         *(slots[picture], slots[5], slots[6], slots[columns]),
         *(NULL if adjoint else slots[0], slots[1], slots[2], slots[0] if adjoint else NULL),

@@ -11,6 +11,7 @@ from cudakit.errors import no_derivatives
 from cudakit.op import Op
 
 Arrays = tuple[Any, ...]  # and None for one that is not there
+TWICE = "second derivatives carried forward twice"
 Run = Callable[[Op, Any, Arrays], Arrays]  # runs an operator with some options on some arrays
 
 
@@ -26,20 +27,27 @@ def pushed_forward(run: Run, op: Op, options: Any, saved: Arrays, tangents: Arra
     if gradients is None:
         count = directions(op)
         if any(x is not None for x in tangents[count:]):
-            raise no_derivatives(op.name)
+            only_of_result = options.needs == op.arrays[count : count + 1]
+            raise no_derivatives(op.name, TWICE if only_of_result else "third derivatives")
         return run(op, options, (*tangents[:count], *arrays[count:]))
     if op.of is None:  # of the result, which is the gradient by its own gradient: any stands in for this
         double, given = gradients.backward, (saved[-1], *arrays)
         assert double is not None
         needed = options._replace(needs=gradients.arrays[:1])
         return run(double, needed, (*tangents, *[given[i] for i in gradients.saved]))[:1]
-    first = second = None
+    first: Arrays = ()
+    second: Arrays = ()
     if tangents[0] is not None:
         first = run(op, options, (tangents[0], *arrays[1:]))
     if any(x is not None for x in tangents[1:]):
         second = run(gradients, options, (*tangents[1:], *arrays))[1:]
-    if first is None or second is None:
-        return first or second or ()
+    return added(first, second)
+
+
+def added(first: Arrays, second: Arrays) -> Arrays:
+    """Return the sums of results, none of which may be there."""
+    if not first or not second:
+        return first or second
     return tuple(None if x is None else x + y for x, y in zip(first, second, strict=True))
 
 

@@ -47,9 +47,9 @@ class InvalidArgument(Exception):
         return self.kind(f"{function}: {self.argument} must {self.rule}, got {self.got}")
 
 
-def no_derivatives(name: str) -> RuntimeError:
+def no_derivatives(name: str, kind: str = "third derivatives") -> RuntimeError:
     """Return the exception to raise where an operator is to be differentiated that has no gradients."""
-    return RuntimeError(f"{name}: there are no third derivatives")
+    return RuntimeError(f"{name}: there are no {kind}")
 
 
 @contextmanager

@@ -54,7 +54,7 @@ FRAMEWORKS = (
     Library("NumPy", "numpy", ("numpy",), "numpy", "2.1", "arrays on the CPU"),
     Library("CuPy", "cupy", CUPY_PACKAGES, "'cudakit[cuda12]'", "14", "arrays on CUDA devices"),
     Library("PyTorch", "torch", ("torch",), "'cudakit[torch]'", "2.4", "tensors, with autograd", "cudakit.torch"),
-    Library("JAX", "jax", ("jax",), "'cudakit[jax]'", "0.8.2", "arrays, with grad, jit and vmap", "cudakit.jax"),
+    Library("JAX", "jax", ("jax",), "'cudakit[jax]'", "0.8.2", "arrays, with grad, jvp, jit and vmap", "cudakit.jax"),
     # Before these releases the arrays of the next two do not offer DLPack themselves.
     Library("TensorFlow", "tensorflow", TF_PACKAGES, "tensorflow", "2.20", "tensors, with tapes", "cudakit.tensorflow"),
     Library("Paddle", "paddle", PADDLE_PACKAGES, "paddlepaddle", "3.0", "tensors, with autograd", "cudakit.paddle"),

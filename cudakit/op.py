@@ -188,10 +188,14 @@ class Op:
         return tuple([None if x is None else Output(x.shape, x.dtype) for x in wanted])
 
     def present(self, options: Any, absent: Collection[str]) -> list[bool]:
-        """Return of each result whether it is there: of gradients, those needed by arrays that are not absent."""
+        """Return of each result whether it is there: of gradients, those needed by arrays that are not None.
+
+        `absent` names the arrays that are None.
+        """
         if not self.differentiated:
             return [True]
-        return [name in options.needs and name not in absent for name in self.differentiated]
+        without = set(absent).intersection(self.optional)
+        return [name in options.needs and name not in without for name in self.differentiated]
 
     def refuse(self, error: InvalidArgument, argument: str = "") -> NoReturn:
         """Raise a failed check in this operator's name."""

@@ -55,7 +55,7 @@ def plan_double_backward(
         add_neighbours(plan, target, plan.input(3), x),
         plan.input(4),
         made,
-        add_neighbours(plan, target, plan.input(2), grad),
+        NULL if needs == ("grad_output",) else add_neighbours(plan, target, plan.input(2), grad),  # unless it is read
         *(sums, plan.result(2)),
     )
     plan.launch(_launch(call, sample.made, target), *slots)

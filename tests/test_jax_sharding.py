@@ -17,18 +17,21 @@ theta = jax.numpy.asarray(rng.standard_normal((4, 2, 3)), "float32")
 weight = jax.numpy.asarray(rng.standard_normal((2, 3, 3, 3)), "float32")
 offset = jax.numpy.zeros((4, 18, 4, 3), "float32")
 
-def loss(x, t, o, w):
-    turned = cudakit.grid_sample(x, cudakit.affine_grid(t, x.shape))
-    return (cudakit.deform_conv2d(turned, o, w) ** 2).sum()
+def layers(x, t, o, w):
+    return cudakit.deform_conv2d(cudakit.grid_sample(x, cudakit.affine_grid(t, x.shape)), o, w)
+
+def push(*arrays):
+    return jax.jvp(layers, arrays, arrays)
 
 parts, whole = PartitionSpec("batch"), PartitionSpec()
-slopes = jax.grad(loss, (0, 1, 2, 3))
+slopes = jax.grad(lambda *arrays: (layers(*arrays) ** 2).sum(), (0, 1, 2, 3))
 specs = (parts, parts, parts, whole)
-sharded = jax.jit(jax.shard_map(slopes, mesh=mesh, in_specs=specs, out_specs=specs))
-found = sharded(image, theta, offset, weight)
-assert all(len(x.sharding.device_set) == 2 for x in found), found
-for one, other in zip(found, slopes(image, theta, offset, weight)):
-    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+for function, out in ((slopes, specs), (push, (parts, parts))):
+    sharded = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=out))
+    found = sharded(image, theta, offset, weight)
+    assert all(len(x.sharding.device_set) == 2 for x in found), found
+    for one, other in zip(found, function(image, theta, offset, weight)):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 """
 
 
@@ -49,6 +52,9 @@ def ours(x, g, w):
 
 def slopes(function):
     return jax.grad(lambda *arrays: (function(*arrays) ** 2).sum(), (0, 1, 2))
+
+def pushed(function):
+    return lambda *arrays: jax.jvp(function, arrays, arrays)
 
 def check(found, expected):
     jax.tree.map(lambda *pair: np.testing.assert_allclose(*pair, rtol=1e-4, atol=1e-4), found, expected)
@@ -72,6 +78,7 @@ with jax.set_mesh(mesh):
             found = wrap(ours)(*given), wrap(slopes(ours))(*given)
             check(found, expected)
             assert types(found[1]) == types(given)
+            check(wrap(pushed(ours))(*given), jax.jit(pushed(plain))(*arrays))
 
     # what is mapped, and how it is sharded: over the batch, over the mapped axis, and weights, which have no batch
     for axes, specs in (
@@ -82,6 +89,7 @@ with jax.set_mesh(mesh):
         some = [x if axis is None else xs for x, xs, axis in zip(arrays, stacks, axes)]
         given, alone = spread(some, specs), list(map(jnp.asarray, some))
         check(jax.jit(jax.vmap(ours, axes))(*given), jax.jit(jax.vmap(plain, axes))(*alone))
+        check(jax.vmap(pushed(ours), axes)(*given), jax.jit(jax.vmap(pushed(plain), axes))(*alone))
         check(jax.vmap(slopes(ours), axes)(*given), jax.jit(jax.vmap(slopes(plain), axes))(*alone))
         found = slopes(jax.vmap(ours, axes))(*given)
         check(found, jax.jit(slopes(jax.vmap(plain, axes)))(*alone))

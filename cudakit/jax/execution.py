@@ -1,0 +1,95 @@
+"""How an operator runs inside XLA, which allocates the results and has a callback fill them in place, on its stream."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from math import prod
+from operator import itemgetter
+from typing import Any
+
+import jax
+from jax.experimental.buffer_callback import buffer_callback
+
+from cudakit import dlpack
+from cudakit.array import CPU, Device, Spec, contiguous_strides, dlpack_pointer, numpy_pointer
+from cudakit.errors import InvalidArgument
+from cudakit.launch import get_num_threads
+from cudakit.op import PLANS, Op
+from cudakit.plan import Output, Plan, zero_memory
+
+Specs = tuple[Spec | None, ...]
+
+
+def dense_specs(op: Op, arrays: Sequence[Any]) -> Specs:
+    """Return the specs of arrays, tracers or their types; XLA's buffers are dense."""
+    specs: list[Spec | None] = []
+    for name, x in zip(op.arrays, arrays, strict=True):
+        try:
+            specs.append(x if x is None else _dense(x.shape, str(x.dtype)))
+        except InvalidArgument as error:
+            op.refuse(error, name)
+    return tuple(specs)
+
+
+@lru_cache(PLANS)
+def _dense(shape: tuple[int, ...], dtype: str) -> Spec:
+    if not all(isinstance(size, int) for size in shape):
+        raise InvalidArgument("{}", "have sizes that are known when JAX traces", shape, TypeError)
+    return Spec(shape, contiguous_strides(shape), dtype)
+
+
+def _size(result: Output) -> int:
+    """Return the bytes of a result."""
+    return prod(result.shape) * int(jax.numpy.dtype(result.dtype).itemsize)
+
+
+def filled_specs(op: Op, options: Any, specs: Specs) -> Specs:
+    """Return the specs with that of the gradient by an operator's result, which may be left out.
+
+    It may where only its own gradient is wanted, which does not depend on it.
+    """
+    missing = [i for i, spec in enumerate(specs) if spec is None and op.arrays[i] not in op.optional]
+    if not missing:
+        return specs
+    (place,) = missing
+    assert op.of is not None and op.of.of is not None
+    (result,) = op.of.of.outputs(specs[place + 1 :], options)
+    assert result is not None
+    return (*specs[:place], _dense(result.shape, result.dtype), *specs[place + 1 :])
+
+
+def execute(op: Op, options: Any, arrays: Sequence[Any]) -> list[Any]:
+    """Run an operator inside XLA and return the results that are there."""
+    given = dense_specs(op, arrays)
+    specs = filled_specs(op, options, given)
+    wanted = [result for result in op.plan(specs, options, CPU).results if result is not None]
+
+    def fill(context: Any, results: Any, *buffers: Any) -> None:
+        kind, index = buffers[0].__dlpack_device__()
+        if kind == dlpack.CPU:
+            device, stream, aligned = CPU, 0, True
+            table = (0, *[numpy_pointer(x.__array__()) for x in (*buffers, *results)])  # takes a third of DLPack's time
+        else:
+            device, stream = ("cuda", index), context.stream
+            table = (0, *[dlpack_pointer(x) for x in (*buffers, *results)])
+            aligned = not any(address % 16 for address in table)
+        plan, pick, zeros = planned(device, aligned, get_num_threads())
+        for place, size in zeros:
+            zero_memory(table[place], size, device, stream)
+        plan.run(pick(table), device, stream)
+
+    @cache
+    def planned(device: Device, aligned: bool, _threads: int) -> tuple[Plan, Callable[..., Any], list[tuple[int, int]]]:
+        """Return the plan, what picks its addresses from (null, buffers, results), and which of those must be zero."""
+        plan = op.plan(tuple(spec and spec._replace(aligned=aligned) for spec in specs), options, device)
+        count = itertools.count(1)
+        inputs, outputs = ([0 if x is None else next(count) for x in some] for some in (given, plan.results))
+        pairs = zip(outputs, plan.results, strict=True)
+        zeros = [(place, _size(result)) for place, result in pairs if result is not None and result.zero]
+        if specs != given:  # what is left out lies, unread, where the result does that is like it
+            inputs = [place or outputs[0] * (spec is not None) for place, spec in zip(inputs, specs, strict=True)]
+        return plan, itemgetter(*inputs, *outputs), zeros
+
+    shapes = [jax.ShapeDtypeStruct(result.shape, jax.numpy.dtype(result.dtype)) for result in wanted]
+    results: list[Any] = buffer_callback(fill, shapes)(*[x for x in arrays if x is not None])
+    return results

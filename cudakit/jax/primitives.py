@@ -1,0 +1,199 @@
+"""Every operator as a primitive of JAX: how it runs, and how it is differentiated and mapped.
+
+A primitive takes the arrays that are there, and returns the results that are. Its derivatives in a direction are linear
+in it, so that transposed they are gradients (derivatives.py). A mapped axis becomes part of the batch.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir, xla
+
+from cudakit.batching import enlarged, foldable
+from cudakit.derivatives import TWICE, Arrays, added, directions, pulled_back, pushed_forward
+from cudakit.errors import no_derivatives
+from cudakit.jax.execution import dense_specs, execute, filled_specs
+from cudakit.jax.placing import leading, mesh_of, placed, typed, whole
+from cudakit.op import OPS, Op
+
+Results = list[Any]  # those that are there
+Names = tuple[str, ...]
+
+
+def apply(op: Op, options: Any, arrays: Arrays) -> Arrays:
+    """Run an operator; return its results, None for one that is not there."""
+    absent = tuple(name for name, x in zip(op.arrays, arrays, strict=True) if x is None)
+    found = _OPERATORS[op.name].primitive.bind(*_there(arrays), options=options, absent=absent)
+    return _spread(op, options, absent, found)
+
+
+def _there(arrays: Sequence[Any]) -> list[Any]:
+    return [x for x in arrays if x is not None]
+
+
+def _filled(op: Op, absent: Names, given: Sequence[Any]) -> Arrays:
+    """Return what is given in the places of the arrays that are not absent, None in the others."""
+    left = iter(given)
+    return tuple([None if name in absent else next(left) for name in op.arrays])
+
+
+def _spread(op: Op, options: Any, absent: Names, found: Sequence[Any]) -> Arrays:
+    """Return results in their places, None where one is not there."""
+    left = iter(found)
+    return tuple([next(left) if there else None for there in op.present(options, absent)])
+
+
+def _nonzero(values: Sequence[Any]) -> list[Any]:
+    return [None if isinstance(x, ad.Zero) else x for x in values]
+
+
+def _primitive(name: str, run: Callable[..., Results], types: Callable[..., Results], rule: Any) -> Any:
+    """Return a new primitive that XLA runs, and that is mapped by a rule."""
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+    primitive.def_impl(partial(xla.apply_primitive, primitive))
+    primitive.def_abstract_eval(types)
+    mlir.register_lowering(primitive, mlir.lower_fun(run, multiple_results=True))
+    batching.primitive_batchers[primitive] = rule
+    return primitive
+
+
+class _Operator:
+    """The primitive of an operator, and its rules."""
+
+    def __init__(self, op: Op) -> None:
+        self.op = op
+        self.primitive = _primitive(op.name, self.run, self.types, self.map)
+        ad.primitive_jvps[self.primitive] = self.push
+        if op.of is not None:  # gradients, which are linear in those of the results; theirs, in their directions
+            ad.primitive_transposes[self.primitive] = self.pull
+        if op.backward is None:
+            self.curvature = _primitive(f"{op.name}_jvp", self.refuse, self.curvature_types, self.map_curvature)
+            ad.primitive_transposes[self.curvature] = self.pull_curvature
+
+    def run(self, *given: Any, options: Any, absent: Names) -> Results:
+        """Run it inside XLA."""
+        return execute(self.op, options, _filled(self.op, absent, given))
+
+    def types(self, *given: Any, options: Any, absent: Names) -> Results:
+        """Return the types of the results, without checks."""
+        specs = filled_specs(self.op, options, dense_specs(self.op, _filled(self.op, absent, given)))
+        results = _there(self.op.outputs(specs, options))
+        return [typed(given[0], result.shape, jax.numpy.dtype(result.dtype)) for result in results]
+
+    def map(self, given: Sequence[Any], axes: Sequence[Any], *, options: Any, absent: Names) -> Any:
+        """Run it with one axis more."""
+        names = [name for name in self.op.arrays if name not in absent]
+        return _mapped(self.op, names, partial(self.primitive.bind, absent=absent), given, axes, options)
+
+    def push(self, given: Sequence[Any], tangents: Sequence[Any], *, options: Any, absent: Names) -> Any:
+        """Return the results and their derivatives in a direction."""
+        op, params = self.op, {"options": options, "absent": absent}
+        arrays, along = (_filled(op, absent, x) for x in (given, _nonzero(tangents)))
+        results = self.primitive.bind(*given, **params)
+        count = directions(op) if op.backward is None else len(along)
+        none = (None,) * (len(along) - count)
+        found: Arrays = ()
+        if any(x is not None for x in along[:count]):
+            saved = (*[arrays[i] for i in op.saved], None)
+            found = pushed_forward(apply, op, options, saved, (*along[:count], *none))
+        curved = self.curve(given, along[count:], **params)
+        changes = _there(added(found, curved))
+        return results, changes or [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in results]
+
+    def pull(self, grads: Sequence[Any], *given: Any, options: Any, absent: Names) -> Results:
+        """Return the gradients by the arrays in which the results are linear."""
+        op, arrays = self.op, _filled(self.op, absent, given)
+        unknown = [ad.is_undefined_primal(x) for x in arrays]
+        known = tuple(None if flag else x for x, flag in zip(arrays, unknown, strict=True))
+        by_results = _spread(op, options, absent, _nonzero(grads))
+        linear = op.arrays[: directions(op) if op.backward is None else 1]
+        if any(unknown[len(linear) :]):
+            raise NotImplementedError(f"{op.name}: transposed by {', '.join(linear)} alone")
+        if op.backward is None:
+            needs = tuple(name for name, flag in zip(linear, unknown, strict=False) if flag)
+            found, _ = pulled_back(apply, op, options._replace(needs=needs), known, by_results)
+        else:
+            assert op.of is not None
+            found = pushed_forward(apply, op.of, options, (*known[1:], None), by_results)
+        named = dict(zip(linear, found, strict=False))
+        return [named.get(name) for name in op.arrays if name not in absent]
+
+    def curve(self, given: Sequence[Any], along: Arrays, *, options: Any, absent: Names) -> Arrays:
+        """Return the change of a derivative in one direction where its arrays change in another."""
+        op, first = self.op, len(self.op.arrays) - len(along)
+        changing = [(name, x) for name, x in zip(op.arrays[first:], along, strict=True) if x is not None]
+        if not changing:
+            return ()
+        if options.needs != op.arrays[first : first + 1]:
+            raise no_derivatives(op.name)
+        changing = [(name, x) for name, x in changing if name not in options.needs]  # which the derivative has not
+        if not changing:
+            return ()
+        names, tangents = zip(*changing, strict=True)
+        found = self.curvature.bind(*tangents, *given, options=options, absent=absent, along=names)
+        return _spread(op, options, absent, found)
+
+    def refuse(self, *_given: Any, **_params: Any) -> Results:
+        """Refuse to carry second derivatives forward, which can only be transposed."""
+        raise no_derivatives(self.op.name, TWICE)
+
+    def curvature_types(self, *given: Any, along: Names, **params: Any) -> Results:
+        """Return the types of what `curve` does."""
+        return self.types(*given[len(along) :], **params)
+
+    def map_curvature(
+        self, given: Sequence[Any], axes: Sequence[Any], *, options: Any, absent: Names, along: Names
+    ) -> Any:
+        """Return what `curve` does with one axis more."""
+        names = [*along, *(name for name in self.op.arrays if name not in absent)]
+        bind = partial(self.curvature.bind, absent=absent, along=along)
+        return _mapped(self.op, names, bind, given, axes, options)
+
+    def pull_curvature(self, grads: Sequence[Any], *given: Any, options: Any, absent: Names, along: Names) -> Results:
+        """Return the gradients of a derivative by its arrays."""
+        arrays, op = _filled(self.op, absent, given[len(along) :]), self.op
+        found, _ = pulled_back(apply, op, options._replace(needs=along), arrays, _spread(op, options, absent, grads))
+        named = dict(zip(op.arrays, found, strict=True))
+        return [*map(named.get, along), *[None] * (len(given) - len(along))]
+
+
+def _mapped(
+    op: Op, names: Sequence[str], bind: Any, given: Sequence[Any], axes: Sequence[Any], options: Any
+) -> tuple[Results, list[int]]:
+    """Call a primitive on arrays that have an axis more, or None: at once with a larger batch, or one by one."""
+    flags = [axis is not None for axis in axes]
+    ahead = [x if axis is None else jax.numpy.moveaxis(x, axis, 0) for x, axis in zip(given, axes, strict=True)]
+    arrays = [whole(x) for x in ahead]
+    count = next(len(x) for x, flag in zip(arrays, flags, strict=True) if flag)
+    if foldable(op, options, [name for name, flag in zip(names, flags, strict=True) if flag]):
+        first = next(i for i, name in enumerate(names) if name not in op.weights)
+        batch = arrays[first].shape[int(flags[first])]
+        larger = [
+            x if name in op.weights else _folded(x, count, flag)
+            for name, x, flag in zip(names, arrays, flags, strict=True)
+        ]
+        found = bind(*larger, options=enlarged(options, count))
+        results = [x.reshape(count, batch, *x.shape[1:]) for x in found]
+    else:
+        rows = [x if flag else None for x, flag in zip(arrays, flags, strict=True)]
+
+        def one(row: Sequence[Any]) -> Results:
+            return bind(*[x if own is None else own for x, own in zip(arrays, row, strict=True)], options=options)
+
+        results = jax.lax.map(one, rows)
+    mapping = leading(x for x, flag in zip(ahead, flags, strict=True) if flag)
+    mesh = mesh_of(ahead)
+    return [placed(x, mesh, mapping) for x in results], [0] * len(results)
+
+
+def _folded(x: Any, count: int, mapped: bool) -> Any:
+    """Make a leading axis, or copies, part of the batch."""
+    copies = x if mapped else jax.numpy.broadcast_to(x, (count, *x.shape))
+    return copies.reshape(count * copies.shape[1], *copies.shape[2:])
+
+
+_OPERATORS = {name: _Operator(op) for name, op in OPS.items()}
