@@ -43,9 +43,9 @@ KERNEL(deform_double_backward, DeformDoubleParams) {
         make_base(g, pixel, base);
         TapSamples samples;
         look(g, p.offset, p.mask, n, group, tap, base, samples);
-        acc_t velocity[NDIM];
+        acc_t velocity[NDIM][TILE];
         UNROLL for (int d = 0; d < NDIM; ++d) {
-            velocity[d] = load_tangent(p.offset_tangent, g.offset_stride, n, pair * NDIM + d, pixel);
+            velocity[d][0] = load_tangent(p.offset_tangent, g.offset_stride, n, pair * NDIM + d, pixel);
         }
         const Dual mask = {samples.mask[0], load_tangent(p.mask_tangent, g.mask_stride, n, pair, pixel)};
         DualSums sums = {};

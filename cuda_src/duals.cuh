@@ -17,29 +17,45 @@ DEVICE acc_t add_tangent(Dual weight, Dual x, acc_t sum) {
     return add_product(weight.value, x.tangent, add_product(weight.tangent, x.value, sum));
 }
 
-struct DualTap {
-    index_t at;
-    int inside;
-    Dual weight, slope[NDIM];
+// One tap of a tile of samples.
+struct DualTaps {
+    index_t at[TILE];
+    int inside[TILE];
+    acc_t weight[TILE], weight_tangent[TILE], slope[NDIM][TILE], slope_tangent[NDIM][TILE];
 };
 
-// Tap k of a sample whose coordinates move with this velocity.
-DEVICE DualTap dual_tap(const Samples& s, const acc_t* velocity, int k) {
-    DualTap tap = {0, 1, {1, 0}};
-    UNROLL for (int d = 0; d < NDIM; ++d) tap.slope[d] = {1, 0};
+// Tap k of samples whose coordinates move with this velocity. Plain arrays: compilers vectorise no loop over structs.
+DEVICE void make_taps(const Samples& s, const acc_t velocity[][TILE], int k, DualTaps& taps) {
+    SIMD for (int j = 0; j < TILE; ++j) {
+        taps.at[j] = 0;
+        taps.inside[j] = 1;
+        taps.weight[j] = 1;
+        taps.weight_tangent[j] = 0;
+        UNROLL for (int d = 0; d < NDIM; ++d) {
+            taps.slope[d][j] = 1;
+            taps.slope_tangent[d][j] = 0;
+        }
+    }
     UNROLL for (int d = NDIM - 1; d >= 0; --d) {
         const Axis& axis = s.axis[d];
         const int t = k % TAPS;
         k /= TAPS;
-        const acc_t slope = pick(axis.slope, t, 0);
-        const Dual weight = {pick(axis.weight, t, 0), slope * velocity[d]};
-        const Dual steepness = {slope, pick(axis.curvature, t, 0) * velocity[d]};
-        tap.at += pick(axis.at, t, 0);
-        tap.inside &= pick(axis.inside, t, 0);
-        tap.weight = times(tap.weight, weight);
-        UNROLL for (int e = 0; e < NDIM; ++e) tap.slope[e] = times(tap.slope[e], e == d ? steepness : weight);
+        SIMD for (int j = 0; j < TILE; ++j) {
+            const acc_t weight = pick(axis.weight, t, j), slope = pick(axis.slope, t, j), along = velocity[d][j];
+            const acc_t weight_tangent = slope * along, slope_tangent = pick(axis.curvature, t, j) * along;
+            taps.at[j] += pick(axis.at, t, j);
+            taps.inside[j] &= pick(axis.inside, t, j);
+            const acc_t tangent = fused(taps.weight[j], weight_tangent, taps.weight_tangent[j] * weight);
+            taps.weight[j] *= weight;
+            taps.weight_tangent[j] = tangent;
+            UNROLL for (int e = 0; e < NDIM; ++e) {
+                const acc_t factor = e == d ? slope : weight, change = e == d ? slope_tangent : weight_tangent;
+                const acc_t product = taps.slope[e][j] * factor;
+                taps.slope_tangent[e][j] = fused(taps.slope[e][j], change, taps.slope_tangent[e][j] * factor);
+                taps.slope[e][j] = product;
+            }
+        }
     }
-    return tap;
 }
 
 struct DualChannels {
@@ -82,10 +98,11 @@ struct DualImage {
 };
 
 // What one tap contributes; see `dual_sample`.
-DEVICE void add_tap(const DualTap& tap, Dual mask, const DualImage& image, int width, const DualChannels& grad,
+DEVICE void add_tap(const DualTaps& tap, Dual mask, const DualImage& image, int width, const DualChannels& grad,
                     bool moves, DualChannels& sample, DualSums& sums) {
-    const DualChannels x = load_dual(image.value, image.tangent, image.at + tap.at, width);
-    const Dual weight = times(mask, tap.weight);
+    const index_t at = image.at + tap.at[0];
+    const DualChannels x = load_dual(image.value, image.tangent, at, width);
+    const Dual share = {tap.weight[0], tap.weight_tangent[0]}, weight = times(mask, share);
     acc_t value[SPAN] = {}, tangent[SPAN] = {};
     SIMD for (int v = 0; v < width; ++v) {
         value[v] = grad.value[v] * x.value[v];
@@ -95,11 +112,12 @@ DEVICE void add_tap(const DualTap& tap, Dual mask, const DualImage& image, int w
         SIMD for (int v = 0; v < width; ++v) tangent[v] = fused(grad.tangent[v], x.value[v], tangent[v]);
     }
     const Dual dot = {add_up(value), add_up(tangent)};
-    sums.mask = add_tangent(tap.weight, dot, sums.mask);
+    sums.mask = add_tangent(share, dot, sums.mask);
     UNROLL for (int d = 0; d < NDIM; ++d) {
-        sums.coordinate[d] = add_tangent(times(mask, tap.slope[d]), dot, sums.coordinate[d]);
+        const Dual slope = times(mask, {tap.slope[d][0], tap.slope_tangent[d][0]});
+        sums.coordinate[d] = add_tangent(slope, dot, sums.coordinate[d]);
     }
-    acc_t* by_image = image.grad ? image.grad + image.at + tap.at : nullptr;
+    acc_t* by_image = image.grad ? image.grad + at : nullptr;
     if (weight.value != 0) {
         SIMD for (int v = 0; v < width; ++v) {
             sample.value[v] = fused(weight.value, x.value[v], sample.value[v]);
@@ -117,13 +135,14 @@ DEVICE void add_tap(const DualTap& tap, Dual mask, const DualImage& image, int w
 
 // What one sample contributes in `width` <= VEC channels: returns it, adds to `sums`, and to the gradients by the image.
 // `grad` is the gradient by the sample, which may have tangents (`moves`).
-DEVICE DualChannels dual_sample(const Samples& s, const acc_t* velocity, Dual mask, const DualImage& image, int width,
-                                const DualChannels& grad, bool moves, DualSums& sums) {
+DEVICE DualChannels dual_sample(const Samples& s, const acc_t velocity[][TILE], Dual mask, const DualImage& image,
+                                int width, const DualChannels& grad, bool moves, DualSums& sums) {
     DualChannels sample = {};
     UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
         UNROLL for (int t = 0; t < TAPS; ++t) {
-            const DualTap tap = dual_tap(s, velocity, r * TAPS + t);
-            if (!tap.inside) continue;
+            DualTaps tap;
+            make_taps(s, velocity, r * TAPS + t, tap);
+            if (!tap.inside[0]) continue;
             if (LANES > 1 || width == VEC) {  // a constant, for straight SIMD code
                 add_tap(tap, mask, image, VEC, grad, moves, sample, sums);
             } else {

@@ -72,8 +72,9 @@ DEVICE void locate_window(Axis& axis, int j, acc_t x, index_t size, index_t stri
     }
 }
 
-// values[t][j], where t need not be a constant: an array that is indexed at run time would leave the registers.
+// values[t][j], where t need not be a constant: an array that is indexed at run time would leave a GPU's registers.
 template <typename T> DEVICE T pick(const T values[][TILE], int t, int j) {
+    if (TILE > 1) return values[t][j];
     T value = values[0][j];
     UNROLL for (int k = 1; k < TAPS; ++k) value = t == k ? values[k][j] : value;
     return value;

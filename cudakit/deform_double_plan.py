@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deform_plan import LAYOUT_FIELDS, Columns, Form, constants
-from cudakit.double_backward import Result, add_neighbours, choose_vector
+from cudakit.double_backward import Result, add_packed, choose_vector
 from cudakit.launch import Launch, load
 from cudakit.layout import Image, packed
 from cudakit.plan import NULL, Plan, Slot, Target
@@ -61,11 +61,11 @@ def plan_double(
     total = Result.of(x.shape, x.dtype, last=d.last, added=True)
     sums = total.begin(plan, target, slots.grad_input)
     where = slots._replace(
-        input=add_neighbours(plan, target, slots.input, x),
-        input_tangent=NULL if tangent is None else add_neighbours(plan, target, slots.input_tangent, tangent),
+        input=add_packed(plan, target, slots.input, x),
+        input_tangent=NULL if tangent is None else add_packed(plan, target, slots.input_tangent, tangent),
         grad_input=sums,
     )
-    plan.launch(_launch(d, x, columns, target), *where)
+    plan.launch(_launch(d, x, columns, target, slots.grad_input != NULL), *where)
     total.end(plan, target, sums, slots.grad_input)
 
 
@@ -78,8 +78,8 @@ def plan_double_columns(
     given = samples.final._replace(aligned=aligned)
     made = samples.begin(plan, target, slots.samples_tangent)
     turned = slots._replace(
-        columns=add_neighbours(plan, target, slots.columns, given),
-        columns_tangent=add_neighbours(plan, target, slots.columns_tangent, given),
+        columns=add_packed(plan, target, slots.columns, given),
+        columns_tangent=add_packed(plan, target, slots.columns_tangent, given),
         samples_tangent=made,
     )
     tap, pixel = (d.channels, d.taps * d.channels) if last else (d.pixels * d.channels, d.channels)
@@ -88,7 +88,7 @@ def plan_double_columns(
     samples.end(plan, target, made, slots.samples_tangent)
 
 
-def _launch(d: Deformation, given: Image, columns: Columns, target: Target) -> Launch:
+def _launch(d: Deformation, given: Image, columns: Columns, target: Target, added: bool) -> Launch:
     x = packed(given.shape, given.dtype, channels_last=True)
     group, together = d.channels // d.groups, d.taps * d.pixels
     items = d.batch * d.groups * together
@@ -97,4 +97,4 @@ def _launch(d: Deformation, given: Image, columns: Columns, target: Target) -> L
     defined = constants(d, form, (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,)))
     tail = pack_tail(KERNEL, items, *columns.fields, *geometry_values(d, x.strides))
     kernel = load(KERNEL, tuple(defined.items()), target.device)
-    return Launch(kernel, tail, items, together, d.channels * d.batch * together * 2**d.n)
+    return Launch(kernel, tail, items, together if added else 1, d.channels * d.batch * together * 2**d.n)

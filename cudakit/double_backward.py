@@ -47,27 +47,27 @@ def unreadable(specs: Sequence[Spec | None], images: Mapping[int, Image | None])
     return tuple(i for i, spec, x in given if not (x.flat if x else is_contiguous(spec)))
 
 
-def add_neighbours(plan: Plan, target: Target, slot: Slot, x: Image) -> Slot:
-    """Return the slot of an image with neighbouring channels: its own, or that of a copy, which is appended."""
-    last = packed(x.shape, x.dtype, channels_last=True)
-    if slot == NULL or (x.strides == last.strides and x.aligned):
+def add_packed(plan: Plan, target: Target, slot: Slot, x: Image, *, last: bool = True) -> Slot:
+    """Return the slot of an image that lies packed in this order: its own, or that of a copy, which is appended."""
+    layout = packed(x.shape, x.dtype, channels_last=last)
+    if slot == NULL or (x.strides == layout.strides and x.aligned):
         return slot
-    space = plan.workspace(x.shape[0] * last.strides[0] * itemsize(x.dtype))
-    add_copy(plan, target, (slot, x), (space, last))
+    space = plan.workspace(x.shape[0] * layout.strides[0] * itemsize(x.dtype))
+    add_copy(plan, target, (slot, x), (space, layout))
     return space
 
 
 class Result(NamedTuple):
-    """A result whose channels lie next to each other while it is made; kernels may add to it."""
+    """A result that may lie otherwise while it is made; kernels may add to it."""
 
     made: Image
     final: Image
     added: bool
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], dtype: str, *, last: bool, added: bool) -> "Result":
-        """Return that of shape (N, C, S...); sums are kept in the dtype for them."""
-        made = packed(shape, accumulator(dtype) if added else dtype, channels_last=True)
+    def of(cls, shape: tuple[int, ...], dtype: str, *, last: bool, added: bool, neighbours: bool = True) -> "Result":
+        """Return that of shape (N, C, S...), made with neighbouring channels or not; sums have the dtype for them."""
+        made = packed(shape, accumulator(dtype) if added else dtype, channels_last=last or neighbours)
         return cls(made, packed(shape, dtype, channels_last=last), added)
 
     def output(self, shape: tuple[int, ...], *, empty: bool) -> Output:

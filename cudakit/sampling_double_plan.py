@@ -2,22 +2,21 @@
 
 from math import prod
 
-from cudakit.array import Spec
-from cudakit.double_backward import Result, add_neighbours, choose_vector
+from cudakit.array import CPU, Spec
+from cudakit.double_backward import Result, add_packed, choose_vector
 from cudakit.launch import Launch, load
 from cudakit.layout import Image, is_wide, packed
 from cudakit.plan import NULL, Output, Plan, Target
-from cudakit.sampling_plan import MODE_CONSTANTS, SAMPLE_FIELDS, Sampling
+from cudakit.sampling_plan import HOST_TILE, MODE_CONSTANTS, SAMPLE_FIELDS, Sampling, even_group
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
 
-KERNEL = Kernel(
-    "grid_sample_double_backward.cu",
-    "grid_sample_double_backward",
-    "GridSampleDoubleParams",
-    (("input_tangent", 1), ("grid_tangent", 1), *((f"call.{name}", count) for name, count in SAMPLE_FIELDS)),
-    pointers=8,
-)
+FIELDS = (("input_tangent", 1), ("grid_tangent", 1), *((f"call.{name}", count) for name, count in SAMPLE_FIELDS))
+KERNELS = {
+    name: Kernel("grid_sample_double_backward.cu", name, "GridSampleDoubleParams", FIELDS, pointers=8)
+    for name in ("grid_sample_planar_double_backward", "grid_sample_double_backward")
+}
+FEW_CHANNELS = 15  # up to here a CPU takes a tile of samples at a time rather than all channels of one
 
 
 def plan_double_backward(
@@ -38,8 +37,10 @@ def plan_double_backward(
     assert grad_spec is not None and input is not None and grid is not None
     x = call.input
     empty = 0 in grad.shape or 0 in x.shape
-    sample = Result.of(grad.shape, x.dtype, last=last, added=False)
-    total = Result.of(x.shape, x.dtype, last=last, added=True)
+    planar = target.device == CPU and x.shape[1] <= FEW_CHANNELS
+    neighbours = last or not planar
+    sample = Result.of(grad.shape, x.dtype, last=last, added=False, neighbours=neighbours)
+    total = Result.of(x.shape, x.dtype, last=last, added=True, neighbours=neighbours)
     results = (
         sample.output(grad_spec.shape, empty=empty) if "grad_output" in needs else None,
         total.output(input.shape, empty=empty) if "input" in needs else None,
@@ -49,34 +50,39 @@ def plan_double_backward(
     if empty or not needs:
         return plan
     made, sums = sample.begin(plan, target, plan.result(0)), total.begin(plan, target, plan.result(1))
+    read = NULL if needs == ("grad_output",) else plan.input(2)
     slots = (
-        NULL if tangent is None else add_neighbours(plan, target, plan.input(0), tangent),
+        NULL if tangent is None else add_packed(plan, target, plan.input(0), tangent, last=neighbours),
         NULL if by_grid is None else plan.input(1),
-        add_neighbours(plan, target, plan.input(3), x),
+        add_packed(plan, target, plan.input(3), x, last=neighbours),
         plan.input(4),
         made,
-        NULL if needs == ("grad_output",) else add_neighbours(plan, target, plan.input(2), grad),  # unless it is read
+        add_packed(plan, target, read, grad, last=neighbours),
         *(sums, plan.result(2)),
     )
-    plan.launch(_launch(call, sample.made, target), *slots)
+    layout = packed(x.shape, x.dtype, channels_last=neighbours)
+    plan.launch(_launch(call._replace(input=layout), sample.made, target, planar, "input" in needs), *slots)
     sample.end(plan, target, made, plan.result(0))
     total.end(plan, target, sums, plan.result(1))
     return plan
 
 
-def _launch(call: Sampling, output: Image, target: Target) -> Launch:
-    x = packed(call.input.shape, call.input.dtype, channels_last=True)
-    n, channels, items = len(x.space), x.shape[1], x.shape[0] * call.pixels
-    lanes, vector = choose_vector(channels, x.dtype, items, target)
-    layouts = (x.shape, x.strides), (output.shape, output.strides), ((items * max(lanes, n),), (1,))
+def _launch(call: Sampling, output: Image, target: Target, planar: bool, added: bool) -> Launch:
+    x, n = call.input, len(call.input.space)
+    tile = HOST_TILE if planar else 1
+    tiles = -(-call.pixels // tile)
+    items = x.shape[0] * tiles
+    lanes, vector = (1, 1) if planar else choose_vector(x.shape[1], x.dtype, items, target)
+    layouts = (x.shape, x.strides), (output.shape, output.strides), ((items * max(lanes, n) * tile,), (1,))
     constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts))
     constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
-    constants |= {"TILE": 1, "LANES": lanes, "VEC": vector, "WINDOW": 0, "SLABS": 0}
+    constants |= {"TILE": tile, "LANES": lanes, "VEC": vector, "GROUP": even_group(x.shape[1]) if planar else 1}
+    kernel = KERNELS["grid_sample_planar_double_backward" if planar else "grid_sample_double_backward"]
     tail = pack_tail(
-        KERNEL,
-        *(items, x.shape[0], channels, channels, 1, call.pixels, int(call.align_corners), 0),
+        kernel,
+        *(items, *x.shape[:2], x.shape[1], 1, call.pixels, int(call.align_corners), 0),
         *(x.space, x.strides),
         *((*output.strides[:2], output.strides[-1]), x.strides),
     )
-    kernel = load(KERNEL, tuple(constants.items()), target.device)
-    return Launch(kernel, tail, items, call.pixels, prod(x.shape[:2]) * call.pixels * call.taps)
+    loaded = load(kernel, tuple((constants | {"WINDOW": 0, "SLABS": 0, "NEAR": 0}).items()), target.device)
+    return Launch(loaded, tail, items, tiles if added else 1, prod(x.shape[:2]) * call.pixels * call.taps)

@@ -62,8 +62,7 @@ def choose_form(x: Image, output: Image, target: Target, neighbours: bool, backw
 
     `neighbours`: the image's channels lie next to each other, or will.
     """
-    count = x.shape[1]
-    group = -(-count // -(-count // LARGEST_GROUP)) if count else 1  # groups of about the same size
+    count, group = x.shape[1], even_group(x.shape[1])
     if target.device == CPU:
         vector = 4
         while vector < min(count, HOST_VECTOR):
@@ -76,6 +75,11 @@ def choose_form(x: Image, output: Image, target: Target, neighbours: bool, backw
     if not (whole and x.in_vectors(vector) and (output.strides[1] != 1 or output.in_vectors(vector))):
         return Form(False, 1, 1, 1, group)
     return Form(True, 1, cuda_lanes(count, vector, x.shape[0] * prod(output.space)), vector, group)
+
+
+def even_group(channels: int) -> int:
+    """Return how many channels the planar form reads together, in groups of about the same size."""
+    return -(-channels // -(-channels // LARGEST_GROUP)) if channels else 1
 
 
 def row_window(x: Image, form: Form, mode: str, target: Target) -> int:

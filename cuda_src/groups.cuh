@@ -1,0 +1,44 @@
+// A tile of pixels in GROUP channels, as planar kernels read and write it.
+
+// The channels that a group starts at; beyond the last one it repeats it, and nobody stores what comes of that.
+template <typename T> DEVICE void group_planes(T* image, index_t channel, index_t end, index_t stride, T** plane) {
+    UNROLL for (int c = 0; c < GROUP; ++c) plane[c] = image + smaller(channel + c, end - 1) * stride;
+}
+
+// The tile in `channels` of the group's channels.
+DEVICE void store_group(const acc_t sum[][TILE], scalar_t* to, index_t channel_stride, index_t pixel_stride, int count,
+                        int channels) {
+    if (TILE > 1 && channel_stride == 1 && pixel_stride == GROUP && count == TILE) {
+        prefetch_line<TILE * GROUP>(to + TILE * GROUP);
+        SIMD for (int j = 0; j < TILE; ++j) {
+            UNROLL for (int c = 0; c < GROUP; ++c) narrow(sum[c][j], to[j * GROUP + c]);
+        }
+        return;
+    }
+    UNROLL for (int c = 0; c < GROUP; ++c) {
+        if (c < channels) store_line<TILE>(sum[c], to + c * channel_stride, pixel_stride, count);
+    }
+}
+
+// The group's gradients by the output, zero where there is no pixel or no channel.
+DEVICE void load_group(const GridSampleParams& p, const Item& it, index_t first, acc_t out_grad[][TILE]) {
+    const index_t channel_stride = (index_t)p.output_stride[1], pixel_stride = (index_t)p.output_stride[2];
+    const scalar_t* from = p.grad_output + it.n * (index_t)p.output_stride[0] + it.first * pixel_stride;
+    const bool all = it.count == TILE && it.channel_end - first >= GROUP;
+    if (TILE > 1 && channel_stride == 1 && pixel_stride == GROUP && all) {
+        from += first;
+        prefetch_line<TILE * GROUP>(from + TILE * GROUP);
+        SIMD for (int j = 0; j < TILE; ++j) {
+            UNROLL for (int c = 0; c < GROUP; ++c) out_grad[c][j] = widen(from[j * GROUP + c]);
+        }
+        return;
+    }
+    UNROLL for (int c = 0; c < GROUP; ++c) {
+        const scalar_t* line = from + smaller(first + c, it.channel_end - 1) * channel_stride;
+        const int count = first + c < it.channel_end ? it.count : 0;
+        if (count < TILE) {
+            for (int j = 0; j < TILE; ++j) out_grad[c][j] = 0;
+        }
+        load_line<TILE>(line, pixel_stride, count, out_grad[c]);
+    }
+}
