@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from cudakit.command import UserError, check_writable, make_console, require
-from cudakit.launch import MOST_THREADS
+from cudakit.launch import MOST_THREADS, cores
 
 from .cases import TOLERANCES
 from .families import FAMILIES, GROWTH
-from .overhead import cores
 from .peers import PEERS, present
 
 NAMES = (*FAMILIES, GROWTH)

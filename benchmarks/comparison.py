@@ -34,7 +34,7 @@ def compare(now: Result, before: Result, most: int = 12) -> Table:
         return heading + "nothing to compare", ["run", "row", "peer", "change of ratio"], []
     sizes = [max(change, 1 / change) - 1 for change in changes.values()]
     close = sum(size <= AGREED for size in sizes) / len(sizes)
-    heading += f"{len(sizes)} ratios changed by {median(sizes):.0%} in the middle, nine in ten by less than "
+    heading += f"{len(sizes)} ratios changed by {median(sizes):.0%} (median), nine in ten by less than "
     heading += f"{quantiles(sizes, n=10)[-1]:.0%}, {close:.0%} of them by at most {AGREED:.0%}"
     if apart:
         heading += f"; left out: {apart} of rows in which the cores were far apart in one of the records"

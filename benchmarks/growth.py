@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
+from cudakit.launch import cores
+
 from . import gpu
 from .cases import OURS
 from .deformable import FAMILY, Deform, row
 from .measure import CPU, Device, check, interleaved, summary
 from .memory import keep_freed
-from .overhead import cores
 from .peers import set_threads, title
 from .progress import progress
 from .tables import NOTHING, Table, number

@@ -46,11 +46,6 @@ print(perf_counter() - start)
 """
 
 
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def bare_launch(call: Callable[[], Any]) -> Callable[[], Any]:
     """Return the launches of compiled kernels inside a call, alone, with arguments that are packed already."""
     found: list[dict[str, Any]] = []

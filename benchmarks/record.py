@@ -16,6 +16,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 import cudakit
+from cudakit.launch import cores
 
 from . import deformable, gpu, growth, limits, memory, overhead, tensors
 from .cases import OURS, Family, Row, in_dtype
@@ -67,7 +68,7 @@ def machine(device: str) -> Result:
     return {
         **(gpu.describe() if device == "cuda" else {}),
         "cpu": processor(),
-        "cores": overhead.cores(),
+        "cores": cores(),
         "system": platform.system(),
         "python": platform.python_version(),
         "compiler": (_output(*compiler(), "--version").splitlines() or ["unknown compiler"])[0],

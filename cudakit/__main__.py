@@ -14,7 +14,7 @@ from typing import NamedTuple, NoReturn
 from cudakit import BackendUnavailable, CompileError, __version__
 from cudakit.command import UserError, write_plainly
 
-FAILED, MISUSED, INTERRUPTED, UNREAD = 1, 2, 130, 141  # the last two as a shell says it of signals
+MISUSED, INTERRUPTED, UNREAD = 2, 130, 141  # the last two as a shell says it of signals
 
 
 class Command(NamedTuple):

@@ -162,7 +162,7 @@ def _launch(
     tile = HOST_TILE if target.device == CPU else 1
     constants = type_constants(dtype, dtype, wide) | {"NDIM": len(space), "TILE": tile, "LANES": lanes, "VEC": 1}
     packed = pack_tail(kernel, items, chunks, int(options.align_corners), space)
-    return Launch(load(kernel, tuple(constants.items()), target.device), packed, items, 1, work)
+    return Launch(load(kernel, tuple(constants.items()), target.device), packed, items, 1, work, target.threads)
 
 
 def _plan_forward(results: tuple[Output], options: AffineGridOptions, target: Target) -> Plan:

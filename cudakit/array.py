@@ -1,4 +1,4 @@
-"""Any array as a `View` of its memory: NumPy arrays are read directly, everything else through DLPack.
+"""Any array as a `View` of its memory: NumPy's and CuPy's are read directly, the others through DLPack.
 
 A `Framework` says how a kind of array is viewed, allocated, made contiguous and put on a stream.
 """

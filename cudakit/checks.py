@@ -1,4 +1,4 @@
-"""Shape, dtype and value checks: the one place that writes such messages."""
+"""Checks of shapes, dtypes and values that several operators share."""
 
 from collections.abc import Collection, Mapping, Sequence, Set
 from operator import index
@@ -117,5 +117,6 @@ def _fits(expected: int | str, size: int) -> bool:
 def dimensions(argument: str, spec: Spec, allowed: Collection[int], layout: str) -> None:
     """Check an array's number of dimensions; `layout` describes its shape to the reader."""
     if len(spec.shape) not in allowed:
-        count = " or ".join(map(str, allowed))
+        *most, last = map(str, allowed)
+        count = f"{', '.join(most)} or {last}" if most else last
         raise InvalidArgument(argument, f"have {count} dimensions {layout}", f"shape {spec.shape}")

@@ -44,7 +44,7 @@ BACKWARD, UNPACK = (
 
 
 class Buffers(NamedTuple):
-    """Where sums are kept before they become results, and whether they must be brought there."""
+    """Where sums are kept before they become results."""
 
     image: Slot
     grad_input: Slot

@@ -36,7 +36,7 @@ class Convolution(NamedTuple):
     out_channels: int
     output: Image  # or its gradient
     workspace: int | None
-    tf32: bool  # whether float32 factors may be rounded
+    tf32: bool  # whether factors may be rounded
     split: Splitting = WHOLE
     joined: int = 1  # groups of the user's in each of these
     given: bool = False  # whether weights are used as users give them
@@ -157,8 +157,8 @@ class Convolution(NamedTuple):
 def join(conv: Convolution) -> Convolution:
     """Return the call with small groups joined (pieces.cuh), for the least work.
 
-    A column meets all outputs of its group, padded to panels. What does not grow with their number counts as so many of
-    them: a product's beginning and end, by its depth, and a sample, by how well its channels fill vectors.
+    A column is multiplied with all outputs of its group, padded to panels. Costs that do not grow with their number are
+    counted in outputs: a product's beginning and end, by its depth; a sample, by how well its channels fill vectors.
     """
     d, channels, outputs = conv.d, conv.d.channels // conv.groups, conv.out_channels // conv.groups
     line = LINE_BYTES // conv.accumulator_bytes

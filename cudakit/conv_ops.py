@@ -10,17 +10,14 @@ from cudakit.conv_double_plan import DoubleBackward
 from cudakit.conv_plan import Slots
 from cudakit.conv_targets import plan_backward, plan_forward
 from cudakit.deform_geometry import (
-    DATA_FORMATS,
     Window,
-    checked_image,
     deformation,
-    ordered,
     scattered,
     window,
 )
 from cudakit.double_backward import Result, check_directions, unreadable, wanting
 from cudakit.errors import InvalidArgument
-from cudakit.layout import Image, add_sum, image, packed
+from cudakit.layout import DATA_FORMATS, Image, add_sum, checked_image, image, ordered, packed
 from cudakit.op import Op
 from cudakit.plan import NULL, Output, Plan, Slot, Target
 from cudakit.product import is_operand

@@ -17,9 +17,9 @@ TILE_COST, PACKING, CROSSING, TURNING = 8, 28, 8, 41  # see `Shares`
 class Shares(NamedTuple):
     """How many pixels' worth of work the thread with most to do has, if images and outputs are cut like that.
 
-    A tile costs as much as so many pixels more, to read all weights; to pack all weights takes as long as to multiply
-    them with some, to get those that other cores packed as with some more, and to turn a column, as to multiply it with
-    some weights. To sample one takes as long for every part of the outputs.
+    Times are counted in pixels that all weights are multiplied with. Each tile takes `TILE_COST` more, to read the
+    weights; to pack all weights takes `PACKING`, and to get those that other cores packed `CROSSING`. To turn a column
+    takes as long as to multiply it with `TURNING` outputs. Every part of the outputs samples the columns anew.
     """
 
     conv: Convolution

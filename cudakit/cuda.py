@@ -1,4 +1,4 @@
-"""CUDA through CuPy: compile, launch, allocate. The only module that imports it."""
+"""CUDA through CuPy: compile, launch, allocate. The only module by which operators reach it."""
 
 import struct
 from collections.abc import Iterator

@@ -8,15 +8,12 @@ from cudakit import checks
 from cudakit.array import Spec
 from cudakit.deform_double_plan import DoubleSlots, plan_double_columns
 from cudakit.deform_geometry import (
-    DATA_FORMATS,
     Deformation,
     Integers,
     Window,
-    checked_image,
     columns_shape,
     deformation,
     numbers,
-    ordered,
     per_dimension,
     scattered,
     window,
@@ -25,7 +22,7 @@ from cudakit.deform_gradient_plan import Gradients, gradient_layouts, plan_gradi
 from cudakit.deform_plan import plain_columns, plan_columns
 from cudakit.double_backward import Result, check_directions, unreadable, wanting
 from cudakit.errors import InvalidArgument
-from cudakit.layout import Image, image, packed
+from cudakit.layout import DATA_FORMATS, Image, checked_image, image, ordered, packed
 from cudakit.op import Op
 from cudakit.plan import NULL, Output, Plan, Target, clears
 
@@ -155,9 +152,17 @@ def _added(columns: Spec, offset: Spec, mask: Spec | None, options: DeformOption
         order = f"N, L, K*C={prod(kernel)}*C" if last else f"N, C*K=C*{prod(kernel)}, L"
         raise InvalidArgument("columns", f"have shape ({order})", columns.shape)
     x = packed((columns.shape[0], count // prod(kernel), *space), columns.dtype, channels_last=last)
-    d = deformation(x, offset, mask, kernel, options.moves, options.data_format)
+    d = deformation(x, offset, mask, kernel, options.moves, options.data_format, ("columns", "input_size"))
     _check_columns("columns", columns, d)
     return d
+
+
+def _check_added(grad: Spec, d: Deformation, options: DeformOptions) -> Image:
+    """Check the gradient by what columns are added up into, and return how it lies in memory."""
+    x = checked_image("grad_output", grad, options.data_format, (d.n,))
+    checks.same_dtype("grad_output", grad, "columns", d.dtype)
+    checks.shape("grad_output", grad, d.shape(d.channels, d.space))
+    return x
 
 
 def _prepare_col2im(specs: tuple[Any, ...], options: DeformOptions, target: Target) -> Plan:
@@ -178,7 +183,7 @@ def _prepare_col2im_backward(specs: tuple[Any, ...], options: DeformOptions, tar
     """Plan the gradients of `deform_col2im`: what its adjoint makes of the gradient of the image."""
     grad, columns, offset, mask = specs
     d = _added(columns, offset, mask, options)
-    x = checked_image("grad_output", grad, options.data_format, (d.n,))
+    x = _check_added(grad, d, options)
     copies = scattered(specs, (1, 2, 3)) or (() if x.flat else (0,))
     if copies:
         return Plan(4, copies=copies)
@@ -203,8 +208,7 @@ def _prepare_double(adjoint: bool, specs: tuple[Any, ...], options: DeformOption
     if adjoint:  # an image comes as gradient, and columns have a tangent
         names, picture, columns = DOUBLE_COL2IM_NAMES, 3, 4
         d = _added(array, offset, mask, options)
-        x = checked_image("grad_output", grad, options.data_format, (d.n,))
-        checks.shape("grad_output", grad, d.shape(d.channels, d.space))
+        x = _check_added(grad, d, options)
     else:
         names, picture, columns = DOUBLE_IM2COL_NAMES, 4, 3
         d, x = _sampled(array, offset, mask, options)

@@ -97,4 +97,5 @@ def _launch(d: Deformation, given: Image, columns: Columns, target: Target, adde
     defined = constants(d, form, (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,)))
     tail = pack_tail(KERNEL, items, *columns.fields, *geometry_values(d, x.strides))
     kernel = load(KERNEL, tuple(defined.items()), target.device)
-    return Launch(kernel, tail, items, together if added else 1, d.channels * d.batch * together * 2**d.n)
+    work = d.channels * d.batch * together * 2**d.n
+    return Launch(kernel, tail, items, together if added else 1, work, target.threads)

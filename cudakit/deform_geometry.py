@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 from cudakit import checks
 from cudakit.array import Spec, is_contiguous, itemsize
 from cudakit.errors import InvalidArgument
-from cudakit.layout import Image, image
+from cudakit.layout import Image, ordered
 
-DATA_FORMATS = ("channels_first", "channels_last")
 Integers = tuple[int, ...]
 
 
@@ -47,7 +46,7 @@ def per_dimension(argument: str, values: Integers, n: int) -> Integers:
     if len(values) == 1:
         return values * n
     if len(values) != n:
-        raise InvalidArgument(argument, f"be an int or have {n} of them", values)
+        raise InvalidArgument(argument, f"be an int or {n} ints", values)
     return values
 
 
@@ -56,14 +55,9 @@ def paddings(values: Integers, n: int) -> tuple[Integers, Integers]:
     if len(values) == 2 * n and n > 0:
         return values[:n], values[n:]
     if len(values) not in (1, n):
-        raise InvalidArgument("padding", f"be an int, have {n} of them, or {2 * n} (all begins, then all ends)", values)
+        raise InvalidArgument("padding", f"be an int, {n} ints, or {2 * n} (all begins, then all ends)", values)
     same = per_dimension("padding", values, n)
     return same, same
-
-
-def ordered(batch: int, channels: int, space: Integers, last: bool) -> Integers:
-    """Return a shape in the order of the data format."""
-    return (batch, *space, channels) if last else (batch, channels, *space)
 
 
 class Deformation(NamedTuple):
@@ -158,8 +152,10 @@ def geometry_values(d: Deformation, input_strides: Integers) -> tuple[int | Inte
     )
 
 
-def output_sizes(space: Integers, kernel: Integers, moves: Window) -> tuple[Integers, Integers, Integers, Integers]:
-    """Return (output sizes, stride, padding before, dilation) for each dimension."""
+def output_sizes(
+    space: Integers, kernel: Integers, moves: Window, sized: str = "input"
+) -> tuple[Integers, Integers, Integers, Integers]:
+    """Return (output sizes, stride, padding before, dilation) for each dimension; the argument `sized` says `space`."""
     n = len(space)
     stride = per_dimension("stride", moves.stride, n)
     dilation = per_dimension("dilation", moves.dilation, n)
@@ -168,7 +164,7 @@ def output_sizes(space: Integers, kernel: Integers, moves: Window) -> tuple[Inte
     padded = [size + b + e for size, b, e in zip(space, begin, end, strict=True)]
     if any(span > size for span, size in zip(spans, padded, strict=True)):
         rule = f"be at least as large, with its padding, as the dilated kernel, {tuple(spans)}"
-        raise InvalidArgument("input", rule, f"spatial sizes {tuple(padded)} with padding")
+        raise InvalidArgument(sized, rule, f"spatial sizes {tuple(padded)} with padding")
     out = tuple((size - span) // step + 1 for size, span, step in zip(padded, spans, stride, strict=True))
     return out, stride, begin, dilation
 
@@ -201,12 +197,16 @@ def deformation(
     kernel: Integers,
     moves: Window,
     data_format: str,
+    names: tuple[str, str] = ("input", "input"),
 ) -> Deformation:
-    """Check the arrays that say where to look; `input` is checked already."""
+    """Check the arrays that say where to look; `input` is checked already.
+
+    `names` are those of the arguments that its dtype and its size come from.
+    """
     last = data_format == "channels_last"
     batch, channels, *space = input.shape
-    checks.coordinate_dtype("offset", offset, "input", input.dtype)
-    out, stride, pad, dilation = output_sizes(tuple(space), kernel, moves)
+    checks.coordinate_dtype("offset", offset, names[0], input.dtype)
+    out, stride, pad, dilation = output_sizes(tuple(space), kernel, moves, names[1])
     groups = offset_groups(offset, batch, channels, prod(kernel), out, last)
     d = Deformation(
         *(batch, channels, groups, tuple(space), out, kernel, stride, pad, dilation),
@@ -218,18 +218,6 @@ def deformation(
             shape = _in_order(f"N={batch}", f"G*K={d.mask_channels}", out, last)
             raise InvalidArgument("mask", f"have shape ({shape})", mask.shape)
     return d
-
-
-def checked_image(argument: str, spec: Spec, data_format: str, dimensions: Collection[int]) -> Image:
-    """Check an image batch and return how it lies in memory."""
-    last = data_format == "channels_last"
-    checks.floating(argument, spec)
-    layout = "(N, S..., C)" if last else "(N, C, S...)"
-    checks.dimensions(argument, spec, [n + 2 for n in dimensions], layout)
-    x = image(spec, last)
-    if 0 in x.space:
-        raise InvalidArgument(argument, "have no empty spatial dimension", f"shape {spec.shape}")
-    return x
 
 
 def scattered(specs: tuple[Spec | None, ...], positions: Collection[int]) -> Integers:

@@ -107,7 +107,7 @@ def _add_col2im(
     kernel = load(COL2IM, tuple(defined.items()), target.device)
     work = d.batch * d.channels * d.taps * d.visited
     grain = 1 if slots.grad_input == NULL else together
-    plan.launch(Launch(kernel, tail, items, grain, work), *slots)
+    plan.launch(Launch(kernel, tail, items, grain, work, target.threads), *slots)
 
 
 def _spans(d: Deformation, grad: Image, target: Target) -> int:

@@ -15,15 +15,13 @@ from cudakit.deform_geometry import (
     geometry_values,
 )
 from cudakit.launch import Launch, load
-from cudakit.layout import Image, add_copy, chunks, cuda_lanes, is_wide, packed, part
+from cudakit.layout import CUDA_VECTOR_BYTES, Image, add_copy, chunks, cuda_lanes, host_vector, is_wide, packed, part
 from cudakit.plan import Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
 
 HOST_TILE = 32
-HOST_VECTOR = 64
 FEW = 16  # channels that loops of constant length pay for
-CUDA_VECTOR_BYTES = 16
 LAYOUT_FIELDS = (("layout.stride", 4), ("layout.block", 1), ("layout.block_stride", 1))
 IM2COL = Kernel(
     "deform_im2col.cu",
@@ -91,9 +89,7 @@ def choose_form(d: Deformation, x: Image, columns: Columns, target: Target, run:
     """Choose how to read an image whose channels lie next to each other, or anyhow on a GPU; `run` of them an item."""
     count = d.channels // d.groups
     if target.device == CPU:
-        vector = 4
-        while vector < min(count, HOST_VECTOR):
-            vector *= 2
+        vector = host_vector(count)
         if columns.block < d.channels:  # a vector does not reach into the next block
             vector = min(vector, _power_of_two_in(gcd(count, columns.block)))
         # Longer runs of memory where a channel's pixels are neighbours: channels are far apart.
@@ -147,7 +143,8 @@ def add_im2col(
     defined = constants(d, form, *layouts, large=target.bypasses_cache(slots[3]))
     tail = pack_tail(IM2COL, items, block, *columns.fields, *geometry_values(d, x.strides))
     kernel = load(IM2COL, tuple(defined.items()), target.device)
-    plan.launch(Launch(kernel, tail, items, 1, d.batch * d.channels * d.taps * d.visited), *slots)
+    work = d.batch * d.channels * d.taps * d.visited
+    plan.launch(Launch(kernel, tail, items, 1, work, target.threads), *slots)
 
 
 def plan_columns(plan: Plan, target: Target, d: Deformation, x: Image, slots: tuple[Slot, Slot, Slot, Slot]) -> None:

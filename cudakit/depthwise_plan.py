@@ -9,7 +9,6 @@ from cudakit.conv_plan import Slots
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deform_gradient_plan import Gradients, add_gradients, gradient_layouts
 from cudakit.deform_plan import (
-    CUDA_VECTOR_BYTES,
     Columns,
     Form,
     choose_form,
@@ -23,6 +22,7 @@ from cudakit.launch import Launch, load
 from cudakit.layout import (
     CUDA_COPY_BYTES,
     CUDA_THREADS,
+    CUDA_VECTOR_BYTES,
     Image,
     accumulator,
     add_copy,
@@ -147,7 +147,8 @@ class _Work:
         strides = (*y.strides[:2], y.strides[-1])
         tail = pack_tail(kernel, items, blocks, chunks, int(opens), strides, *geometry_values(d, x.strides))
         loaded = load(kernel, tuple(defined.items()), self.target.device)
-        self.plan.launch(Launch(loaded, tail, items, 1, d.batch * d.channels * d.taps * d.pixels), *slots)
+        work = d.batch * d.channels * d.taps * d.pixels
+        self.plan.launch(Launch(loaded, tail, items, 1, work, self.target.threads), *slots)
 
     def blocks(self, form: Form) -> int:
         """Return in how many blocks the channels of an offset group come."""

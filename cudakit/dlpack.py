@@ -66,9 +66,9 @@ def read(x: Any) -> tuple[int, tuple[int, ...], tuple[int, ...] | None, str, int
         (address, shape, strides in elements or None for C order, dtype name, device type, device ordinal). The memory
         exists as long as the address does.
     """
-    capsule, (data, kind, index, count, code, bits, _, shape, strides, offset) = _header(x)
+    capsule, (data, kind, index, count, code, bits, lanes, shape, strides, offset) = _header(x)
     numbers = struct.Struct(f"{count}q")
     sizes = numbers.unpack(_bytes_at(shape, numbers.size))
     steps = numbers.unpack(_bytes_at(strides, numbers.size)) if strides else None
-    name = _KINDS.get(code, f"type{code}_") + ("" if code == 6 else str(bits))
+    name = _KINDS.get(code, f"type{code}_") + ("" if code == 6 else str(bits)) + (f"x{lanes}" if lanes != 1 else "")
     return _held(capsule, data + offset), sizes, steps, name, kind, index

@@ -11,12 +11,10 @@ from typing import Any, NamedTuple
 from cudakit import checks
 from cudakit.array import CPU, Spec, is_contiguous, itemsize
 from cudakit.errors import InvalidArgument
-from cudakit.layout import Image, accumulator, add_copy, cuda_lanes, packed
+from cudakit.layout import CUDA_VECTOR_BYTES, HOST_VECTOR, Image, accumulator, add_copy, cuda_lanes, packed
 from cudakit.plan import NULL, Output, Plan, Slot, Target
 
-HOST_VECTOR = 64  # channels in one pass on a CPU
 FEW = 16  # channels up to which it takes exactly as many
-CUDA_VECTOR_BYTES = 16
 
 
 def wanting(check: Callable[..., Any], needs: tuple[str, ...]) -> Callable[..., Any]:

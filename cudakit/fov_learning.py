@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cudakit.affine import affine_grid
 from cudakit.deform_conv import deform_conv2d
 from cudakit.deform_conv_backward import deform_conv2d_backward
-from cudakit.registration import IDENTITY, Adam, Transform, blur, cooling, register, with_coverage
+from cudakit.registration import IDENTITY, Adam, Transform, blur, cooling, register, split_steps, with_coverage
 from cudakit.sampling import grid_sample, grid_sample_backward
 
 Floats = NDArray[np.float64]
@@ -106,8 +106,8 @@ def learn_offsets(photo: Any, target: Any, kernels: Sequence[int], steps: int) -
     lattice = tuple(side // SPACING + 2 for side in size)
     places = affine_grid(IDENTITY[None].astype(np.float32), (1, 1, *size), True)
     knots = [np.zeros((1, 2 * kernel**2, *lattice)) for kernel in kernels]
-    ends = np.cumsum([share for *_, share in STAGES]) * steps // sum(share for *_, share in STAGES)
-    for (sigma, rate, _), count in zip(STAGES, np.diff(ends, prepend=0), strict=True):
+    counts = split_steps(steps, [share for *_, share in STAGES])
+    for (sigma, rate, _), count in zip(STAGES, counts, strict=True):
         seen, goal = (
             np.ascontiguousarray(blur(blur(x, sigma, 2, np), sigma, 3, np), np.float32) for x in (photo, target)
         )

@@ -12,7 +12,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +52,7 @@ ORT_USE = "OrtValues (the results are arrays of NumPy or CuPy)"
 FRAMEWORKS = (
     Library("NumPy", "numpy", ("numpy",), "numpy", "2.1", "arrays on the CPU"),
     Library("CuPy", "cupy", CUPY_PACKAGES, "'cudakit[cuda12]'", "14", "arrays on CUDA devices"),
-    Library("PyTorch", "torch", ("torch",), "'cudakit[torch]'", "2.4", "tensors, with autograd", "cudakit.torch"),
+    Library("PyTorch", "torch", ("torch",), "'cudakit[torch]'", "2.5", "tensors, with autograd", "cudakit.torch"),
     Library("JAX", "jax", ("jax",), "'cudakit[jax]'", "0.8.2", "arrays, with grad, jvp, jit and vmap", "cudakit.jax"),
     # Before these releases the arrays of the next two do not offer DLPack themselves.
     Library("TensorFlow", "tensorflow", TF_PACKAGES, "tensorflow", "2.20", "tensors, with tapes", "cudakit.tensorflow"),
@@ -205,7 +204,6 @@ def _first_line(text: object) -> str:
     return next(iter(str(text).strip().splitlines()), "no reason given")
 
 
-@cache
 def cuda_devices() -> Cuda:
     """Return the CUDA devices that CuPy sees."""
     if find_spec("cupy") is None:

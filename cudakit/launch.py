@@ -1,4 +1,4 @@
-"""(kernel, specialisation, device) -> something to call, compiled once per process and device."""
+"""(kernel, specialisation, device) -> something to call, compiled at its first call, and kept."""
 
 import os
 from collections.abc import Callable
@@ -14,9 +14,13 @@ from cudakit.source import Kernel, render
 SERIAL_WORK = 1 << 15
 MOST_THREADS = 1024
 
-_threads = min(
-    MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-)
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+_threads = min(MOST_THREADS, cores())
 
 
 def get_num_threads() -> int:
@@ -66,6 +70,8 @@ def set_num_threads(threads: int) -> None:
 class Loaded:
     """A kernel for one specialisation and device, compiled when it is first called.
 
+    Threads that call it first at the same time each compile it: no lock is held then, which a fork could leave locked.
+
     `call` takes (parameters, items, grain, threads, stream).
     """
 
@@ -103,17 +109,15 @@ class Launch:
         How many items must stay together on a CPU thread.
     work : int
         Inner-loop steps of all items together, which decide how many threads it is worth to wake.
-    threads : int, optional
-        At most so many CPU threads; by default the number that is set.
+    threads : int
+        At most so many CPU threads.
     """
 
     __slots__ = ("grain", "items", "kernel", "tail", "threads")
 
-    def __init__(
-        self, kernel: Loaded, tail: bytes, items: int, grain: int, work: int, threads: int | None = None
-    ) -> None:
+    def __init__(self, kernel: Loaded, tail: bytes, items: int, grain: int, work: int, threads: int) -> None:
         self.kernel, self.tail, self.items, self.grain = kernel, tail, items, grain
-        self.threads = min(threads or _threads, 1 + work // SERIAL_WORK)
+        self.threads = min(threads, 1 + work // SERIAL_WORK)
 
     def __call__(self, pointers: bytes, stream: int) -> None:
         """Launch with these pointers, packed, on this stream (which means nothing on a CPU)."""

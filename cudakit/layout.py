@@ -1,16 +1,19 @@
 """Images in memory: their layouts, whatever the data format, and copies from one to another."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from math import prod
 from typing import NamedTuple
 
+from cudakit import checks
 from cudakit.array import CPU, Spec, contiguous_strides, itemsize
+from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, load
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
 from cudakit.workspace import ALIGNMENT
 
+DATA_FORMATS = ("channels_first", "channels_last")
 COPY_FIELDS = (
     *((name, 1) for name in ("from", "to", "items")),
     *(("size", 3), ("from_stride", 3), ("to_stride", 3)),
@@ -28,12 +31,22 @@ HOST_SUM_TILE = 16
 CUDA_SUM_LANES = 32
 CUDA_SUM_TERMS = 64  # that a thread adds up at least, where there are so many
 SUM_BYTES = 8
+HOST_VECTOR = 64  # channels in one pass on a CPU
+CUDA_VECTOR_BYTES = 16  # that a thread loads at once
 CUDA_LANES = 8  # each of which reads 16 bytes: a line of the cache
 SECTOR_BYTES = 32  # of a GPU's memory, the least that is read or written
 CUDA_THREADS = 1 << 18  # that a large GPU runs at the same time
 SUMS_BYTES = 128 << 20  # that CPU threads may take for sums of their own
 COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time, for a CPU's caches
 CUDA_COPY_BYTES = 64 << 20  # likewise, to keep a GPU busy
+
+
+def host_vector(channels: int) -> int:
+    """Return how many of so many neighbouring channels a CPU takes in one pass: a power of two."""
+    vector = 4
+    while vector < min(channels, HOST_VECTOR):
+        vector *= 2
+    return vector
 
 
 def cuda_lanes(channels: int, vector: int, items: int) -> int:
@@ -85,6 +98,23 @@ def image(spec: Spec, channels_last: bool) -> Image:
     order = (0, len(spec.shape) - 1, *range(1, len(spec.shape) - 1)) if channels_last else range(len(spec.shape))
     shape, strides = (tuple(values[i] for i in order) for values in (spec.shape, spec.strides))
     return Image(shape, (*strides[:2], *_settled(shape[2:], strides[2:])), spec.dtype, spec.aligned)
+
+
+def ordered(batch: int, channels: int, space: tuple[int, ...], last: bool) -> tuple[int, ...]:
+    """Return a shape in the order of the data format."""
+    return (batch, *space, channels) if last else (batch, channels, *space)
+
+
+def checked_image(argument: str, spec: Spec, data_format: str, dimensions: Collection[int]) -> Image:
+    """Check an image batch and return how it lies in memory."""
+    last = data_format == "channels_last"
+    checks.floating(argument, spec)
+    layout = "(N, S..., C)" if last else "(N, C, S...)"
+    checks.dimensions(argument, spec, [n + 2 for n in dimensions], layout)
+    x = image(spec, last)
+    if 0 in x.space:
+        raise InvalidArgument(argument, "have no empty spatial dimension", f"shape {spec.shape}")
+    return x
 
 
 def _settled(sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:
@@ -140,7 +170,7 @@ def add_copy(
     strides = (tuple(x.strides[i] for i in order) for x in (old, new))
     tail = pack_tail(COPY, items, size, *strides)
     kernel = load(COPY, tuple(constants.items()), target.device)
-    plan.launch(Launch(kernel, tail, items, 1, prod(size)), source_slot, goal_slot)
+    plan.launch(Launch(kernel, tail, items, 1, prod(size), target.threads), source_slot, goal_slot)
 
 
 def _cuda_order(old: Image, new: Image) -> tuple[tuple[int, int, int], int]:
@@ -206,7 +236,7 @@ def add_sum(
         constants = type_constants(source[1], goal[1], wide) | {"TILE": tile, "LANES": lanes, "VEC": 1}
         tail = pack_tail(kernel, items, count, chunks, sizes[1:], strides)
         loaded = load(kernel, tuple(constants.items()), target.device)
-        plan.launch(Launch(loaded, tail, items, 1, prod(sizes)), source[0], goal[0], partial)
+        plan.launch(Launch(loaded, tail, items, 1, prod(sizes), target.threads), source[0], goal[0], partial)
 
 
 def _sum_chunks(count: int, terms: int, lanes: int, room: int | None) -> int:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,68 +20,91 @@ from cudakit.array import numpy_dtype
 
 Array = NDArray[Any]
 DTYPES = ("float16", "bfloat16", "float32", "float64")
-SIZE = (2, 4, 6, 5)
-KERNEL = (3, 2)
-SHAPES = {
-    "theta": (2, 2, 3),
-    "grid": (2, 6, 5, 2),
-    "input": SIZE,
-    "offset": (2, 24, 6, 6),
-    "mask": (2, 12, 6, 6),
-    "weight": (4, 2, *KERNEL),
-    "bias": (4,),
-    "columns": (2, 24, 36),
-    "output": (2, 4, 6, 6),
-    "sampled": SIZE,
-}
+Named = dict[str, Any]  # arrays by their names
+SIZES = {1: (2, 4, 6), 2: (2, 4, 6, 5), 3: (2, 4, 4, 3, 2)}
+KERNELS = {1: (3,), 2: (3, 2), 3: (2, 1, 2)}
+OFFSET_GROUPS, GROUPS, PADDING = 2, 2, 1
 
 
-def _im2col(a: dict[str, Any]) -> Any:
-    return cudakit.deform_im2col(a["input"], a["offset"], KERNEL, padding=1, mask=a["mask"])
+def _shapes(n: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of arrays in n dimensions."""
+    (batch, channels, *space), kernel = SIZES[n], KERNELS[n]
+    out = [size + 2 * PADDING - width + 1 for size, width in zip(space, kernel, strict=True)]
+    taps = prod(kernel)
+    return {
+        "theta": (batch, n, n + 1),
+        "grid": (batch, *space, n),
+        "input": SIZES[n],
+        "offset": (batch, OFFSET_GROUPS * taps * n, *out),
+        "mask": (batch, OFFSET_GROUPS * taps, *out),
+        "weight": (channels, channels // GROUPS, *kernel),
+        "bias": (channels,),
+        "columns": (batch, channels * taps, prod(out)),
+        "output": (batch, channels, *out),
+        "sampled": SIZES[n],
+    }
 
 
-def _im2col_backward(a: dict[str, Any]) -> Any:
-    return cudakit.deform_im2col_backward(a["columns"], a["input"], a["offset"], KERNEL, padding=1, mask=a["mask"])
+def _im2col(a: Named) -> Any:
+    return cudakit.deform_im2col(a["input"], a["offset"], KERNELS[2], padding=PADDING, mask=a["mask"])
 
 
-def _conv(a: dict[str, Any]) -> Any:
-    return cudakit.deform_conv2d(a["input"], a["offset"], a["weight"], a["bias"], padding=1, mask=a["mask"])
+def _im2col_backward(a: Named) -> Any:
+    arrays = (a["columns"], a["input"], a["offset"])
+    return cudakit.deform_im2col_backward(*arrays, KERNELS[2], padding=PADDING, mask=a["mask"])
 
 
-def _conv_backward(a: dict[str, Any]) -> Any:
-    given = (a["output"], a["input"], a["offset"], a["weight"], a["bias"])
-    return cudakit.deform_conv2d_backward(*given, padding=1, mask=a["mask"])
+def _col2im(a: Named) -> Any:
+    arrays, space = (a["columns"], a["offset"]), SIZES[2][2:]
+    return cudakit.deform_col2im(*arrays, space, KERNELS[2], padding=PADDING, mask=a["mask"])
 
 
-# Each with the names of the arrays that it takes.
-OPERATORS: dict[str, tuple[tuple[str, ...], Callable[[dict[str, Any]], Any]]] = {
-    "affine_grid": (("theta",), lambda a: cudakit.affine_grid(a["theta"], SIZE)),
-    "affine_grid_backward": (("grid",), lambda a: cudakit.affine_grid_backward(a["grid"], SIZE)),
-    "grid_sample": (("input", "grid"), lambda a: cudakit.grid_sample(a["input"], a["grid"])),
-    "grid_sample_backward": (
+class Operator(NamedTuple):
+    """The arrays that an operator takes, a call of it, and in how many dimensions."""
+
+    arrays: tuple[str, ...]
+    call: Callable[[Named], Any]
+    n: int = 2
+
+
+def _convolutions(n: int) -> Iterator[tuple[str, Operator]]:
+    forward, backward = (getattr(cudakit, f"deform_conv{n}d{kind}") for kind in ("", "_backward"))
+    names = ("input", "offset", "weight", "bias")
+
+    def convolve(a: Named) -> Any:
+        return forward(*[a[name] for name in names], padding=PADDING, mask=a["mask"])
+
+    def differentiate(a: Named) -> Any:
+        return backward(*[a[name] for name in ("output", *names)], padding=PADDING, mask=a["mask"])
+
+    yield f"deform_conv{n}d", Operator((*names, "mask"), convolve, n)
+    yield f"deform_conv{n}d_backward", Operator(("output", *names, "mask"), differentiate, n)
+
+
+OPERATORS = {
+    "affine_grid": Operator(("theta",), lambda a: cudakit.affine_grid(a["theta"], SIZES[2])),
+    "affine_grid_backward": Operator(("grid",), lambda a: cudakit.affine_grid_backward(a["grid"], SIZES[2])),
+    "grid_sample": Operator(("input", "grid"), lambda a: cudakit.grid_sample(a["input"], a["grid"])),
+    "grid_sample_backward": Operator(
         ("sampled", "input", "grid"),
         lambda a: cudakit.grid_sample_backward(a["sampled"], a["input"], a["grid"]),
     ),
-    "deform_im2col": (("input", "offset", "mask"), _im2col),
-    "deform_im2col_backward": (("columns", "input", "offset", "mask"), _im2col_backward),
-    "deform_col2im": (
-        ("columns", "offset", "mask"),
-        lambda a: cudakit.deform_col2im(a["columns"], a["offset"], SIZE[2:], KERNEL, padding=1, mask=a["mask"]),
-    ),
-    "deform_conv2d": (("input", "offset", "weight", "bias", "mask"), _conv),
-    "deform_conv2d_backward": (("output", "input", "offset", "weight", "bias", "mask"), _conv_backward),
+    "deform_im2col": Operator(("input", "offset", "mask"), _im2col),
+    "deform_im2col_backward": Operator(("columns", "input", "offset", "mask"), _im2col_backward),
+    "deform_col2im": Operator(("columns", "offset", "mask"), _col2im),
+    **{name: operator for n in (1, 2, 3) for name, operator in _convolutions(n)},
 }
 
 
 def arguments(operator: str, dtype: str) -> dict[str, Array]:
     """Return the arrays that an operator takes, with NumPy's memory and ml_dtypes' bfloat16."""
-    rng = np.random.default_rng(7)
-    return {name: rng.standard_normal(SHAPES[name]).astype(numpy_dtype(dtype)) for name in OPERATORS[operator][0]}
+    rng, shapes = np.random.default_rng(7), _shapes(OPERATORS[operator].n)
+    return {name: rng.standard_normal(shapes[name]).astype(numpy_dtype(dtype)) for name in OPERATORS[operator].arrays}
 
 
 def call(operator: str, arrays: dict[str, Any]) -> tuple[Any, ...]:
     """Call an operator and return its results."""
-    results = OPERATORS[operator][1](arrays)
+    results = OPERATORS[operator].call(arrays)
     return tuple(results) if isinstance(results, tuple) else (results,)
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cudakit.command import to_numpy
 from cudakit.deform_conv import deform_conv2d
 from cudakit.deform_conv_backward import deform_conv2d_backward
-from cudakit.registration import Adam, blur, cooling
+from cudakit.registration import Adam, blur, cooling, split_steps
 
 Offsets = NDArray[np.float64]  # (9, 2): dy, dx of each tap
 
@@ -70,9 +70,8 @@ def learn_offsets(picture: Any, steps: int, xp: Any) -> Iterator[OffsetProgress]
         Before each step, and once at the end.
     """
     offsets = np.zeros_like(TAPS)
-    total = sum(share for *_, share in STAGES)
-    ends = np.cumsum([share for *_, share in STAGES]) * steps // total
-    for (sigma, rate, _), count in zip(STAGES, np.diff(ends, prepend=0), strict=True):
+    counts = split_steps(steps, [share for *_, share in STAGES])
+    for (sigma, rate, _), count in zip(STAGES, counts, strict=True):
         seen = picture if sigma == 0 else xp.asarray(blur(blur(picture, sigma, 2, xp), sigma, 3, xp), xp.float32)
         target = convolve(seen, hidden_offsets(), xp)
         adam = Adam(offsets)

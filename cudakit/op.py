@@ -56,7 +56,7 @@ class Op:
         Names of the arrays, or arrays whose gradients these are, that have no batch axis; the others have it first.
     infer : callable, optional
         (specs, options) -> the `Output` of each result, without checks and in plain arithmetic, because sizes may be
-        symbols. An operator of gradients needs none where they look as the arrays of its own that have their names.
+        symbols. An operator of gradients needs none where each looks like the array by which it is the gradient.
     whose : str
         Of an operator of gradients, the name of that whose they are; no reference, because Paddle's tracer follows
         references in circles. Empty for others.
@@ -131,20 +131,21 @@ class Op:
 
     def run(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
         """Run on arrays of one framework, without regard to autograd."""
+        threads = get_num_threads()  # once: another thread may set it meanwhile
         try:
             key = (
                 self,
                 framework,
                 options,
-                get_num_threads(),
+                threads,
                 *[None if array is None else framework.signature(array) for array in arrays],
             )
         except (InvalidArgument, *UNREADABLE):
-            self._recipe(framework, arrays, options)  # says which array cannot be read
+            self._recipe(framework, arrays, options, threads)  # says which array cannot be read
             raise
         recipe = _recipes.get(key)
         if recipe is None:
-            recipe = _remember(key, self._recipe(framework, arrays, options))
+            recipe = _remember(key, self._recipe(framework, arrays, options, threads))
         plan, device, makers = recipe
         if plan.copies:
             return self.run(framework, _replace(arrays, plan.copies, framework.contiguous), options)
@@ -157,7 +158,7 @@ class Op:
             framework.finish(device[1], stream)
         return results
 
-    def _recipe(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> "Recipe":
+    def _recipe(self, framework: Framework, arrays: tuple[Any, ...], options: Any, threads: int) -> "Recipe":
         """Check the arrays and plan for them."""
         views = [self._view(framework, name, array) for name, array in zip(self.arrays, arrays, strict=True)]
         leader, device = next(((name, view.device) for name, view in zip(self.arrays, views, strict=True) if view))
@@ -169,13 +170,13 @@ class Op:
         apart = tuple(i for i, (dimensions, strides) in enumerate(lengths) if dimensions != strides)
         if apart:
             return Plan(len(views), copies=apart), device, ()
-        plan = self.plan(tuple(view and view.spec for view in views), options, device)
+        plan = self.plan(tuple(view and view.spec for view in views), options, device, threads)
         return plan, device, tuple(result and _maker(framework, result, device) for result in plan.results)
 
-    def plan(self, specs: tuple[Spec | None, ...], options: Any, device: Device) -> Plan:
-        """Return the plan for arrays like these, checked."""
+    def plan(self, specs: tuple[Spec | None, ...], options: Any, device: Device, threads: int | None = None) -> Plan:
+        """Return the plan for arrays like these, checked; by default for the number of threads that is set."""
         try:
-            return _plan(self, specs, options, Target(device, get_num_threads()))
+            return _plan(self, specs, options, Target(device, threads or get_num_threads()))
         except InvalidArgument as error:
             self.refuse(error)
 

@@ -5,7 +5,7 @@ The six numbers of the transform follow the gradient of the squared difference, 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,12 +96,9 @@ def plan_stages(size: tuple[int, int], steps: int) -> list[Stage]:
         factors.insert(0, 2 * factors[0])
     # Blurred pictures have one wide valley, so large rotations and shifts find their way; the rest is precision.
     shares = [(factors[0], 2.0, 0.4, 4), *((factor, 0.0, 0.1, 1 + (factor > 1)) for factor in factors)]
-    total = sum(share for *_, share in shares)
-    ends = np.cumsum([share for *_, share in shares]) * steps // total
-    lengths = np.diff(ends, prepend=0)
+    lengths = split_steps(steps, [share for *_, share in shares])
     return [
-        Stage(factor, sigma, rate, int(length))
-        for (factor, sigma, rate, _), length in zip(shares, lengths, strict=True)
+        Stage(factor, sigma, rate, length) for (factor, sigma, rate, _), length in zip(shares, lengths, strict=True)
     ]
 
 
@@ -182,6 +179,12 @@ def _prepare(picture: Any, stage: Stage, xp: Any) -> Any:
         colours = blurred[:, :COLOURS] / xp.maximum(blurred[:, COLOURS:], xp.float32(1e-6))
         small = xp.concatenate([colours, small[:, COLOURS:]], 1)
     return xp.ascontiguousarray(small, xp.float32)
+
+
+def split_steps(steps: int, shares: Sequence[int]) -> list[int]:
+    """Return how many of the steps each stage takes, by its share."""
+    ends = np.cumsum(shares) * steps // sum(shares)
+    return [int(count) for count in np.diff(ends, prepend=0)]
 
 
 def blur(picture: Any, sigma: float, axis: int, xp: Any) -> Any:

@@ -1,19 +1,17 @@
 """The sampler of spatial transformers (arXiv 1506.02025, section 3.3), with its gradients."""
 
-from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from cudakit import checks
 from cudakit.array import Spec, is_contiguous
 from cudakit.double_backward import check_directions, unreadable, wanting
-from cudakit.errors import InvalidArgument
-from cudakit.layout import Image, image, packed
+from cudakit.layout import DATA_FORMATS, Image, checked_image, image, ordered, packed
 from cudakit.op import Op
 from cudakit.plan import Output, Plan, Target
 from cudakit.sampling_double_plan import plan_double_backward
-from cudakit.sampling_plan import MODES, PADDING_MODES, Sampling, plan_backward, plan_forward
+from cudakit.sampling_form import MODES, PADDING_MODES
+from cudakit.sampling_plan import Sampling, plan_backward, plan_forward
 
-DATA_FORMATS = ("channels_first", "channels_last")
 DOUBLE_NAMES = ("grad_grad_input", "grad_grad_grid")
 
 
@@ -130,8 +128,6 @@ def grid_sample_backward(
     >>> cudakit.grid_sample_backward(np.ones((1, 1, 1, 1), np.float32), image, centre).grid
     array([[[[1., 2.]]]], dtype=float32)
     """
-    listed = isinstance(needs, Collection) and not isinstance(needs, str) and not hasattr(needs, "shape")
-    needs = tuple(needs) if listed else needs
     arrays = (grad_output, input, grid)
     return GridSampleGradients(*GRID_SAMPLE_BACKWARD(arrays, mode, padding_mode, align_corners, data_format, needs))
 
@@ -149,14 +145,9 @@ def _options(
 
 def _sampling(input: Spec, grid: Spec, options: GridSampleOptions) -> tuple[Sampling, tuple[int, ...]]:
     """Check the arrays of a call; return it and the output's shape (N, C, O...)."""
-    last = options.data_format == "channels_last"
-    checks.floating("input", input)
-    checks.dimensions("input", input, (3, 4, 5), "(N, S..., C)" if last else "(N, C, S...)")
+    x = checked_image("input", input, options.data_format, (1, 2, 3))
     checks.coordinate_dtype("grid", grid, "input", input.dtype)
-    x = image(input, last)
     n = len(x.space)
-    if 0 in x.space:
-        raise InvalidArgument("input", "have no empty spatial dimension", f"shape {input.shape}")
     names = ("D_out", "H_out", "W_out")[3 - n :]
     checks.shape("grid", grid, (f"N={x.shape[0]}", *names, n))
     pixels = 1
@@ -167,13 +158,10 @@ def _sampling(input: Spec, grid: Spec, options: GridSampleOptions) -> tuple[Samp
 
 
 def _infer_grid_sample(specs: tuple[Spec, ...], options: GridSampleOptions) -> tuple[Output]:
-    (batch, *sizes), (_, *out, _) = specs[0].shape, specs[1].shape
-    channels = sizes[-1 if options.data_format == "channels_last" else 0]
-    return (Output(_in_format((batch, channels, *out), options.data_format), specs[0].dtype),)
-
-
-def _in_format(shape: tuple[int, ...], data_format: str) -> tuple[int, ...]:
-    return (shape[0], *shape[2:], shape[1]) if data_format == "channels_last" else shape
+    input, grid = specs
+    last = options.data_format == "channels_last"
+    channels, out = input.shape[-1 if last else 1], grid.shape[1:-1]
+    return (Output(ordered(input.shape[0], channels, out, last), input.dtype),)
 
 
 def _prepare_grid_sample(specs: tuple[Spec, ...], options: GridSampleOptions, target: Target) -> Plan:
@@ -189,9 +177,8 @@ def _prepare_grid_sample_backward(specs: tuple[Spec, ...], options: GridSampleOp
     grad_output, input, grid = specs
     call, shape = _sampling(input, grid, options)
     checks.same_dtype("grad_output", grad_output, "input", input.dtype)
-    expected = _in_format(shape, options.data_format)
-    checks.shape("grad_output", grad_output, expected)
     last = options.data_format == "channels_last"
+    checks.shape("grad_output", grad_output, ordered(shape[0], shape[1], shape[2:], last))
     output: Image = image(grad_output, last)
     copies = (*(() if output.flat else (0,)), *(() if is_contiguous(grid) else (2,)))
     if copies:
@@ -207,9 +194,9 @@ def _prepare_grid_sample_double_backward(specs: tuple[Any, ...], options: GridSa
     by_input, by_grid, grad_output, input, grid = specs
     call, shape = _sampling(input, grid, options)
     checks.same_dtype("grad_output", grad_output, "input", input.dtype)
-    checks.shape("grad_output", grad_output, _in_format(shape, options.data_format))
-    check_directions(DOUBLE_NAMES, (by_input, by_grid), (input, grid))
     last = options.data_format == "channels_last"
+    checks.shape("grad_output", grad_output, ordered(shape[0], shape[1], shape[2:], last))
+    check_directions(DOUBLE_NAMES, (by_input, by_grid), (input, grid))
     tangent = None if by_input is None else image(by_input, last)
     images = tangent, image(grad_output, last)
     copies = unreadable(specs, {0: tangent, 2: images[1], 3: call.input})

@@ -7,7 +7,8 @@ from cudakit.double_backward import Result, add_packed, choose_vector
 from cudakit.launch import Launch, load
 from cudakit.layout import Image, is_wide, packed
 from cudakit.plan import NULL, Output, Plan, Target
-from cudakit.sampling_plan import HOST_TILE, MODE_CONSTANTS, SAMPLE_FIELDS, Sampling, even_group
+from cudakit.sampling_form import HOST_TILE, MODE_CONSTANTS, even_group
+from cudakit.sampling_plan import SAMPLE_FIELDS, Sampling
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
 
@@ -85,4 +86,5 @@ def _launch(call: Sampling, output: Image, target: Target, planar: bool, added: 
         *((*output.strides[:2], output.strides[-1]), x.strides),
     )
     loaded = load(kernel, tuple((constants | {"WINDOW": 0, "SLABS": 0, "NEAR": 0}).items()), target.device)
-    return Launch(loaded, tail, items, tiles if added else 1, prod(x.shape[:2]) * call.pixels * call.taps)
+    work = prod(x.shape[:2]) * call.pixels * call.taps
+    return Launch(loaded, tail, items, tiles if added else 1, work, target.threads)

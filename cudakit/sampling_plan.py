@@ -1,8 +1,7 @@
 """How the spatial transformer's operators are launched: which form of a kernel, on which layout, in which pieces.
 
-Kernels read an image in one of two forms. *Planar*: pixels of a channel follow one another (or anyhow). *Channels*: the
-channels of a pixel are neighbours; each coordinate's taps are worked out once and the channels go in vectors. An image
-of many channels that comes channels-first is copied to channels-last in between, which costs less than it saves.
+An image of many channels that comes channels-first is copied to channels-last in between, which costs less than it
+saves.
 """
 
 from math import prod
@@ -10,23 +9,13 @@ from typing import NamedTuple
 
 from cudakit.array import CPU, itemsize
 from cudakit.launch import Launch, load
-from cudakit.layout import Image, accumulator, add_copy, chunks, cuda_block, cuda_lanes, is_wide, packed, part
+from cudakit.layout import Image, accumulator, add_copy, chunks, cuda_block, is_wide, packed, part
 from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
+from cudakit.sampling_form import MODE_CONSTANTS, TAPS, Form, choose_form, row_window
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
 
-MODES = ("nearest", "bilinear", "bicubic")
-PADDING_MODES = ("zeros", "border", "reflection")
-MODE_CONSTANTS = dict(zip(MODES, ("NEAREST", "LINEAR", "CUBIC"), strict=True))
-TAPS = dict(zip(MODES, (1, 2, 4), strict=True))
-
-HOST_TILE = 32  # samples planned together on a CPU: a few SIMD vectors
-PLANAR_TILE = 64  # of the planar forward pass, which keeps less for each of them
-HOST_VECTOR = 64  # channels in one pass on a CPU
 MANY_CHANNELS = {"nearest": 32, "bilinear": 16, "bicubic": 16}  # from here on channels-first is copied to channels-last
-FEW_CHANNELS = 4  # up to here the planar form is taken even where channels are neighbours
-LARGEST_GROUP = 4  # channels that the planar form reads together
-CUDA_VECTOR_BYTES = 16
 NEAR_BYTES = 1 << 20  # of images that a core's own cache may well have: to look ahead would cost more than it saves
 PLANNING = 0.2  # of the time of an image's gradient, what each slab takes beyond its part
 
@@ -45,50 +34,6 @@ SAMPLE_KERNELS = {
         "grid_sample_channels_backward",
     )
 }
-
-
-class Form(NamedTuple):
-    """A kernel's form and its compile-time sizes: samples planned together, lanes and channels of a pixel at a time."""
-
-    channels: bool
-    tile: int
-    lanes: int
-    vector: int
-    group: int
-
-
-def choose_form(x: Image, output: Image, target: Target, neighbours: bool, backward: bool = False) -> Form:
-    """Choose how to read an image where the output, or its gradient, has pixels.
-
-    `neighbours`: the image's channels lie next to each other, or will.
-    """
-    count, group = x.shape[1], even_group(x.shape[1])
-    if target.device == CPU:
-        vector = 4
-        while vector < min(count, HOST_VECTOR):
-            vector *= 2
-        channels = neighbours and count > FEW_CHANNELS
-        return Form(channels, HOST_TILE if channels or backward else PLANAR_TILE, 1, vector, group)
-    vector = CUDA_VECTOR_BYTES // itemsize(x.dtype)
-    whole = neighbours and count >= 2 * vector and count % vector == 0
-    # The output's channels go in vectors, too, where they are neighbours.
-    if not (whole and x.in_vectors(vector) and (output.strides[1] != 1 or output.in_vectors(vector))):
-        return Form(False, 1, 1, 1, group)
-    return Form(True, 1, cuda_lanes(count, vector, x.shape[0] * prod(output.space)), vector, group)
-
-
-def even_group(channels: int) -> int:
-    """Return how many channels the planar form reads together, in groups of about the same size."""
-    return -(-channels // -(-channels // LARGEST_GROUP)) if channels else 1
-
-
-def row_window(x: Image, form: Form, mode: str, target: Target) -> int:
-    """Return what makes a row of taps one contiguous load (`WINDOW` in `samples.cuh`)."""
-    if target.device != CPU or form.channels or x.space[-1] < TAPS[mode]:
-        return 0
-    if x.strides[-1] == 1:
-        return 1
-    return 2 if x.strides[1] == 1 and x.strides[-1] == x.shape[1] == form.group else 0
 
 
 class Sampling(NamedTuple):
@@ -162,7 +107,7 @@ def add_sampling(
     work = x.shape[0] * x.shape[1] * call.pixels * call.taps
     grain = tiles if grad else 1
     loaded = load(kernel, tuple(constants.items()), target.device)
-    plan.launch(Launch(loaded, tail, items, max(grain, 1), work), *pointers)
+    plan.launch(Launch(loaded, tail, items, max(grain, 1), work, target.threads), *pointers)
 
 
 def _cut(call: Sampling, form: Form, pointers: Pointers, target: Target, shares: int) -> tuple[int, int]:

@@ -6,9 +6,9 @@ from cudakit import units
 
 
 class Splitting(NamedTuple):
-    """Parts of numbers, and what splitting pays for.
+    """Into how many parts numbers are split, and from what size on splitting pays.
 
-    That are columns which meet so many output channels in sums so deep, and weights which meet so many pixels.
+    `outputs`, `depth` and `pixels` are the least output channels, terms of a sum and pixels of an image.
     """
 
     data: int = 0  # of a number of an array; 0: not split

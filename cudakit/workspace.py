@@ -28,7 +28,10 @@ def borrow(size: int, device: Device, stream: int, temporary: Temporary | None) 
 
         return (temporary or cuda.allocate)(size, device, stream)
     size += ALIGNMENT
-    block = _kept.pop() if _kept and size <= KEPT_BYTES else None
+    try:
+        block = _kept.pop() if size <= KEPT_BYTES else None
+    except IndexError:  # none is kept, or another thread has it
+        block = None
     if block is None or block.nbytes < size:
         block = None  # freed first: never two at a time
         block = np.empty(size, np.uint8)

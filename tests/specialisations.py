@@ -18,7 +18,7 @@ from cudakit.launch import Launch
 from cudakit.op import OPS
 from cudakit.plan import Target
 from cudakit.sampling import GridSampleOptions
-from cudakit.sampling_plan import MODES, PADDING_MODES
+from cudakit.sampling_form import MODES, PADDING_MODES
 from cudakit.source import Kernel, render
 
 CUDA, HOST = Target(("cuda", 0), 1), Target(CPU, 2)

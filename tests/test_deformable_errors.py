@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import cudakit
+from cudakit.op import OPS
 
 from .conftest import Arrays, require
 from .test_errors import BFLOAT16, Case, check, f32
@@ -120,6 +121,7 @@ VALUES = {
     "a kernel larger than the padded input": (conv(input=f32(2, 4, 8, 2), padding=0), SIZE, ""),
     "a dilated kernel larger than the input": (conv(dilation=(1, 6)), SIZE, ""),
     "a kernel of im2col larger than the input": (im2col(input=f32(2, 4, 2, 8), padding=0), SIZE, ""),
+    "a kernel of col2im larger than the input": (col2im(input_size=(2, 8), padding=0), "input_size .*", "2, 8"),
     "needs": (conv_backward(needs=("input", "theta")), "needs .*input.*offset.*weight.*bias.*mask", "theta"),
     "needs of im2col": (im2col_backward(needs=("input", "weight")), "needs .*input.*offset.*mask", "weight"),
     "workspace 0": (conv(workspace=0), "workspace .*", "0"),
@@ -138,6 +140,7 @@ DTYPES_AND_KINDS = {
         "offset .*float16",
         "bfloat16",
     ),
+    "float64 offset of col2im": (col2im(offset=OFFSET.astype(np.float64)), "offset .*columns, float32", "float64"),
     "integer mask": (conv(mask=MASK.astype(np.int64)), "mask .*float32", "int64"),
     "float64 mask beside float32": (conv(mask=MASK.astype(np.float64)), "mask .*float32", "float64"),
     "float16 mask beside float32 offsets": (
@@ -209,6 +212,24 @@ def test_each_convolution_names_itself(n: int) -> None:
     function = getattr(cudakit, f"deform_conv{n}d")
     offset, weight = f32(2, n * 3**n + 1, *space), f32(6, 4, *kernel)
     check((function, (f32(2, 4, *space), offset, weight, None, 1, 1), {}), ValueError, "offset .*N=2", "")
+
+
+@pytest.mark.parametrize(
+    ("grad", "error"),
+    [
+        pytest.param(f32(2, 4, 8, 7), ValueError, id="another size"),
+        pytest.param(f32(2, 3, 8, 8), ValueError, id="other channels"),
+        pytest.param(f32(1, 4, 8, 8), ValueError, id="another batch"),
+        pytest.param(X.astype(np.float64), TypeError, id="another dtype"),
+    ],
+)
+@pytest.mark.parametrize("name", ["deform_col2im_backward", "deform_col2im_double_backward"])
+def test_gradients_of_col2im(name: str, grad: Any, error: type[Exception]) -> None:
+    """Which frameworks call."""
+    op, arrays = OPS[name], (COLUMNS, OFFSET, MASK)
+    directions = arrays if "double" in name else ()
+    with pytest.raises(error, match=f"^{name}: grad_output must have"):
+        op((*directions, grad, *arrays), 3, 1, 1, 1, "channels_first", (8, 8))
 
 
 @pytest.mark.parametrize("name", ["offset", "weight", "bias", "mask"])

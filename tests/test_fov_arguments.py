@@ -107,7 +107,7 @@ BAD = [
         {"at": (0.5, 3)},
     ),
     (ValueError, "kernel_size of layers[0] must be a positive int or a tuple of them, got 0", [Conv(0)], {}),
-    (ValueError, "kernel_size of layers[0] must be an int or have 2 of them, got (3, 3, 3)", [Conv((3, 3, 3))], {}),
+    (ValueError, "kernel_size of layers[0] must be an int or 2 ints, got (3, 3, 3)", [Conv((3, 3, 3))], {}),
     (
         ValueError,
         "stride of layers[1] must be a positive int or a tuple of them, got -1",

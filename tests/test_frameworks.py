@@ -1,5 +1,6 @@
 """What frameworks share besides the matrix: float32 coordinates beside half data, addresses, other producers."""
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import cudakit
+from cudakit import dlpack
 from cudakit.array import numpy_pointer
 from cudakit.matrix import BRIDGES, bits
 
@@ -134,6 +136,23 @@ def test_memory_that_belongs_to_an_export() -> None:
     for turn in (lambda x: x, np.asfortranarray, lambda x: x[..., ::2]):  # the last is copied before it is used
         x, grid = turn(rng.random((1, 3, 300, 300), np.float32)), rng.random((1, 40, 40, 2), np.float32)
         assert np.array_equal(cudakit.grid_sample(Producer(x), Producer(grid)), cudakit.grid_sample(x, grid))
+
+
+def test_vectors_as_elements_are_refused() -> None:
+    """A producer may say that its elements are vectors, of so many lanes."""
+
+    class Producer:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 1, 0
+
+        def __dlpack__(self, **_: Any) -> Any:
+            capsule = np.zeros((1, 1, 4, 4), np.float32).__dlpack__()
+            address = dlpack._capsule_pointer(capsule, b"dltensor")
+            ctypes.c_uint16.from_address(address + 22).value = 4  # behind the pointer, 3 ints, code and bits
+            return capsule
+
+    with pytest.raises(TypeError, match=r"input must have a dtype among .*, got float32x4"):
+        cudakit.grid_sample(Producer(), Producer())
 
 
 def test_why_an_older_producer_refuses() -> None:

@@ -155,7 +155,7 @@ def test_layers_compile() -> None:
     ("arguments", "message"),
     [
         ({"padding": "same"}, "padding must be a non-negative int or a tuple of them, got 'same'"),
-        ({"kernel_size": (3, 3, 3)}, r"kernel_size must be an int or have 2 of them, got \(3, 3, 3\)"),
+        ({"kernel_size": (3, 3, 3)}, r"kernel_size must be an int or 2 ints, got \(3, 3, 3\)"),
         ({"stride": 0}, "stride must be a positive int"),
         ({"groups": 0}, "groups must be a positive int, got 0"),
         ({"in_channels": 4.0}, "in_channels must be a positive int, got 4.0"),
@@ -177,11 +177,15 @@ def test_what_a_layer_refuses(arguments: dict[str, Any], message: str) -> None:
         ({"n": 4}, "n must be 2 or 3, got 4"),
         ({"size": 3}, "size must be None or 2 positive ints, got 3"),
         ({"size": (3, 0), "n": 2}, r"size must be None or 2 positive ints, got \(3, 0\)"),
+        ({"features": "x"}, "features must be a positive int, got 'x'"),
+        ({"mode": "linear"}, "mode must be one of 'nearest', 'bilinear', 'bicubic', got 'linear'"),
+        ({"padding_mode": "zero"}, "padding_mode must be one of"),
+        ({"align_corners": "no"}, "align_corners must be True or False, got 'no'"),
     ],
 )
 def test_what_a_spatial_transformer_refuses(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=f"SpatialTransformer: {message}"):
-        nn.SpatialTransformer(torch.nn.Flatten(), 4, **arguments)
+        nn.SpatialTransformer(torch.nn.Flatten(), **{"features": 4} | arguments)
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,7 @@ def overlap(first: Any, second: Any) -> float:
 
 def _field(argument: str, weights: Any) -> Floats:
     values, _ = read(argument, weights)
-    if not (np.isfinite(values).all() and (values >= 0).all()):
-        raise InvalidArgument(argument, "be finite and not negative", "others")
+    wrong = values[~((values >= 0) & (values < np.inf))]
+    if wrong.size:
+        raise InvalidArgument(argument, "be finite and not negative", wrong[0])
     return values

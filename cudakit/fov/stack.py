@@ -15,7 +15,7 @@ from cudakit.fov.layers import Conv, DeformConv, Layer, SpatialTransformer
 from cudakit.fov.steps import Convolution, Step, Warp
 from cudakit.fov.windows import Box, Window, around
 from cudakit.layout import Image
-from cudakit.sampling_plan import MODES, PADDING_MODES
+from cudakit.sampling_form import MODES, PADDING_MODES
 
 REACHED = 1e-9  # of the largest weight: less is rounding in the coordinates of a grid
 

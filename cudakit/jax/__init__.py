@@ -5,7 +5,7 @@ operators.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -14,10 +14,10 @@ from cudakit.array import CPU
 from cudakit.jax.execution import dense_specs
 from cudakit.jax.placing import alike
 from cudakit.jax.primitives import apply
-from cudakit.op import Op
+from cudakit.op import PLANS, Op
 
 
-@cache
+@lru_cache(PLANS)
 def _function(op: Op, options: Any) -> Callable[..., tuple[Any, ...]]:
     """Return the operator as a jitted function of its arrays."""
     return jax.jit(lambda *arrays: apply(op, options, alike(arrays)))

@@ -79,9 +79,10 @@ def execute(op: Op, options: Any, arrays: Sequence[Any]) -> list[Any]:
         plan.run(pick(table), device, stream)
 
     @cache
-    def planned(device: Device, aligned: bool, _threads: int) -> tuple[Plan, Callable[..., Any], list[tuple[int, int]]]:
+    def planned(device: Device, aligned: bool, threads: int) -> tuple[Plan, Callable[..., Any], list[tuple[int, int]]]:
         """Return the plan, what picks its addresses from (null, buffers, results), and which of those must be zero."""
-        plan = op.plan(tuple(spec and spec._replace(aligned=aligned) for spec in specs), options, device)
+        known = tuple(spec and spec._replace(aligned=aligned) for spec in specs)
+        plan = op.plan(known, options, device, threads)
         count = itertools.count(1)
         inputs, outputs = ([0 if x is None else next(count) for x in some] for some in (given, plan.results))
         pairs = zip(outputs, plan.results, strict=True)

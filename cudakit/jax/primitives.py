@@ -112,7 +112,7 @@ class _Operator:
         by_results = _spread(op, options, absent, _nonzero(grads))
         linear = op.arrays[: directions(op) if op.backward is None else 1]
         if any(unknown[len(linear) :]):
-            raise NotImplementedError(f"{op.name}: transposed by {', '.join(linear)} alone")
+            raise NotImplementedError(f"{op.name}: can be transposed only with respect to {', '.join(linear)}")
         if op.backward is None:
             needs = tuple(name for name, flag in zip(linear, unknown, strict=False) if flag)
             found, _ = pulled_back(apply, op, options._replace(needs=needs), known, by_results)

@@ -159,8 +159,9 @@ def _prepare(
     input: ArrayLike, grid: ArrayLike, mode: str, padding_mode: str, align_corners: bool
 ) -> tuple[Floats, list[Taps]]:
     """`input` as (N, C, pixels), and the taps of every dimension, slowest dimension first."""
-    if mode not in MODES or padding_mode not in PADDING_MODES:
-        raise ValueError(f"mode must be one of {MODES} and padding_mode one of {PADDING_MODES}")
+    for name, value, allowed in (("mode", mode, MODES), ("padding_mode", padding_mode, PADDING_MODES)):
+        if value not in allowed:
+            raise ValueError(f"grid_sample: {name} must be one of {allowed}, got {value!r}")
     image, points = np.asarray(input, np.float64), np.asarray(grid, np.float64)
     n_batch, channels, *sizes = image.shape
     flat = points.reshape(n_batch, 1, int(np.prod(points.shape[1:-1])), len(sizes))

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 import cudakit
-from cudakit.checks import integers
+from cudakit.checks import boolean, choice, integers
 from cudakit.errors import InvalidArgument, raised_by
+from cudakit.sampling_form import MODES, PADDING_MODES
 
 
 class SpatialTransformer(nn.Module):
@@ -28,6 +29,11 @@ class SpatialTransformer(nn.Module):
         Spatial dimensions.
     mode, padding_mode, align_corners
         As for `cudakit.grid_sample`; `align_corners` for the grid as well.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is none of these.
 
     Examples
     --------
@@ -56,6 +62,10 @@ class SpatialTransformer(nn.Module):
                 raise InvalidArgument("n", "be 2 or 3", n)
             if size is not None:
                 size = integers("size", size, f"be None or {n} positive ints", length=(n,), minimum=1)
+            integers("features", (features,), "be a positive int", length=(1,), minimum=1, instead=features)
+            choice("mode", mode, MODES)
+            choice("padding_mode", padding_mode, PADDING_MODES)
+            boolean("align_corners", align_corners)
         self.localization = localization
         self.affine = nn.Linear(features, n * (n + 1))
         self.size, self.n = size, n

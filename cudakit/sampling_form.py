@@ -1,0 +1,64 @@
+"""In which of two forms `grid_sample`'s kernels read an image, and how much of it at a time.
+
+*Planar*: pixels of a channel follow one another (or anyhow). *Channels*: the channels of a pixel are neighbours; each
+coordinate's taps are worked out once and the channels go in vectors.
+"""
+
+from math import prod
+from typing import NamedTuple
+
+from cudakit.array import CPU, itemsize
+from cudakit.layout import CUDA_VECTOR_BYTES, Image, cuda_lanes, host_vector
+from cudakit.plan import Target
+
+MODES = ("nearest", "bilinear", "bicubic")
+PADDING_MODES = ("zeros", "border", "reflection")
+MODE_CONSTANTS = dict(zip(MODES, ("NEAREST", "LINEAR", "CUBIC"), strict=True))
+TAPS = dict(zip(MODES, (1, 2, 4), strict=True))
+
+HOST_TILE = 32  # samples planned together on a CPU: a few SIMD vectors
+PLANAR_TILE = 64  # of the planar forward pass, which keeps less for each of them
+FEW_CHANNELS = 4  # up to here the planar form is taken even where channels are neighbours
+LARGEST_GROUP = 4  # channels that the planar form reads together
+
+
+class Form(NamedTuple):
+    """A kernel's form and its compile-time sizes: samples planned together, lanes and channels of a pixel at a time."""
+
+    channels: bool
+    tile: int
+    lanes: int
+    vector: int
+    group: int
+
+
+def choose_form(x: Image, output: Image, target: Target, neighbours: bool, backward: bool = False) -> Form:
+    """Choose how to read an image where the output, or its gradient, has pixels.
+
+    `neighbours`: the image's channels lie next to each other, or will.
+    """
+    count, group = x.shape[1], even_group(x.shape[1])
+    if target.device == CPU:
+        vector = host_vector(count)
+        channels = neighbours and count > FEW_CHANNELS
+        return Form(channels, HOST_TILE if channels or backward else PLANAR_TILE, 1, vector, group)
+    vector = CUDA_VECTOR_BYTES // itemsize(x.dtype)
+    whole = neighbours and count >= 2 * vector and count % vector == 0
+    # The output's channels go in vectors, too, where they are neighbours.
+    if not (whole and x.in_vectors(vector) and (output.strides[1] != 1 or output.in_vectors(vector))):
+        return Form(False, 1, 1, 1, group)
+    return Form(True, 1, cuda_lanes(count, vector, x.shape[0] * prod(output.space)), vector, group)
+
+
+def even_group(channels: int) -> int:
+    """Return how many channels the planar form reads together, in groups of about the same size."""
+    return -(-channels // -(-channels // LARGEST_GROUP)) if channels else 1
+
+
+def row_window(x: Image, form: Form, mode: str, target: Target) -> int:
+    """Return what makes a row of taps one contiguous load (`WINDOW` in `samples.cuh`)."""
+    if target.device != CPU or form.channels or x.space[-1] < TAPS[mode]:
+        return 0
+    if x.strides[-1] == 1:
+        return 1
+    return 2 if x.strides[1] == 1 and x.strides[-1] == x.shape[1] == form.group else 0
