@@ -56,7 +56,7 @@ def record_of(*ratios: float) -> dict[str, Any]:
 
 def test_two_records_are_compared() -> None:
     heading, _, rows = compare(record_of(2.0, 3.0, 1.0), record_of(2.0, 2.0, 2.0))
-    assert "3 ratios changed by 50% in the middle" in heading
+    assert "3 ratios changed by 50% (median)" in heading
     assert rows[:2] == [["1 thread", "2", "torch", "-50%"], ["1 thread", "1", "torch", "+50%"]]
     assert "nothing to compare" in compare(record_of(), record_of(1.0))[0]
 

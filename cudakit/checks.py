@@ -69,6 +69,12 @@ def _integer(number: Any) -> Any:
     return index(number)
 
 
+def workspace(limit: int | None, needed: int) -> None:
+    """Check that a call may take as much temporary memory as it needs at least."""
+    if limit is not None and limit < needed:
+        raise InvalidArgument("workspace", f"be at least {needed} bytes here", limit)
+
+
 def floating(argument: str, spec: Spec) -> None:
     """Check that an array is of one of the four floating dtypes."""
     if spec.dtype not in FLOATING:

@@ -9,12 +9,12 @@ of whole images, or of some pixels of one, so that memory does not grow with the
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from cudakit import checks
 from cudakit.array import itemsize
 from cudakit.conv_cut import MOST_WORKSPACES, Convolution
 from cudakit.conv_plan import Slots
 from cudakit.deform_geometry import Deformation
 from cudakit.deform_plan import Columns, add_im2col, coordinates_from, wants_copy, wants_neighbours
-from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, add_copy, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.product import is_operand
@@ -155,8 +155,7 @@ class Work:
         d, limit = self.conv.d, self.conv.workspace
         pixel = d.taps * d.channels * self.item
         least = fixed + image + min(d.pixels, FEWEST_PIXELS) * pixel
-        if limit is not None and limit < least:
-            raise InvalidArgument("workspace", f"be at least {least} bytes here", limit)
+        checks.workspace(limit, least)
         room = COLUMN_BYTES if limit is None else min(COLUMN_BYTES, limit - fixed - image)
         pixels = max(min(d.pixels, FEWEST_PIXELS), min(d.pixels, room // pixel))
         if pixels < d.pixels:

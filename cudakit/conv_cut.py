@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from cudakit import checks
 from cudakit.array import itemsize
 from cudakit.deform_geometry import Deformation, Integers
 from cudakit.deform_plan import HOST_TILE, Form, constants, few
-from cudakit.errors import InvalidArgument
 from cudakit.layout import COPY_BYTES, Image, accumulator, packed
 from cudakit.source import C_TYPES
 from cudakit.splitting import WHOLE, Splitting, choose_splitting
@@ -196,18 +196,15 @@ class Size(NamedTuple):
 
 def choose_amount(conv: Convolution, most: Amount, size: Size) -> Amount:
     """Return the largest amount up to `most` whose temporary memory the caller allows."""
-    few = min(most.images, most.workers)
+    limit, few, least = conv.workspace, min(most.images, most.workers), Amount(1, 1, 1)
+    checks.workspace(limit, size.of(least))
     candidates = (
         most,
         most._replace(images=few, slots=min(most.slots, few)),
         Amount(most.workers, 1, 1),
-        Amount(1, 1, 1),
+        least,
     )
-    for amount in candidates:
-        needed = size.of(amount)
-        if conv.workspace is None or needed <= conv.workspace:
-            return amount
-    raise InvalidArgument("workspace", f"be at least {needed} bytes here", conv.workspace)
+    return next(amount for amount in candidates if limit is None or size.of(amount) <= limit)
 
 
 def with_split(conv: Convolution, size: Callable[[Convolution], Size]) -> Convolution:

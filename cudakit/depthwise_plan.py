@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from cudakit import checks
 from cudakit.array import itemsize
 from cudakit.conv_blocks import Staged
 from cudakit.conv_cut import Convolution
@@ -17,7 +18,6 @@ from cudakit.deform_plan import (
     wants_copy,
     wants_neighbours,
 )
-from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, load
 from cudakit.layout import (
     CUDA_COPY_BYTES,
@@ -110,8 +110,7 @@ class _Work:
     def _images(self, image_bytes: int, fixed: int) -> int:
         """Return how many images are visited at a time."""
         limit, batch = self.conv.workspace, self.conv.d.batch
-        if limit is not None and limit < fixed + image_bytes:
-            raise InvalidArgument("workspace", f"be at least {fixed + image_bytes} bytes here", limit)
+        checks.workspace(limit, fixed + image_bytes)
         if not image_bytes:
             return batch
         room = CUDA_COPY_BYTES if limit is None else min(CUDA_COPY_BYTES, limit - fixed)

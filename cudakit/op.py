@@ -5,7 +5,7 @@ is made once for each combination of shapes, strides, dtypes, options and target
 launch. The adapters of frameworks read these records and know no family.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, NoReturn
@@ -234,6 +234,17 @@ def _remember(key: Any, recipe: Recipe) -> Recipe:
         _recipes.clear()
     _recipes[key] = recipe
     return recipe
+
+
+def compact(values: Iterable[Any]) -> list[Any]:
+    """Return those arrays or results that are there."""
+    return [x for x in values if x is not None]
+
+
+def spread(flags: Iterable[bool], values: Iterable[Any]) -> tuple[Any, ...]:
+    """Return values in the places that are flagged, None in the others."""
+    left = iter(values)
+    return tuple([next(left) if there else None for there in flags])
 
 
 @lru_cache(PLANS, typed=True)  # typed, and with the types of what is in tuples: 1 is neither True nor 1.0

@@ -7,7 +7,7 @@ from paddle.autograd import PyLayer
 
 from cudakit.errors import no_derivatives
 from cudakit.frameworks import wrapping_framework
-from cudakit.op import Op
+from cudakit.op import Op, compact, spread
 
 
 def _wrap(buffer: Any, dtype: str) -> Any:
@@ -41,7 +41,7 @@ class _Differentiable(PyLayer):
         saved = [tensors[i] for i in op.saved]
         ctx.versions = [None if x is None else x.inplace_version for x in saved]
         ctx.save_for_backward(*saved)
-        return tuple(x for x in results if x is not None)
+        return tuple(compact(results))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -54,8 +54,7 @@ class _Differentiable(PyLayer):
             if x is not None and x.inplace_version != version:
                 raise RuntimeError(f"{op.name}: {op.arrays[i]} was changed in place before its gradients were computed")
         needs = tuple(name for name, asked in zip(op.arrays, ctx.asked, strict=True) if asked)
-        left = iter(grads)
-        along = [next(left) if there else None for there in ctx.results]
+        along = spread(ctx.results, grads)
         found = _recorded(op.backward, ctx.options._replace(needs=needs), (*along, *saved))
         return tuple(x for x, given in zip(found, ctx.given, strict=True) if given)
 
@@ -66,8 +65,8 @@ def _recorded(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]
         return _run(op, options, tensors)
     results: list[Any] = []
     found = _Differentiable.apply(op, options, results, *tensors)
-    left = iter(found if isinstance(found, (tuple, list)) else (found,))
-    return tuple(None if x is None else next(left) for x in results)
+    found = found if isinstance(found, (tuple, list)) else (found,)
+    return spread([x is not None for x in results], found)
 
 
 def _asks(tensors: tuple[Any, ...]) -> bool:

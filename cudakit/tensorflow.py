@@ -13,7 +13,7 @@ from cudakit import checks
 from cudakit.array import CPU, Spec, contiguous_strides
 from cudakit.errors import InvalidArgument, no_derivatives, raised_by
 from cudakit.frameworks import wrapping_framework
-from cudakit.op import Op
+from cudakit.op import Op, compact, spread
 
 STAND_INS = (1009, 2003)  # for sizes that are not known yet: what comes of both is known
 
@@ -42,7 +42,7 @@ def _recorded(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]
 
     @tf.custom_gradient
     def function(*values: Any) -> tuple[Any, Any]:
-        given = _spread(tensors, values)
+        given = _in_places(tensors, values)
         results[:] = _run(op, options, given)
 
         def backward(*grads: Any) -> list[Any]:
@@ -50,12 +50,12 @@ def _recorded(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]
                 raise no_derivatives(op.name)
             present = [i for i, x in enumerate(given) if x is not None]
             needed = options._replace(needs=tuple(op.arrays[i] for i in present))
-            found = _recorded(op.backward, needed, (*_spread(results, grads), *(given[i] for i in op.saved)))
+            found = _recorded(op.backward, needed, (*_in_places(results, grads), *(given[i] for i in op.saved)))
             return [found[i] for i in present]
 
-        return _present(results), backward
+        return compact(results), backward
 
-    return _spread(results, function(*_present(tensors)))
+    return _in_places(results, function(*compact(tensors)))
 
 
 def _check(op: Op, tensors: tuple[Any, ...]) -> None:
@@ -68,14 +68,9 @@ def _check(op: Op, tensors: tuple[Any, ...]) -> None:
                 raise InvalidArgument(name, "have a known number of dimensions inside tf.function", x.shape)
 
 
-def _present(tensors: Sequence[Any]) -> list[Any]:
-    return [x for x in tensors if x is not None]
-
-
-def _spread(places: Sequence[Any], values: Iterable[Any]) -> tuple[Any, ...]:
+def _in_places(places: Sequence[Any], values: Iterable[Any]) -> tuple[Any, ...]:
     """Return values in the places of what is not None."""
-    left = iter(values)
-    return tuple(None if place is None else next(left) for place in places)
+    return spread([place is not None for place in places], values)
 
 
 def _run(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -85,10 +80,10 @@ def _run(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     looks = _looks(op, options, tensors)
 
     def later(*values: Any) -> list[Any]:
-        return _present(op.run(FRAMEWORK, _spread(tensors, values), options))
+        return compact(op.run(FRAMEWORK, _in_places(tensors, values), options))
 
     dtypes = [tf.as_dtype(look[1]) for look in looks if look is not None]
-    found = iter(tf.py_function(later, _present(tensors), dtypes) if dtypes else ())
+    found = iter(tf.py_function(later, compact(tensors), dtypes) if dtypes else ())
     return tuple(None if look is None else tf.ensure_shape(next(found), look[0]) for look in looks)
 
 

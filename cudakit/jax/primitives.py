@@ -17,7 +17,7 @@ from cudakit.derivatives import TWICE, Arrays, added, directions, pulled_back, p
 from cudakit.errors import no_derivatives
 from cudakit.jax.execution import dense_specs, execute, filled_specs
 from cudakit.jax.placing import leading, mesh_of, placed, typed, whole
-from cudakit.op import OPS, Op
+from cudakit.op import OPS, Op, compact, spread
 
 Results = list[Any]  # those that are there
 Names = tuple[str, ...]
@@ -26,24 +26,18 @@ Names = tuple[str, ...]
 def apply(op: Op, options: Any, arrays: Arrays) -> Arrays:
     """Run an operator; return its results, None for one that is not there."""
     absent = tuple(name for name, x in zip(op.arrays, arrays, strict=True) if x is None)
-    found = _OPERATORS[op.name].primitive.bind(*_there(arrays), options=options, absent=absent)
+    found = _OPERATORS[op.name].primitive.bind(*compact(arrays), options=options, absent=absent)
     return _spread(op, options, absent, found)
 
 
-def _there(arrays: Sequence[Any]) -> list[Any]:
-    return [x for x in arrays if x is not None]
-
-
 def _filled(op: Op, absent: Names, given: Sequence[Any]) -> Arrays:
-    """Return what is given in the places of the arrays that are not absent, None in the others."""
-    left = iter(given)
-    return tuple([None if name in absent else next(left) for name in op.arrays])
+    """Return what is given in the places of the arrays that are not absent."""
+    return spread([name not in absent for name in op.arrays], given)
 
 
 def _spread(op: Op, options: Any, absent: Names, found: Sequence[Any]) -> Arrays:
-    """Return results in their places, None where one is not there."""
-    left = iter(found)
-    return tuple([next(left) if there else None for there in op.present(options, absent)])
+    """Return results in their places."""
+    return spread(op.present(options, absent), found)
 
 
 def _nonzero(values: Sequence[Any]) -> list[Any]:
@@ -81,7 +75,7 @@ class _Operator:
     def types(self, *given: Any, options: Any, absent: Names) -> Results:
         """Return the types of the results, without checks."""
         specs = filled_specs(self.op, options, dense_specs(self.op, _filled(self.op, absent, given)))
-        results = _there(self.op.outputs(specs, options))
+        results = compact(self.op.outputs(specs, options))
         return [typed(given[0], result.shape, jax.numpy.dtype(result.dtype)) for result in results]
 
     def map(self, given: Sequence[Any], axes: Sequence[Any], *, options: Any, absent: Names) -> Any:
@@ -101,7 +95,7 @@ class _Operator:
             saved = (*[arrays[i] for i in op.saved], None)
             found = pushed_forward(apply, op, options, saved, (*along[:count], *none))
         curved = self.curve(given, along[count:], **params)
-        changes = _there(added(found, curved))
+        changes = compact(added(found, curved))
         return results, changes or [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in results]
 
     def pull(self, grads: Sequence[Any], *given: Any, options: Any, absent: Names) -> Results:

@@ -4,7 +4,7 @@ Its arguments are the arrays, then the fields of the options, those of records w
 tensor, or for gradients a list of those that are needed.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
@@ -15,7 +15,7 @@ from cudakit.array import CPU, Spec, contiguous_strides
 from cudakit.batching import enlarged, foldable, leader
 from cudakit.derivatives import pulled_back, pushed_forward
 from cudakit.errors import InvalidArgument, no_derivatives
-from cudakit.op import OPS, Op
+from cudakit.op import OPS, Op, compact, spread
 from cudakit.torch import (
     DTYPES,
     FRAMEWORK,
@@ -52,18 +52,12 @@ def dispatch(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
 def run(op: Op, options: Any, tensors: Tensors) -> Tensors:
     """Run an operator; return its results, None for one that is not needed."""
     found = _OPERATORS[op.name](*tensors, *_flat(options))
-    return _spread(_wanted(op, options, tensors), _listed(found))
+    return spread(_wanted(op, options, tensors), _listed(found))
 
 
 def _wanted(op: Op, options: Any, tensors: Tensors) -> list[bool]:
     """Return of each result whether it is there."""
     return op.present(options, [name for name, x in zip(op.arrays, tensors, strict=True) if x is None])
-
-
-def _spread(wanted: Sequence[bool], found: Iterable[torch.Tensor | None]) -> Tensors:
-    """Return what was found in the places where it was wanted."""
-    left = iter(found)
-    return tuple([next(left) if want else None for want in wanted])
 
 
 def run_batched(op: Op, options: Any, tensors: Tensors) -> Tensors:
@@ -76,7 +70,7 @@ def run_batched(op: Op, options: Any, tensors: Tensors) -> Tensors:
     operator, fields, count = _OPERATORS[op.name], _flat(options), len(given[places.index(0)])
     every = (*places, *[None] * len(fields))
     found, _ = operator.vmap(operator.function, SimpleNamespace(batch_size=count), every, *given, *fields)
-    return _spread(_wanted(op, options, tensors), [torch._add_batch_dim(x, 0, level) for x in _listed(found)])
+    return spread(_wanted(op, options, tensors), [torch._add_batch_dim(x, 0, level) for x in _listed(found)])
 
 
 def _flat(options: Any) -> list[Any]:
@@ -150,7 +144,7 @@ class _Transformed(torch.autograd.Function):
         """Return the derivatives of the results in a direction."""
         op = ctx.operator.op
         found = pushed_forward(run, op, ctx.options, ctx.saved_tensors, tangents[: len(op.arrays)])
-        return tuple([x for x in found if x is not None]) if op.differentiated else found[0]
+        return tuple(compact(found)) if op.differentiated else found[0]
 
 
 class _Operator:
@@ -185,7 +179,7 @@ class _Operator:
 
     def results(self, found: tuple[Any, ...]) -> Any:
         """Return results in the form of the schema."""
-        return [x for x in found if x is not None] if self.op.differentiated else found[0]
+        return compact(found) if self.op.differentiated else found[0]
 
     def run(self, *values: Any) -> Any:
         """Run on true tensors."""
@@ -218,7 +212,7 @@ class _Operator:
         """Run the operator of the gradients, on one of the result or several."""
         asked = zip(self.op.arrays, context.needs_input_grad, strict=False)
         options = context.options._replace(needs=tuple([name for name, needed in asked if needed]))
-        given = _spread(context.wanted, _listed(grads))
+        given = spread(context.wanted, _listed(grads))
         if self.op.backward is not None:
             return run(self.op.backward, options, (*given, *context.saved_tensors))
         found, refused = pulled_back(run, self.op, options, context.saved_tensors, given)
