@@ -12,12 +12,11 @@ from cudakit.conv_targets import plan_backward, plan_forward
 from cudakit.deform_geometry import (
     Window,
     deformation,
-    scattered,
     window,
 )
-from cudakit.double_backward import Result, check_directions, unreadable, wanting
+from cudakit.double_backward import Result, check_directions, wanting
 from cudakit.errors import InvalidArgument
-from cudakit.layout import DATA_FORMATS, Image, add_sum, checked_image, image, ordered, packed
+from cudakit.layout import DATA_FORMATS, Image, add_sum, checked_image, image, ordered, packed, unreadable
 from cudakit.op import Op
 from cudakit.plan import NULL, Output, Plan, Slot, Target
 from cudakit.product import is_operand
@@ -108,7 +107,7 @@ def _slots(plan: Plan, first: int, specs: tuple[Spec | None, ...]) -> Slots:
 
 def _prepare(n: int, specs: tuple[Any, ...], options: ConvOptions, target: Target) -> Plan:
     conv, output = _convolution(n, specs, options)
-    copies = scattered(specs, (1, 2, 3, 4)) or (() if conv.input.flat else (0,))
+    copies = unreadable(specs, {0: conv.input})
     if copies:
         return Plan(5, copies=copies)
     plan = Plan(5, (output,))
@@ -129,11 +128,8 @@ def _prepare_backward(n: int, specs: tuple[Any, ...], options: ConvOptions, targ
     grad_output, *rest = specs
     arrays = tuple(rest)
     conv, output = _convolution(n, arrays, options, grad_output)
-    copies = (
-        *(() if _readable(conv, target) else (0,)),
-        *(() if conv.input.flat else (1,)),
-        *scattered(specs, (2, 3, 5)),
-    )
+    read = (None, *specs[1:4], None, specs[5])  # not the bias; the output's gradient is a case of its own
+    copies = (*(() if _readable(conv, target) else (0,)), *unreadable(read, {1: conv.input}))
     if copies:
         return Plan(6, copies=copies)
     plan = Plan(6, _results(arrays, options.needs, 0 in output.shape))

@@ -15,14 +15,13 @@ from cudakit.deform_geometry import (
     deformation,
     numbers,
     per_dimension,
-    scattered,
     window,
 )
 from cudakit.deform_gradient_plan import Gradients, gradient_layouts, plan_gradients
 from cudakit.deform_plan import plain_columns, plan_columns
-from cudakit.double_backward import Result, check_directions, unreadable, wanting
+from cudakit.double_backward import Result, check_directions, wanting
 from cudakit.errors import InvalidArgument
-from cudakit.layout import DATA_FORMATS, Image, checked_image, image, ordered, packed
+from cudakit.layout import DATA_FORMATS, Image, checked_image, image, ordered, packed, unreadable
 from cudakit.op import Op
 from cudakit.plan import NULL, Output, Plan, Target, clears
 
@@ -86,7 +85,7 @@ def _infer_col2im(specs: tuple[Any, ...], options: DeformOptions) -> tuple[Outpu
 def _prepare_im2col(specs: tuple[Any, ...], options: DeformOptions, target: Target) -> Plan:
     input, offset, mask = specs
     d, x = _sampled(input, offset, mask, options)
-    copies = scattered(specs, (1, 2)) or (() if x.flat else (0,))
+    copies = unreadable(specs, {0: x})
     if copies:
         return Plan(3, copies=copies)
     plan = Plan(3, _infer_im2col(specs, options))
@@ -116,7 +115,7 @@ def _prepare_im2col_backward(specs: tuple[Any, ...], options: DeformOptions, tar
     d, x = _sampled(input, offset, mask, options)
     _check_columns("grad_columns", grad, d)
     wanted = set(options.needs) & {"offset", "mask"}
-    copies = scattered(specs, (0, 2, 3)) or (() if x.flat else (1,))
+    copies = unreadable(specs, {1: x})
     if copies:
         return Plan(4, copies=copies)
     empty = 0 in columns_shape(d)
@@ -168,7 +167,7 @@ def _check_added(grad: Spec, d: Deformation, options: DeformOptions) -> Image:
 def _prepare_col2im(specs: tuple[Any, ...], options: DeformOptions, target: Target) -> Plan:
     columns, offset, mask = specs
     d = _added(columns, offset, mask, options)
-    copies = scattered(specs, (0, 1, 2))
+    copies = unreadable(specs, {})
     if copies:
         return Plan(3, copies=copies)
     plan = Plan(3, (_input_gradient(d, target),))
@@ -184,7 +183,7 @@ def _prepare_col2im_backward(specs: tuple[Any, ...], options: DeformOptions, tar
     grad, columns, offset, mask = specs
     d = _added(columns, offset, mask, options)
     x = _check_added(grad, d, options)
-    copies = scattered(specs, (1, 2, 3)) or (() if x.flat else (0,))
+    copies = unreadable(specs, {0: x})
     if copies:
         return Plan(4, copies=copies)
     empty = 0 in columns_shape(d)

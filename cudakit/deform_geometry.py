@@ -1,11 +1,10 @@
 """What the operators of deformable convolution have in common: their options, shapes and checks."""
 
-from collections.abc import Collection
 from math import prod
 from typing import Any, NamedTuple
 
 from cudakit import checks
-from cudakit.array import Spec, is_contiguous, itemsize
+from cudakit.array import Spec, itemsize
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, ordered
 
@@ -218,12 +217,6 @@ def deformation(
             shape = _in_order(f"N={batch}", f"G*K={d.mask_channels}", out, last)
             raise InvalidArgument("mask", f"have shape ({shape})", mask.shape)
     return d
-
-
-def scattered(specs: tuple[Spec | None, ...], positions: Collection[int]) -> Integers:
-    """Return which of these arrays must be made contiguous."""
-    found = ((i, specs[i]) for i in positions)
-    return tuple(i for i, spec in found if spec is not None and not is_contiguous(spec))
 
 
 def columns_strides(d: Deformation) -> Integers:

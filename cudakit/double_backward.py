@@ -3,13 +3,13 @@
 Second derivatives are wanted seldom, so their kernels (duals.cuh) know one layout, to which whole batches are copied.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from math import gcd
 from typing import Any, NamedTuple
 
 from cudakit import checks
-from cudakit.array import CPU, Spec, is_contiguous, itemsize
+from cudakit.array import CPU, Spec, itemsize
 from cudakit.errors import InvalidArgument
 from cudakit.layout import CUDA_VECTOR_BYTES, HOST_VECTOR, Image, accumulator, add_copy, cuda_lanes, packed
 from cudakit.plan import NULL, Output, Plan, Slot, Target
@@ -37,12 +37,6 @@ def check_directions(names: Sequence[str], given: Sequence[Spec | None], like: S
             raise InvalidArgument(name, f"be None where {of} is", f"shape {spec.shape}")
         checks.same_dtype(name, spec, of, array.dtype)
         checks.shape(name, spec, array.shape)
-
-
-def unreadable(specs: Sequence[Spec | None], images: Mapping[int, Image | None]) -> tuple[int, ...]:
-    """Return which of these arrays must be made contiguous; those that are read as images need only be `flat`."""
-    given = ((i, spec, images.get(i)) for i, spec in enumerate(specs) if spec is not None)
-    return tuple(i for i, spec, x in given if not (x.flat if x else is_contiguous(spec)))
 
 
 def add_packed(plan: Plan, target: Target, slot: Slot, x: Image, *, last: bool = True) -> Slot:

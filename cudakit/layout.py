@@ -1,11 +1,11 @@
 """Images in memory: their layouts, whatever the data format, and copies from one to another."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
 from cudakit import checks
-from cudakit.array import CPU, Spec, contiguous_strides, itemsize
+from cudakit.array import CPU, Spec, contiguous_strides, is_contiguous, itemsize
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, load
 from cudakit.plan import NULL, Plan, Slot, Target
@@ -115,6 +115,12 @@ def checked_image(argument: str, spec: Spec, data_format: str, dimensions: Colle
     if 0 in x.space:
         raise InvalidArgument(argument, "have no empty spatial dimension", f"shape {spec.shape}")
     return x
+
+
+def unreadable(specs: Sequence[Spec | None], images: Mapping[int, Image | None]) -> tuple[int, ...]:
+    """Return which of these arrays must be made contiguous; those that are read as images need only be `flat`."""
+    given = ((i, spec, images.get(i)) for i, spec in enumerate(specs) if spec is not None)
+    return tuple(i for i, spec, x in given if not (x.flat if x else is_contiguous(spec)))
 
 
 def _settled(sizes: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...]:

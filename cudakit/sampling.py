@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 from cudakit import checks
 from cudakit.array import Spec, is_contiguous
-from cudakit.double_backward import check_directions, unreadable, wanting
-from cudakit.layout import DATA_FORMATS, Image, checked_image, image, ordered, packed
+from cudakit.double_backward import check_directions, wanting
+from cudakit.layout import DATA_FORMATS, Image, checked_image, image, ordered, packed, unreadable
 from cudakit.op import Op
 from cudakit.plan import Output, Plan, Target
 from cudakit.sampling_double_plan import plan_double_backward
