@@ -1,6 +1,7 @@
-"""The README's Python blocks run as they stand."""
+"""The README's Python blocks run as they stand, and its table of files leaves none out."""
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,13 @@ def test_block_runs(block: str) -> None:
 
 def test_there_are_blocks_for_the_frameworks() -> None:
     assert {framework(block) for block in BLOCKS} >= {"numpy", "torch", "jax", "tensorflow", "paddle"}
+
+
+def test_the_table_has_every_file() -> None:
+    table = README.read_text(encoding="utf-8").partition("## How it is made")[2].partition("\n## ")[0]
+    named = re.findall(r"[\w*]+\.(?:py|cuh?|h|cpp)\b", table)
+    files = [path.name for folder in ("cudakit", "cuda_src") for path in (README.parent / folder).glob("[!.]*.*")]
+    missing = [
+        name for name in files if name not in ("__init__.py", "py.typed") and not any(fnmatch(name, n) for n in named)
+    ]
+    assert missing == []
