@@ -211,7 +211,18 @@ def _make(n: int) -> Op:
         saved=(*saved, len(NAMES)),
         **roles,
     )
-    return Op(f"deform_conv{n}d", NAMES, _options, partial(_prepare, n), backward, saved, infer=_infer, **roles)
+    return Op(
+        f"deform_conv{n}d",
+        NAMES,
+        _options,
+        partial(_prepare, n),
+        backward,
+        saved,
+        curved=("offset",),
+        added=("bias",),
+        infer=_infer,
+        **roles,
+    )
 
 
 DEFORM_CONV1D, DEFORM_CONV2D, DEFORM_CONV3D = map(_make, (1, 2, 3))

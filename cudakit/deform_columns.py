@@ -271,6 +271,7 @@ DEFORM_IM2COL = Op(
     saved=(0, 1, 2),
     optional=("mask",),
     coordinates=COORDINATES,
+    curved=("offset",),
     infer=_infer_im2col,
 )
 DEFORM_COL2IM_BACKWARD = Op(
@@ -292,5 +293,6 @@ DEFORM_COL2IM = Op(
     saved=(0, 1, 2),
     optional=("mask",),
     coordinates=COORDINATES,
+    curved=("offset",),
     infer=_infer_col2im,
 )

@@ -4,14 +4,14 @@ All gradients are derivatives of one number, so their own derivatives are symmet
 direction, are the derivatives of all first ones in that direction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from cudakit.errors import no_derivatives
 from cudakit.op import Op
 
 Arrays = tuple[Any, ...]  # and None for one that is not there
-TWICE = "second derivatives carried forward twice"
+THIRD, TWICE = "third derivatives", "second derivatives carried forward twice"
 Run = Callable[[Op, Any, Arrays], Arrays]  # runs an operator with some options on some arrays
 
 
@@ -27,8 +27,7 @@ def pushed_forward(run: Run, op: Op, options: Any, saved: Arrays, tangents: Arra
     if gradients is None:
         count = directions(op)
         if any(x is not None for x in tangents[count:]):
-            only_of_result = options.needs == op.arrays[count : count + 1]
-            raise no_derivatives(op.name, TWICE if only_of_result else "third derivatives")
+            raise no_derivatives(op.name, TWICE if is_of_result(op, options) else THIRD)
         return run(op, options, (*tangents[:count], *arrays[count:]))
     if op.of is None:  # of the result, which is the gradient by its own gradient: any stands in for this
         double, given = gradients.backward, (saved[-1], *arrays)
@@ -48,14 +47,40 @@ def added(first: Arrays, second: Arrays) -> Arrays:
     """Return the sums of results, none of which may be there."""
     if not first or not second:
         return first or second
-    return tuple(None if x is None else x + y for x, y in zip(first, second, strict=True))
+    pairs = zip(first, second, strict=True)
+    return tuple(y if x is None else x if y is None else x + y for x, y in pairs)
+
+
+def is_of_result(op: Op, options: Any) -> bool:
+    """Whether of gradients' gradients only the first is needed, which is the derivative of an operator's result."""
+    assert op.of is not None
+    return bool(options.needs == op.of.arrays[:1])
+
+
+def _matters(op: Op, *by: str) -> bool:
+    """Whether an operator's derivative by these arrays, one after the other, may be other than zero."""
+    once = [name for name in by if name not in op.curved]
+    return len(set(once)) == len(once) and (len(by) == 1 or not set(by).intersection(op.added))
+
+
+def nonzero(op: Op, needs: Collection[str], arrays: Arrays, *by: str) -> tuple[str, ...]:
+    """Return which of gradients' gradients may be other than zero in the directions that are there.
+
+    Or their derivatives by an array that is no direction.
+    """
+    assert op.of is not None and op.of.of is not None
+    of, gradient = op.of.of, op.of.arrays[0]  # by the result, in which all but the first of them are linear
+    along = [name for name, x in zip(of.arrays, arrays, strict=False) if x is not None]
+    if gradient in by:
+        return nonzero(op, [name for name in needs if name != gradient], arrays)
+    return tuple(name for name in needs if any(_matters(of, t, *[name] * (name != gradient), *by) for t in along))
 
 
 def pulled_back(run: Run, op: Op, options: Any, arrays: Arrays, grads: Arrays) -> tuple[Arrays, list[str]]:
     """Return the gradients of gradients' gradients by their arrays, and by which of these there are none.
 
     By the directions they are the derivatives of gradients in the direction of `grads`. By the others there are only
-    those of the first result, the derivative of an operator's: they would be third derivatives.
+    those of the first result, the derivative of an operator's: they would be third derivatives, unless those are zero.
     """
     gradients, count = op.of, directions(op)
     assert gradients is not None
@@ -65,10 +90,10 @@ def pulled_back(run: Run, op: Op, options: Any, arrays: Arrays, grads: Arrays) -
     if wanted:
         found = pushed_forward(run, gradients, options._replace(needs=wanted), arrays[count:], grads)
     others = [name for name in op.arrays[count:] if name in options.needs]
-    none = (None,) * (len(op.arrays) - count)
-    if any(x is not None for x in grads[1:]):
-        return (*found, *none), others
-    needed = options._replace(needs=tuple(name for name in others if name != op.arrays[count]))
-    if not needed.needs:
-        return (*found, *none), []
-    return (*found, *run(op, needed, (*arrays[:count], grads[0], *arrays[count + 1 :]))), []
+    asked = [name for name, x in zip(gradients.arrays[1:], grads[1:], strict=False) if x is not None]
+    refused = [name for name in others if nonzero(op, asked, arrays, name)]
+    needs = tuple(name for name in others if name not in (*refused, *gradients.arrays[:1]))
+    if grads[0] is None or not needs:
+        return (*found, *[None] * (len(op.arrays) - count)), refused
+    given = (*arrays[:count], grads[0], *arrays[count + 1 :])
+    return (*found, *run(op, options._replace(needs=needs), given)), refused

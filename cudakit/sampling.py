@@ -231,5 +231,6 @@ GRID_SAMPLE = Op(
     GRID_SAMPLE_BACKWARD,
     saved=(0, 1),
     coordinates=("grid",),
+    curved=("grid",),
     infer=_infer_grid_sample,
 )

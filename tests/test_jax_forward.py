@@ -1,6 +1,7 @@
 """JAX: derivatives carried forward, and those of what was."""
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -164,6 +165,55 @@ def test_second_derivatives_are_not_carried_forward_twice() -> None:
     rule = r"^grid_sample_double_backward: there are no second derivatives carried forward twice"
     with pytest.raises(RuntimeError, match=rule):
         twice(grid)
+
+
+def test_what_nobody_wants_is_not_refused() -> None:
+    """Third derivatives, where curvature is logged, stopped or dropped."""
+    image, grid = drawn("grid_sample")
+
+    def total(k: Any) -> Any:
+        return (cudakit.grid_sample(image, grid * k) ** 2).sum()
+
+    slope, curvature = jax.grad(total)(1.0), jax.hessian(total)(1.0)
+    (_, logged), found = jax.value_and_grad(lambda k: (total(k), jax.hessian(total)(k)), has_aux=True)(1.0)
+    near([found, logged], [slope, curvature])
+    stopped = jax.grad(lambda k: total(k) + jax.lax.stop_gradient(jax.hessian(total)(k)))
+    near([stopped(1.0), jax.jit(stopped)(1.0)], [slope, slope])
+
+    def newton(k: Any, _: Any) -> tuple[Any, None]:
+        return k - 1e-3 * jax.lax.stop_gradient(jax.hessian(total)(k)) * k, None
+
+    near(jax.grad(lambda k: jax.lax.scan(newton, k, None, 1)[0])(1.0), 1 - 1e-3 * curvature)
+    near(jax.grad(lambda k: pushed(lambda k: jax.value_and_grad(total)(k)[0], [k], [1.0]))(1.0), curvature)
+
+
+@pytest.mark.parametrize(("name", "places"), [("grid_sample", [0]), ("deform_conv2d", [0]), ("deform_conv2d", [2, 3])])
+def test_what_is_zero_is_not_refused(name: str, places: list[int]) -> None:
+    """Operators are linear in some arrays, so all derivatives of a function of their results are there."""
+    with jax.enable_x64(True):
+        arrays = drawn(name, dtype="float64")
+
+        def total(k: Any) -> Any:
+            given = [x * k if i in places else x for i, x in enumerate(arrays)]
+            return jax.numpy.sin(function(name)(*given)).sum()
+
+        second, step = jax.jacfwd(jax.jacfwd(total)), 1e-5
+        near(second(1.0), jax.hessian(total)(1.0))
+        third = jax.grad(jax.grad(jax.grad(total)))(1.0)
+        np.testing.assert_allclose(third, (second(1 + step) - second(1 - step)) / (2 * step), rtol=1e-5)
+
+
+def test_third_derivatives_are_refused_in_every_order() -> None:
+    image, grid = drawn("grid_sample")
+
+    def total(k: Any) -> Any:
+        return cudakit.grid_sample(image, grid * k).sum()
+
+    for first, second, third in itertools.product((jax.jacfwd, jax.grad), repeat=3):
+        with pytest.raises(
+            RuntimeError, match=r"^grid_sample_double_backward: there are no (third|second) derivatives"
+        ):
+            first(second(third(total)))(1.0)
 
 
 def test_what_is_left_out_costs_no_memory() -> None:

@@ -32,6 +32,14 @@ for function, out in ((slopes, specs), (push, (parts, parts))):
     assert all(len(x.sharding.device_set) == 2 for x in found), found
     for one, other in zip(found, function(image, theta, offset, weight)):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+first, second = jax.devices()
+try:
+    cudakit.grid_sample(jax.device_put(image, second), jax.device_put(cudakit.affine_grid(theta, image.shape), first))
+except TypeError as error:
+    assert str(error) == "grid_sample: grid must be on the device of input, cpu:1, got cpu:0", error
+else:
+    raise AssertionError
 """
 
 

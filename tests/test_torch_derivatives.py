@@ -142,6 +142,21 @@ def test_third_derivatives_are_refused_by_every_argument(asked: int) -> None:
         torch.autograd.grad(curvature.sum(), tensors[asked])
 
 
+def test_third_derivatives_that_are_zero() -> None:
+    """Of an operator in an array in which it is linear: those of a function of its results are there."""
+    x, grid = (y.detach() for y in sampling(2))
+    scale, step = torch.ones((), dtype=torch.float64, requires_grad=True), 1e-5
+
+    def derivative(order: int, at: Any) -> Any:
+        value = sampled(x * at, grid).sin().sum()
+        for _ in range(order):
+            (value,) = torch.autograd.grad(value, at, create_graph=True)
+        return value
+
+    expected = (derivative(2, scale + step) - derivative(2, scale - step)) / (2 * step)
+    torch.testing.assert_close(derivative(3, scale), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_third_derivatives_are_refused_by_transforms() -> None:
     x, grid = (y.detach() for y in sampling(2))
     slope = torch.func.grad(lambda g: sampled(x, g).square().sum())

@@ -13,7 +13,17 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
 from cudakit.batching import enlarged, foldable
-from cudakit.derivatives import TWICE, Arrays, added, directions, pulled_back, pushed_forward
+from cudakit.derivatives import (
+    THIRD,
+    TWICE,
+    Arrays,
+    added,
+    directions,
+    is_of_result,
+    nonzero,
+    pulled_back,
+    pushed_forward,
+)
 from cudakit.errors import no_derivatives
 from cudakit.jax.execution import dense_specs, execute, filled_specs
 from cudakit.jax.placing import leading, mesh_of, placed, typed, whole
@@ -24,7 +34,11 @@ Names = tuple[str, ...]
 
 
 def apply(op: Op, options: Any, arrays: Arrays) -> Arrays:
-    """Run an operator; return its results, None for one that is not there."""
+    """Run an operator; return its results, None for one that is not there, or zero whatever the arrays hold."""
+    if op.backward is None:
+        options = options._replace(needs=nonzero(op, options.needs, arrays))
+        if not options.needs:
+            return (None,) * len(op.differentiated)
     absent = tuple(name for name, x in zip(op.arrays, arrays, strict=True) if x is None)
     found = _OPERATORS[op.name].primitive.bind(*compact(arrays), options=options, absent=absent)
     return _spread(op, options, absent, found)
@@ -66,6 +80,7 @@ class _Operator:
             ad.primitive_transposes[self.primitive] = self.pull
         if op.backward is None:
             self.curvature = _primitive(f"{op.name}_jvp", self.refuse, self.curvature_types, self.map_curvature)
+            ad.primitive_jvps[self.curvature] = self.push_curvature
             ad.primitive_transposes[self.curvature] = self.pull_curvature
 
     def run(self, *given: Any, options: Any, absent: Names) -> Results:
@@ -95,8 +110,10 @@ class _Operator:
             saved = (*[arrays[i] for i in op.saved], None)
             found = pushed_forward(apply, op, options, saved, (*along[:count], *none))
         curved = self.curve(given, along[count:], **params)
-        changes = compact(added(found, curved))
-        return results, changes or [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in results]
+        changes = dict(enumerate(added(found, curved)))  # none where it is zero
+        places = [i for i, there in enumerate(op.present(options, absent)) if there]
+        pairs = ((changes.get(i), result) for i, result in zip(places, results, strict=True))
+        return results, [ad.Zero(jax.typeof(x).to_tangent_aval()) if change is None else change for change, x in pairs]
 
     def pull(self, grads: Sequence[Any], *given: Any, options: Any, absent: Names) -> Results:
         """Return the gradients by the arrays in which the results are linear."""
@@ -117,23 +134,22 @@ class _Operator:
         return [named.get(name) for name in op.arrays if name not in absent]
 
     def curve(self, given: Sequence[Any], along: Arrays, *, options: Any, absent: Names) -> Arrays:
-        """Return the change of a derivative in one direction where its arrays change in another."""
+        """Return the change of gradients' gradients where their arrays change, directions aside: third derivatives.
+
+        Of the first result, which is an operator's derivative, they are second ones, and these can be pulled back.
+        """
         op, first = self.op, len(self.op.arrays) - len(along)
-        changing = [(name, x) for name, x in zip(op.arrays[first:], along, strict=True) if x is not None]
-        if not changing:
-            return ()
-        if options.needs != op.arrays[first : first + 1]:
-            raise no_derivatives(op.name)
-        changing = [(name, x) for name, x in changing if name not in options.needs]  # which the derivative has not
+        arrays, changes = _filled(op, absent, given), zip(op.arrays[first:], along, strict=True)
+        changing = [(name, x) for name, x in changes if x is not None and nonzero(op, options.needs, arrays, name)]
         if not changing:
             return ()
         names, tangents = zip(*changing, strict=True)
         found = self.curvature.bind(*tangents, *given, options=options, absent=absent, along=names)
         return _spread(op, options, absent, found)
 
-    def refuse(self, *_given: Any, **_params: Any) -> Results:
-        """Refuse to carry second derivatives forward, which can only be transposed."""
-        raise no_derivatives(self.op.name, TWICE)
+    def refuse(self, *_given: Any, options: Any, **_params: Any) -> Results:
+        """Refuse to compute what `curve` returns: only now is it known that anybody wants it."""
+        raise no_derivatives(self.op.name, TWICE if is_of_result(self.op, options) else THIRD)
 
     def curvature_types(self, *given: Any, along: Names, **params: Any) -> Results:
         """Return the types of what `curve` does."""
@@ -147,10 +163,22 @@ class _Operator:
         bind = partial(self.curvature.bind, absent=absent, along=along)
         return _mapped(self.op, names, bind, given, axes, options)
 
+    def push_curvature(self, given: Sequence[Any], tangents: Sequence[Any], *, along: Names, **params: Any) -> Any:
+        """Return what `curve` does, and its change with the tangents, in which it is linear."""
+        count = len(along)
+        results = self.curvature.bind(*given, along=along, **params)
+        if not all(isinstance(x, ad.Zero) for x in tangents[count:]):
+            raise no_derivatives(self.op.name)
+        new = [ad.instantiate_zeros(x) for x in tangents[:count]]
+        return results, self.curvature.bind(*new, *given[count:], along=along, **params)
+
     def pull_curvature(self, grads: Sequence[Any], *given: Any, options: Any, absent: Names, along: Names) -> Results:
-        """Return the gradients of a derivative by its arrays."""
+        """Return the gradients of an operator's derivative by its arrays."""
         arrays, op = _filled(self.op, absent, given[len(along) :]), self.op
-        found, _ = pulled_back(apply, op, options._replace(needs=along), arrays, _spread(op, options, absent, grads))
+        by_results = _spread(op, options, absent, _nonzero(grads))
+        found, refused = pulled_back(apply, op, options._replace(needs=along), arrays, by_results)
+        if refused:
+            raise no_derivatives(op.name)
         named = dict(zip(op.arrays, found, strict=True))
         return [*map(named.get, along), *[None] * (len(given) - len(along))]
 
