@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.resources
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import cudakit
 
 from .conftest import require
 
-ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+FILTER = "mark.filterwarnings("
 SOURCES = {f"cuda_src/{path.name}" for path in (ROOT / "cuda_src").iterdir() if path.is_file()}
 BENCHMARKS = {f"benchmarks/{path.name}" for path in (ROOT / "benchmarks").glob("*.py")}
 MODULES = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cudakit").rglob("*.py")}
@@ -125,3 +128,12 @@ def test_public_names_are_documented() -> None:
     assert len(set(cudakit.__all__)) == len(cudakit.__all__)
     undocumented = [name for name in cudakit.__all__ if not (getattr(cudakit, name).__doc__ or "").strip()]
     assert undocumented == []
+
+
+def test_no_filter_of_warnings_needs_a_framework() -> None:
+    """To apply one, pytest imports the module of its category, even for tests that are skipped without it."""
+    marks = [
+        line for path in TESTS.glob("test_*.py") for line in path.read_text("utf-8").splitlines() if FILTER in line
+    ]
+    assert len(marks) > 1
+    assert [mark for mark in marks if re.search(r'"\w*:[^":]*:\w+\.', mark)] == []
