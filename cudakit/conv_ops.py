@@ -9,11 +9,7 @@ from cudakit.conv_cut import Convolution
 from cudakit.conv_double_plan import DoubleBackward
 from cudakit.conv_plan import Slots
 from cudakit.conv_targets import plan_backward, plan_forward
-from cudakit.deform_geometry import (
-    Window,
-    deformation,
-    window,
-)
+from cudakit.deform_geometry import Window, deformation, window
 from cudakit.double_backward import Result, check_directions, wanting
 from cudakit.errors import InvalidArgument
 from cudakit.layout import DATA_FORMATS, Image, add_sum, checked_image, image, ordered, packed, unreadable

@@ -11,7 +11,6 @@ from cudakit.errors import no_derivatives
 from cudakit.op import Op
 
 Arrays = tuple[Any, ...]  # and None for one that is not there
-THIRD, TWICE = "third derivatives", "second derivatives carried forward twice"
 Run = Callable[[Op, Any, Arrays], Arrays]  # runs an operator with some options on some arrays
 
 
@@ -27,7 +26,7 @@ def pushed_forward(run: Run, op: Op, options: Any, saved: Arrays, tangents: Arra
     if gradients is None:
         count = directions(op)
         if any(x is not None for x in tangents[count:]):
-            raise no_derivatives(op.name, TWICE if is_of_result(op, options) else THIRD)
+            raise refusal(op, options)
         return run(op, options, (*tangents[:count], *arrays[count:]))
     if op.of is None:  # of the result, which is the gradient by its own gradient: any stands in for this
         double, given = gradients.backward, (saved[-1], *arrays)
@@ -51,10 +50,14 @@ def added(first: Arrays, second: Arrays) -> Arrays:
     return tuple(y if x is None else x if y is None else x + y for x, y in pairs)
 
 
-def is_of_result(op: Op, options: Any) -> bool:
-    """Whether of gradients' gradients only the first is needed, which is the derivative of an operator's result."""
+def refusal(op: Op, options: Any) -> RuntimeError:
+    """Return the exception to raise where gradients' gradients are to be carried forward.
+
+    The first of them is the derivative of an operator's result: where only that is needed, a second one was wanted.
+    """
     assert op.of is not None
-    return bool(options.needs == op.of.arrays[:1])
+    twice = options.needs == op.of.arrays[:1]
+    return no_derivatives(op.name, *["second derivatives carried forward twice"] * twice)
 
 
 def _matters(op: Op, *by: str) -> bool:

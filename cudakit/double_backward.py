@@ -1,6 +1,7 @@
-"""What the gradients of gradients have in common: arrays whose channels are neighbours, copied where they are not.
+"""What the gradients of gradients have in common: arrays that are packed, copied where they are not.
 
-Second derivatives are wanted seldom, so their kernels (duals.cuh) know one layout, to which whole batches are copied.
+Second derivatives are wanted seldom, so their kernels (duals.cuh) know few layouts, to which whole batches are copied:
+channels as neighbours, or, where there are few, the data format's.
 """
 
 from collections.abc import Callable, Sequence
@@ -59,7 +60,7 @@ class Result(NamedTuple):
     @classmethod
     def of(cls, shape: tuple[int, ...], dtype: str, *, last: bool, added: bool, neighbours: bool = True) -> "Result":
         """Return that of shape (N, C, S...), made with neighbouring channels or not; sums have the dtype for them."""
-        made = packed(shape, accumulator(dtype) if added else dtype, channels_last=last or neighbours)
+        made = packed(shape, accumulator(dtype) if added else dtype, channels_last=neighbours)
         return cls(made, packed(shape, dtype, channels_last=last), added)
 
     def output(self, shape: tuple[int, ...], *, empty: bool) -> Output:

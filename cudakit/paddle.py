@@ -1,4 +1,4 @@
-"""Paddle: gradients through its autograd, made from the `Op` records. The only module that imports paddle."""
+"""Paddle: gradients through its autograd, made from the `Op` records. Operators reach paddle by it alone."""
 
 from typing import Any
 

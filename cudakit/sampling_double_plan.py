@@ -78,6 +78,7 @@ def _launch(call: Sampling, output: Image, target: Target, planar: bool, added: 
     constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts))
     constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
     constants |= {"TILE": tile, "LANES": lanes, "VEC": vector, "GROUP": even_group(x.shape[1]) if planar else 1}
+    constants |= {"WINDOW": 0, "SLABS": 0, "NEAR": 0}
     kernel = KERNELS["grid_sample_planar_double_backward" if planar else "grid_sample_double_backward"]
     tail = pack_tail(
         kernel,
@@ -85,6 +86,6 @@ def _launch(call: Sampling, output: Image, target: Target, planar: bool, added: 
         *(x.space, x.strides),
         *((*output.strides[:2], output.strides[-1]), x.strides),
     )
-    loaded = load(kernel, tuple((constants | {"WINDOW": 0, "SLABS": 0, "NEAR": 0}).items()), target.device)
+    loaded = load(kernel, tuple(constants.items()), target.device)
     work = prod(x.shape[:2]) * call.pixels * call.taps
     return Launch(loaded, tail, items, tiles if added else 1, work, target.threads)

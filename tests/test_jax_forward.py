@@ -79,7 +79,10 @@ def test_one_direction_of_each_array(name: str) -> None:
     whole = pushed(function(name), arrays, along)
     parts = []
     for i in range(len(arrays)):
-        rest = lambda x, i=i: function(name)(*arrays[:i], x, *arrays[i + 1 :])  # noqa: E731
+
+        def rest(x: Any, i: int = i) -> Any:
+            return function(name)(*arrays[:i], x, *arrays[i + 1 :])
+
         parts.append(pushed(rest, [arrays[i]], [along[i]]))
     near(sum(parts), whole)
 

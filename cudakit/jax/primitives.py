@@ -13,17 +13,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
 from cudakit.batching import enlarged, foldable
-from cudakit.derivatives import (
-    THIRD,
-    TWICE,
-    Arrays,
-    added,
-    directions,
-    is_of_result,
-    nonzero,
-    pulled_back,
-    pushed_forward,
-)
+from cudakit.derivatives import Arrays, added, directions, nonzero, pulled_back, pushed_forward, refusal
 from cudakit.errors import no_derivatives
 from cudakit.jax.execution import dense_specs, execute, filled_specs
 from cudakit.jax.placing import leading, mesh_of, placed, typed, whole
@@ -149,7 +139,7 @@ class _Operator:
 
     def refuse(self, *_given: Any, options: Any, **_params: Any) -> Results:
         """Refuse to compute what `curve` returns: only now is it known that anybody wants it."""
-        raise no_derivatives(self.op.name, TWICE if is_of_result(self.op, options) else THIRD)
+        raise refusal(self.op, options)
 
     def curvature_types(self, *given: Any, along: Names, **params: Any) -> Results:
         """Return the types of what `curve` does."""

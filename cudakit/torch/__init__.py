@@ -1,4 +1,4 @@
-"""PyTorch: every operator takes part in autograd, made from its `Op` record. The only package that imports torch.
+"""PyTorch: every operator takes part in autograd, made from its `Op` record. Operators reach torch by it alone.
 
 Called on plain tensors, an operator runs at once, under an `autograd.Function`. Where something wants to see the call
 on its way (``torch.compile``, ``torch.export``, ``torch.func``, a kind of tensor of its own), it goes through PyTorch's

@@ -16,15 +16,7 @@ from cudakit.batching import enlarged, foldable, leader
 from cudakit.derivatives import pulled_back, pushed_forward
 from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.op import OPS, Op, compact, spread
-from cudakit.torch import (
-    DTYPES,
-    FRAMEWORK,
-    Tensors,
-    any_dual,
-    dtype_name,
-    is_batched,
-    settled,
-)
+from cudakit.torch import DTYPES, FRAMEWORK, Tensors, any_dual, dtype_name, is_batched, settled
 
 _SCHEMAS: dict[Any, str] = {
     bool: "bool",
