@@ -1,4 +1,4 @@
-"""Paddle: gradients through its autograd, made from the `Op` records. Operators reach paddle by it alone."""
+"""Paddle: gradients through its autograd, made from the `Op` records. Operators reach it by this module alone."""
 
 from typing import Any
 

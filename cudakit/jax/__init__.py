@@ -1,4 +1,4 @@
-"""JAX: every operator under its transforms, made from its `Op` record. Operators reach jax by it alone.
+"""JAX: every operator under its transforms, made from its `Op` record. Operators reach it by this package alone.
 
 Each is a primitive, so derivatives in both directions, maps and control flow compose as they do for JAX's own
 operators.

@@ -1,4 +1,4 @@
-"""PyTorch: every operator takes part in autograd, made from its `Op` record. Operators reach torch by it alone.
+"""PyTorch: every operator takes part in autograd, made from its `Op` record. Operators reach it by this package alone.
 
 Called on plain tensors, an operator runs at once, under an `autograd.Function`. Where something wants to see the call
 on its way (``torch.compile``, ``torch.export``, ``torch.func``, a kind of tensor of its own), it goes through PyTorch's
