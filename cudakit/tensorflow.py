@@ -1,4 +1,4 @@
-"""TensorFlow: gradients through ``tf.GradientTape``, made from the `Op` records. Operators reach it by this module alone.
+"""TensorFlow: gradients through ``tf.GradientTape``, made from the `Op` records. Operators reach it by this alone.
 
 Inside ``tf.function`` an operator is a ``tf.py_function``: TensorFlow calls back to run it, so such a graph can neither
 be saved without Python nor be compiled by XLA.
