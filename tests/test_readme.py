@@ -18,6 +18,7 @@ def framework(block: str) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # by PyTorch's forward mode itself
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")  # by its exporter itself
 @pytest.mark.parametrize("block", BLOCKS, ids=[framework(block) for block in BLOCKS])
 def test_block_runs(block: str) -> None:
     require(framework(block))

@@ -16,7 +16,8 @@ from cudakit.batching import enlarged, foldable, leader
 from cudakit.derivatives import pulled_back, pushed_forward
 from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.op import OPS, Op, compact, spread
-from cudakit.torch import DTYPES, FRAMEWORK, Tensors, any_dual, dtype_name, is_batched, settled
+from cudakit.plan import Output
+from cudakit.torch import DTYPES, FRAMEWORK, Tensors, any_dual, dtype_name, is_batched, onnx, settled
 
 _SCHEMAS: dict[Any, str] = {
     bool: "bool",
@@ -38,6 +39,11 @@ def dispatch(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     for name, x in zip(op.arrays, tensors, strict=True):
         if x is not None and x.is_nested:
             op.refuse(InvalidArgument(name, "be a dense tensor", "a nested one", TypeError))
+    if onnx.is_exporting():
+        _OPERATORS[op.name].outputs(tensors, options)  # checks
+        converted = onnx.convert(op, options, tensors)
+        if converted is not None:
+            return (converted,)
     return run(op, options, tensors)
 
 
@@ -179,17 +185,20 @@ class _Operator:
         return self.results(self.op.run(FRAMEWORK, settled(tensors), options))
 
     def fake(self, *values: Any) -> Any:
-        """Return empty results; the arguments are checked as well where no size is a symbol."""
+        """Return empty results."""
         tensors, options = self.split(values)
-        specs = tuple(x if x is None else _spec(x) for x in tensors)
         place = next(x.device for x in tensors if x is not None)
-        if any(isinstance(size, torch.SymInt) for size in _numbers((specs, options))):
-            outputs = self.op.outputs(specs, options)
-        else:
-            outputs = self.op.plan(specs, options, CPU).results  # the same on every device
+        outputs = self.outputs(tensors, options)
         return self.results(
             tuple([x if x is None else torch.empty(x.shape, dtype=DTYPES[x.dtype], device=place) for x in outputs])
         )
+
+    def outputs(self, tensors: Tensors, options: Any) -> tuple[Output | None, ...]:
+        """Return what the results look like; the arguments are checked as well where no size is a symbol."""
+        specs = tuple(x if x is None else _spec(x) for x in tensors)
+        if any(isinstance(size, torch.SymInt) for size in _numbers((specs, options))):
+            return self.op.outputs(specs, options)
+        return self.op.plan(specs, options, CPU).results  # the same on every device
 
     def set_up(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep what the gradients are computed from."""
