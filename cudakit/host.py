@@ -34,6 +34,7 @@ FLAGS = (
 X86_FLAGS = ("-mprefer-vector-width=512",)
 _JOB = struct.Struct("P3q").pack  # `Job` of `host_pool.cpp`
 DIGEST_SIZE = hashlib.sha256().digest_size
+ZIG_FLAGS = ("-nostdlib++",)  # its C++ library would be built from source on first use; the kernels need none
 INSTALL_HINT = "no C++ compiler found; install g++ or clang++, or: pip install 'cudakit[cpu]'"
 
 
@@ -50,8 +51,7 @@ def compilers() -> Iterator[tuple[str, ...]]:
         if path is not None:
             yield (path,)
     if find_spec("ziglang") is not None:
-        # Its C++ library would be built from source on first use; the kernels need none.
-        yield (sys.executable, "-m", "ziglang", "c++", "-nostdlib++")
+        yield (sys.executable, "-m", "ziglang", "c++", *ZIG_FLAGS)
 
 
 def _chosen() -> tuple[str, ...]:
@@ -67,7 +67,8 @@ def _chosen() -> tuple[str, ...]:
     if path is None:
         remedy = f"unset CXX, or install {command[0]!r}"
         raise BackendUnavailable(f"$CXX must be a command, got {text!r}: no such command was found; {remedy}")
-    return (path, *command[1:])
+    zig = "ziglang" in command or Path(path).stem == "zig"
+    return (path, *command[1:], *(ZIG_FLAGS if zig else ()))
 
 
 @cache

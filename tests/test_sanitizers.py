@@ -9,7 +9,7 @@ import pytest
 from .processes import start
 
 FUZZ = Path(__file__).with_name("fuzz.py")
-CALLS, PARTS = 100, 2
+CALLS, PARTS = 75, 2
 LIBRARIES = ("libasan.so", "libubsan.so")
 
 # Its options come after the library's, so that they hold.
