@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-Arrays = dict[str, Array]
+Arrays = dict[str, Any]  # NumPy's, or tensors
 OURS = "cudakit"
 LINE_BYTES = 64
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -145,7 +145,7 @@ def _numpy(item: Any) -> Array:
 def traffic(row: Row, arrays: Arrays, results: tuple[Array, ...]) -> int:
     """Return the bytes of reading every argument once and writing every result once."""
     itemsize = 4 if row.dtype == "float32" else 2
-    return itemsize * sum(prod(array.shape) for array in (*arrays.values(), *results))
+    return itemsize * sum(int(prod(array.shape)) for array in (*arrays.values(), *results))
 
 
 def largest_error(found: tuple[Array, ...], expected: tuple[Array, ...]) -> float:

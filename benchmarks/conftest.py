@@ -26,7 +26,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         ]
         rows = family.rows(not full)
         metafunc.parametrize("row", rows, ids=lambda row: row.name)
-        metafunc.parametrize("side", list(filter(peers.present, sides)))
+        metafunc.parametrize("side", [side for side in sides if peers.present(side)])
 
 
 @lru_cache(1)  # the sides of a row follow one another

@@ -44,7 +44,8 @@ def torchvision(row: Row, arrays: Arrays, _: int) -> Prepared | None:
     if case.columns:
         return None
     tensors = _tensors(row, arrays)
-    x, offset, weight, mask = (tensors.get(name) for name in GRADIENTS)
+    x, offset, weight = (tensors[name] for name in GRADIENTS[:3])
+    mask = tensors.get("mask")
     if not case.backward:
         return Prepared(lambda: vision.deform_conv2d(x, offset, weight, None, 1, case.padding, 1, mask), _results(row))
     bias = weight.new_zeros(case.outputs)

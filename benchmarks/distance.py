@@ -57,7 +57,8 @@ def crossing_ns(threads: int) -> float | None:
     if native is None:
         return None
     native.crossing_ns.restype = c_double
-    return min(native.crossing_ns() for _ in range(BATCHES))
+    nearest: float = min(native.crossing_ns() for _ in range(BATCHES))
+    return nearest
 
 
 def is_far(row: Result, rows: Iterable[Result]) -> bool:

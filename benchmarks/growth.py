@@ -70,7 +70,8 @@ def point(case: Deform, threads: int, peers: Sequence[str], device: Device) -> d
 
 def curves(base: Deform, threads: int, peers: Sequence[str], axes: Sequence[Axis], device: Device) -> list[Result]:
     """Measure every way along every axis."""
-    work, points = list(product(WAYS, axes)), []
+    work = list(product(WAYS, axes))
+    points: list[list[Result]] = []
     with progress() as bar:
         task = bar.add_task("growth", total=sum(len(axis.values) for _, axis in work))
         for way, axis in work:

@@ -6,6 +6,8 @@ a matrix product, is the roofline of Williams, Waterman and Patterson (2009, doi
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from operator import matmul
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -43,7 +45,7 @@ def gemm_samples(dtype: str) -> list[list[Sample]]:
     if torch is not None:
         for name in dict.fromkeys(("float32", dtype)):
             tensor = torch.from_numpy(matrix).to(getattr(torch, name))
-            found.append(_repeated(lambda tensor=tensor: tensor @ tensor))
+            found.append(_repeated(partial(matmul, tensor, tensor)))
     return found
 
 

@@ -108,7 +108,7 @@ def ratio(turns: Turns, ours: Turns) -> float:
     if len(pairs) < FEWEST_PAIRS:
         if min(len(steady), len(ours_steady)) >= FEWEST_TURNS:
             return median(map(_middle, steady.values())) / median(map(_middle, ours_steady.values()))
-        pairs = turns.keys()
+        pairs = set(turns)
     return median(_middle(turns[number]) / _middle(ours[number]) for number in pairs)
 
 

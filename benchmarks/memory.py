@@ -5,6 +5,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .cases import Row, Side
 
@@ -32,7 +33,7 @@ def same_layout() -> Iterator[None]:
 
     Where they lie by chance decides, for one, whether torch's bicubic gradients take 200 or 250 ms. Linux may refuse.
     """
-    personality = getattr(ctypes.CDLL(None), "personality", None)
+    personality: Any = getattr(ctypes.CDLL(None), "personality", None)
     before = personality(ASK_PERSONALITY) if personality else -1
     if before != -1:
         personality(before | ADDR_NO_RANDOMIZE)

@@ -66,7 +66,13 @@ def _family(name: str, found: Result) -> Figure:
         _roofline(panel, run)
     below = figure.add_subplot(right[-1, 0])
     below.axis("off")
-    style = {"fontsize": 7.5, "frameon": False, "loc": "upper left", "bbox_to_anchor": (-0.2, 1), "handletextpad": 0}
+    style: dict[str, Any] = {
+        "fontsize": 7.5,
+        "frameon": False,
+        "loc": "upper left",
+        "bbox_to_anchor": (-0.2, 1),
+        "handletextpad": 0,
+    }
     below.legend(*roofs[-1].get_legend_handles_labels(), **style)
     figure.suptitle(f"{FAMILIES[name].title}: cudakit and its peers", x=0.01, ha="left", color=INK, size=15)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -74,7 +80,7 @@ def _family(name: str, found: Result) -> Figure:
     return figure
 
 
-def _lines(run: Result) -> int:
+def _lines(run: Result) -> float:
     return len(run["rows"]) + 1.5 * len({row["section"] for row in run["rows"]})
 
 

@@ -36,7 +36,7 @@ class Sampling(NamedTuple):
     def flop(self) -> int:
         """Return the operations of weighing the taps; the gradient by the grid weighs them once for each dimension."""
         n = len(self.out)
-        taps = (2 if self.mode == "bilinear" else 4) ** n
+        taps: int = (2 if self.mode == "bilinear" else 4) ** n
         return 2 * taps * self.shape[0] * self.shape[1] * prod(self.out) * (1 + n if self.backward else 1)
 
 

@@ -7,7 +7,7 @@ from time import perf_counter
 
 import pytest
 
-from . import gpu, measure, picture, record, report
+from . import gpu, growth, measure, picture, record, report
 from .cases import OURS, Family, Row
 from .command import DTYPES
 from .families import FAMILIES
@@ -95,7 +95,7 @@ def test_every_side_runs_and_agrees() -> None:
 
 def test_the_record_becomes_a_page_and_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(measure, "SIDE_SECONDS", 1e-3)
-    monkeypatch.setattr("benchmarks.growth.AXES", record.growth.AXES[3:4])
+    monkeypatch.setattr(growth, "AXES", growth.AXES[3:4])
     results = json.loads(json.dumps(record.measure_all(CHOICE)))
     assert not record.complaints(results)
     page = report.markdown(results)
