@@ -66,6 +66,18 @@ DEVICE void add_tile(const coord_t* grad, int count, acc_t first, const acc_t* w
     }
 }
 
+// The same for a row of pixels.
+DEVICE void add_row(const coord_t* grad, index_t width, const acc_t* within, acc_t* sum, acc_t* sum_x) {
+    for (index_t x = LANE * TILE; x < width; x += LANES * TILE) {
+        const acc_t first = 2 * acc_t(x) - acc_t(width - 1);
+        if (x + TILE <= width) {  // a constant, for straight SIMD code
+            add_tile(grad + x * NDIM, NUMBERS, first, within, sum, sum_x);
+        } else {
+            add_tile(grad + x * NDIM, (int)(width - x) * NDIM, first, within, sum, sum_x);
+        }
+    }
+}
+
 // Sum of one chunk of an image's pixels: partial[e][d] = sum over pixels of grad_grid[e] * coordinate[d]. The same
 // order of additions on every run.
 KERNEL(affine_grid_backward_partial, AffineGridParams) {
@@ -85,16 +97,8 @@ KERNEL(affine_grid_backward_partial, AffineGridParams) {
         const index_t end = smaller((chunk + 1) * chunk_rows, rows);
         double total[NDIM + 1][NUMBERS] = {};  // by coordinate, x first, and by 1
         for (index_t row = chunk * chunk_rows; row < end; ++row) {
-            const coord_t* grad = p.grad_grid + (n * pixels + row * width) * NDIM;
             acc_t sum[NUMBERS] = {}, sum_x[NUMBERS] = {};
-            for (index_t x = LANE * TILE; x < width; x += LANES * TILE) {
-                const acc_t first = 2 * acc_t(x) - acc_t(width - 1);
-                if (x + TILE <= width) {  // a constant, for straight SIMD code
-                    add_tile(grad + x * NDIM, NUMBERS, first, within, sum, sum_x);
-                } else {
-                    add_tile(grad + x * NDIM, (int)(width - x) * NDIM, first, within, sum, sum_x);
-                }
-            }
+            add_row(p.grad_grid + (n * pixels + row * width) * NDIM, width, within, sum, sum_x);
             SIMD for (int k = 0; k < NUMBERS; ++k) {
                 total[0][k] += sum_x[k];
                 total[NDIM][k] += sum[k];

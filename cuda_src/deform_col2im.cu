@@ -70,6 +70,32 @@ DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
     return it;
 }
 
+// The gradients of a tile at its tap that come from the `width` channels from c on; `grad_input` is the image's, or null.
+DEVICE void visit(const DeformCol2imParams& p, const Place& it, const Base& base, const TapSamples& samples, index_t c,
+                  int width, acc_t* grad_input, Dots& dots) {
+    const Geometry& g = p.geometry;
+    const index_t channel_stride = (index_t)p.layout.stride[1], pixel_stride = (index_t)p.layout.stride[3];
+    acc_t tile[TILE][VEC], other[TILE * VEC];
+    const index_t at = column_at(p.layout, it.n, c, it.tap, it.first);
+    acc_t* column = load_tile(p.columns + at, channel_stride, pixel_stride, base.count, width, tile, other);
+    if (WEIGHTED) {
+        acc_t weight[VEC];
+        load_channels(p.weight + it.tap * (index_t)g.channels + c, width, weight);
+        UNROLL for (int v = 0; v < VEC; ++v) column[v] *= weight[v];
+    }
+    if (grad_input) {
+        acc_t* grad = grad_input + c * (index_t)p.grad_stride[1];
+        for (int j = 0; j < base.count; ++j) scatter_tap(samples, j, grad, width, column + j * VEC);
+    }
+    if (p.input) {
+        const scalar_t* image = p.input + it.n * (index_t)g.input_stride[0] + c * (index_t)g.input_stride[1];
+        for (int j = 0; j < base.count; ++j) differentiate_tap(samples, j, image, width, column + j * VEC, dots);
+        if (sees_beside(samples)) sample_again(samples, base.count, image, width, column, VEC);
+    }
+    if (!p.samples) return;
+    store_tile(p.samples + at, channel_stride, pixel_stride, base.count, width, (acc_t(*)[VEC])column);
+}
+
 KERNEL(deform_col2im, DeformCol2imParams) {
     const Geometry& g = p.geometry;
     FOR_EACH(item, p.items) {
@@ -85,30 +111,9 @@ KERNEL(deform_col2im, DeformCol2imParams) {
         TapSamples samples;
         look(g, p.offset, p.mask, it.n, it.group, it.tap, base, samples);
         Dots dots = {};
-        const index_t channel_stride = (index_t)p.layout.stride[1], pixel_stride = (index_t)p.layout.stride[3];
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
             const int width = LANES > 1 ? VEC : width_of(smaller(index_t(VEC), it.channel_end - c));
-            acc_t tile[TILE][VEC], other[TILE * VEC];
-            const index_t at = column_at(p.layout, it.n, c, it.tap, it.first);
-            acc_t* column = load_tile(p.columns + at, channel_stride, pixel_stride, base.count, width, tile, other);
-            if (WEIGHTED) {
-                acc_t weight[VEC];
-                load_channels(p.weight + it.tap * (index_t)g.channels + c, width, weight);
-                UNROLL for (int v = 0; v < VEC; ++v) column[v] *= weight[v];
-            }
-            if (grad_input) {
-                acc_t* grad = grad_input + c * (index_t)p.grad_stride[1];
-                for (int j = 0; j < base.count; ++j) scatter_tap(samples, j, grad, width, column + j * VEC);
-            }
-            if (p.input) {
-                const scalar_t* image = p.input + it.n * (index_t)g.input_stride[0] + c * (index_t)g.input_stride[1];
-                for (int j = 0; j < base.count; ++j) {
-                    differentiate_tap(samples, j, image, width, column + j * VEC, dots);
-                }
-                if (sees_beside(samples)) sample_again(samples, base.count, image, width, column, VEC);
-            }
-            if (!p.samples) continue;
-            store_tile(p.samples + at, channel_stride, pixel_stride, base.count, width, (acc_t(*)[VEC])column);
+            visit(p, it, base, samples, c, width, grad_input, dots);
         }
         if (!p.grad_offset && !p.grad_mask) continue;
         SampleGradients grads;

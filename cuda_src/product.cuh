@@ -13,7 +13,7 @@
 #endif
 #endif
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || SPLIT  // whose panels have 32 columns
 constexpr int VECTOR_BYTES = 64, MR = 12;
 #elif defined(__AVX__)
 constexpr int VECTOR_BYTES = 32, MR = 6;
