@@ -54,8 +54,7 @@ DEVICE index_t input_pixels(const Geometry& g) {
 
 constexpr int CORNERS = ROWS * TAPS;
 
-// p_d of a tile's pixels, without kernel and offset. Whole numbers until both are added: a float32 holds none beyond 2^24,
-// to which a large dilation may lead and a padding back.
+// p_d of a tile's pixels, without kernel and offset.
 struct Base {
     index_t at[NDIM][TILE];
     index_t first;  // pixel of the output
@@ -151,7 +150,7 @@ DEVICE void look(const Geometry& g, const coord_t* offset, const coord_t* mask, 
         acc_t delta[TILE];
         load_pixels(from + d * (index_t)g.offset_stride[1], (index_t)g.offset_stride[2], base, acc_t(-1e30), delta);
         SIMD for (int j = 0; j < TILE; ++j) {
-            locate(s.axis[d], j, acc_t(base.at[d][j] + shift) + delta[j], size, step, false);
+            locate_beside(s.axis[d], j, base.at[d][j] + shift, delta[j], size, step);
         }
     }
     make_rows(s);

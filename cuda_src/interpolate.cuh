@@ -128,6 +128,28 @@ DEVICE void locate(Axis& axis, int j, acc_t x, index_t size, index_t stride, boo
     }
 }
 
+// `locate` for the coordinate whole + delta of a linear sample with zeros outside: as one float32 number, the sum would
+// lose digits of delta. `whole` and `size` are less than half of FAR, so that all is outside beyond it.
+constexpr acc_t FAR = sizeof(index_t) == 8 ? acc_t(0x1p61) : acc_t(0x1p30);
+
+DEVICE void locate_beside(Axis& axis, int j, index_t whole, acc_t delta, index_t size, index_t stride) {
+    const int low = delta > -FAR, high = delta < FAR, known = low & high;
+    const acc_t x = smaller(FAR, larger(-FAR, delta)), below = round_down(x), rest = x - below;
+    const acc_t next = rest < 1 ? acc_t(0) : acc_t(1);  // where it is rounded up: the next cell begins
+    const acc_t f = rest - next;
+    const index_t cell = whole + (index_t)(below + next), last = size - 1;
+    UNROLL for (int t = 0; t < TAPS; ++t) {
+        const int within = (uindex_t)(cell + t) <= (uindex_t)last;
+        axis.at[t][j] = larger(index_t(0), smaller(cell + t, last)) * stride;
+        axis.weight[t][j] = tap_weight(t, f);
+        axis.slope[t][j] = tap_slope(t, f);
+        axis.inside[t][j] = within & known;
+#if DUAL
+        axis.curvature[t][j] = 0;
+#endif
+    }
+}
+
 // Whether every tap of a sample at x lies inside, whatever the padding.
 DEVICE int is_interior(acc_t x, index_t size) {
     const acc_t low = MODE == CUBIC ? acc_t(1) : acc_t(0);

@@ -265,3 +265,18 @@ def test_dilations_beyond_the_digits_of_a_coordinate(arrays: Arrays, dtype: str,
     assert arrays.back(columns).tolist() == [[[0, 0, 0, 0, 0], [1.5, 2.5, 3.5, 4.5, 2.5]]]
     image = cudakit.deform_col2im(arrays.make(np.ones((1, 2, 5)), dtype), offset, (5,), 2, **moves)
     assert arrays.back(image).tolist() == [[[0.5, 1, 1, 1, 1]]]
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.25, 1 - 2.0**-24, -(2.0**-30)])
+def test_offsets_keep_their_digits_far_from_the_beginning(arrays: Arrays, offset: float) -> None:
+    """Positions would lose them as float32 numbers; what rounds up to a pixel is that pixel, and has its slope."""
+    size, stride = 2**24 + 10, 2**21 + 1
+    line = (np.arange(size) % 997).reshape(1, 1, size)
+    places = np.arange(9) * stride
+    x, offsets = arrays.make(line), arrays.make(np.full((1, 1, 9), offset))
+    columns = arrays.back(cudakit.deform_im2col(x, offsets, 1, stride)).ravel()
+    ones = arrays.make(np.ones((1, 1, 9)))
+    slopes = arrays.back(cudakit.deform_im2col_backward(ones, x, offsets, 1, stride, needs=("offset",)).offset).ravel()
+    first, second = (line[0, 0, places + shift] for shift in (0, 1))
+    np.testing.assert_allclose(columns, first + max(offset, 0) * (second - first), rtol=1e-6, atol=1e-4)
+    np.testing.assert_array_equal(slopes, second - first)
