@@ -131,7 +131,7 @@ def _prepare_affine_grid(specs: tuple[Spec, ...], options: AffineGridOptions, ta
     checks.shape("theta", theta, (f"N={options.batch}", n, n + 1))
     if options.batch * prod(options.space) >= MOST_PIXELS:
         shape = (options.batch, "C", *options.space)
-        raise InvalidArgument("size", "have fewer than 2**56 pixels in all", shape)
+        raise InvalidArgument("size", "have fewer than 2**56 pixels in all", checks.shown(shape))
     if not is_contiguous(theta):
         return Plan(1, copies=(0,))
     return _plan_forward(_infer_affine_grid(specs, options), options, target)

@@ -16,7 +16,10 @@ MOST_SHOWN = 100  # characters of a value that is refused
 
 def shown(value: object) -> str:
     """Return what to show of an option that is refused: not all of an array that came in its place."""
-    text = " ".join(repr(value).split())
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an int of more digits than Python prints
+        return f"{type(value).__name__} of too many digits"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 

@@ -186,6 +186,8 @@ def framework_of(x: object) -> Framework | str:
     It depends on nothing but the type.
     """
     kind = type(x)
+    if isinstance(x, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ())):
+        raise InvalidArgument("{}", "be an array without a mask of its own", kind_of(x), TypeError)
     for module, name in _ADAPTED:
         if module in sys.modules and isinstance(x, getattr(sys.modules[module], name, ())):
             return module

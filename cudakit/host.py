@@ -114,15 +114,19 @@ def cache_dir() -> Path:
     return folder
 
 
-@cache
-def _cache_dir() -> Path:
+def chosen_cache_dir() -> Path:
+    """Return the folder that would hold compiled kernels if it can be written."""
     chosen = os.environ.get("CUDAKIT_CACHE_DIR")
     if chosen:
-        candidate = Path(chosen).expanduser()
-    else:
-        import platformdirs  # here, because it costs milliseconds that an import of cudakit need not pay
+        return Path(chosen).expanduser()
+    import platformdirs  # here, because it costs milliseconds that an import of cudakit need not pay
 
-        candidate = Path(platformdirs.user_cache_dir("cudakit", appauthor=False))
+    return Path(platformdirs.user_cache_dir("cudakit", appauthor=False))
+
+
+@cache
+def _cache_dir() -> Path:
+    candidate = chosen_cache_dir()
     try:
         candidate.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=candidate):

@@ -231,7 +231,9 @@ def _describe(runtime: Any, index: int) -> str:
 
 def caches() -> list[tuple[str, str]]:
     """Return the folders of compiled kernels and how full they are."""
-    rows = [("CPU", _usage(host.cache_dir()))]
+    folder, chosen = host.cache_dir(), host.chosen_cache_dir()
+    remark = "" if folder == chosen else f"; temporary, since {chosen} cannot be written"
+    rows = [("CPU", _usage(folder) + remark)]
     if find_spec("cupy") is not None:
         rows.append(("CUDA", _usage(Path(os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")).expanduser())))
     return rows

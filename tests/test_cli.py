@@ -94,6 +94,13 @@ def test_info_imports_no_framework() -> None:
         assert re.search(rf"^  {re.escape(library.name)} .*(yes: |no: |not installed; pip install )", done.stdout, re.M)
 
 
+def test_info_says_why_a_cache_is_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way of a folder")
+    monkeypatch.setenv("CUDAKIT_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(info.host, "cache_dir", lambda: tmp_path)
+    assert info.caches()[0][1].endswith(f"; temporary, since {tmp_path / 'file'} cannot be written")
+
+
 def test_x86_processors_have_family_and_model(monkeypatch: pytest.MonkeyPatch) -> None:
     x86 = "cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nstepping\t: 1\n"
     monkeypatch.setattr(info.Path, "read_text", lambda *_, **__: x86)

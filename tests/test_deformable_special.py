@@ -134,6 +134,8 @@ def test_large_steps(large: int) -> None:
     np.testing.assert_array_equal(found, [[[0, 1, 0]]])
     with pytest.raises(ValueError, match=r"deform_im2col: stride must be .* below 2\*\*60, got 1152921504606846976"):
         cudakit.deform_im2col(line, offset[..., :1], 1, stride=2**60)
+    with pytest.raises(ValueError, match=r"deform_im2col: stride must be .* below .*, got int of too many digits"):
+        cudakit.deform_im2col(line, offset[..., :1], 1, stride=10**5000)
 
 
 def test_sizes_of_any_integers() -> None:

@@ -94,6 +94,7 @@ SHAPES_AND_VALUES = {
     "negative size": (affine(THETA, (2, 4, 5, -6)), "size", r"\(2, 4, 5, -6\)"),
     "grad_grid of another size": (affine_backward(f32(2, 5, 7, 2)), "grad_grid .*2.*5.*6.*2", r"\(2, 5, 7, 2\)"),
     "grad_grid with other coordinates": (affine_backward(f32(2, 5, 6, 3)), "grad_grid .*2.*5.*6.*2", r"\(2, 5, 6, 3\)"),
+    "size of more digits than Python prints": (affine(THETA, (2, 4, 10**5000, 6)), "size", "tuple of too many digits"),
     "size of zero in the gradient": (affine_backward(GRID, (2, 4, 5, 0)), "size", r"\(2, 4, 5, 0\)"),
 }
 
@@ -118,6 +119,7 @@ DTYPES_AND_KINDS = {
     "number as grid": (sample(X, 0.5), "grid", "float"),
     "None as grid": (sample(X, None), "grid", "None"),
     "None as grad_output": (backward(None), "grad_output", "None"),
+    "input with a mask": (sample(np.ma.array(X, mask=X == 0)), "input .*without a mask", "numpy.MaskedArray"),
     "list as theta": (affine([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), "theta", "list"),
     "string as align_corners": (sample(align_corners="yes"), "align_corners", "'yes'"),
     "None as align_corners": (sample(align_corners=None), "align_corners", "None"),

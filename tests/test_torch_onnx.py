@@ -126,6 +126,12 @@ def test_sizes_that_vary() -> None:
         torch.testing.assert_close(run(*tensors)[0], model(*tensors), rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_mapped() -> None:
+    """The calls are one, with a larger batch."""
+    x, grid = torch.rand(2, 3, 4, 5, 6), torch.rand(3, 2, 4, 4, 2)
+    check(torch.func.vmap(cudakit.grid_sample, (1, 0)), x, grid, operator="GridSample")
+
+
 def test_layers() -> None:
     from cudakit.torch.nn import DeformConv2dPack, ModulatedDeformConv2dPack
 

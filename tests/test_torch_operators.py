@@ -247,6 +247,19 @@ def test_tensors_without_memory() -> None:
     (found,) = torch.export.export(Model(), (image, grid)).graph_signature.user_outputs
     assert found
     assert torch.func.vmap(cudakit.grid_sample)(image[None], grid[None]).shape == (1, 2, 3, 4, 3)
+    found = cudakit.grid_sample(image, grid.requires_grad_())
+    found.sum().backward()
+    assert (found.shape, found.device.type, grid.grad.shape) == ((2, 3, 4, 3), "meta", grid.shape)
+    with pytest.raises(TypeError, match="grid_sample: input must be a dense tensor on a CPU or CUDA device"):
+        cudakit.grid_sample(image, torch.zeros(grid.shape))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_tensors_of_tensors_are_refused() -> None:
+    for layout in (torch.strided, torch.jagged):
+        nested = torch.nested.nested_tensor([torch.zeros(3, 3, 2)], layout=layout)
+        with pytest.raises(TypeError, match=r"^grid_sample: input must be a dense tensor, got a nested one$"):
+            cudakit.grid_sample(nested, torch.zeros(1, 3, 3, 2))
 
 
 def test_fake_tensors() -> None:

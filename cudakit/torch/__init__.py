@@ -7,7 +7,7 @@ dispatcher, as one of the `operators`.
 Under ``torch.autocast``, what says where to look (``theta``, ``grid``, ``offset``, ``mask``) is never below float32:
 half precision has too few digits for a position in an image. The other arrays are promoted to the widest dtype among
 them, as those of ``torch.nn.functional.grid_sample`` are; those of an operator with weights are lowered, as those of a
-convolution are. Gradients come back in the dtypes of the arguments.
+convolution are. Gradients that autograd asks for come back in the dtypes of the arguments.
 """
 
 import sys
@@ -36,6 +36,8 @@ def dtype_name(x: torch.Tensor) -> str:
 
 def _view(x: torch.Tensor) -> View:
     place = x.device
+    if x.is_nested:
+        raise InvalidArgument("{}", "be a dense tensor", "a nested one", TypeError)
     if place.type not in ("cpu", "cuda") or x.layout is not torch.strided:
         raise InvalidArgument("{}", "be a dense tensor on a CPU or CUDA device", f"{x.layout} on {place}", TypeError)
     device = CPU if place.type == "cpu" else ("cuda", place.index)
@@ -179,7 +181,14 @@ def call(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
         return dispatch(op, _autocast(op, tensors), arguments)
     if torch._C._is_any_autocast_enabled():
         tensors = _autocast(op, tensors)
-    return _run(op, op.options(arguments), tensors)
+    try:
+        return _run(op, op.options(arguments), tensors)
+    except TypeError:  # to look for them beforehand would take its time in every call
+        if not all(x is None or x.is_meta for x in tensors):
+            raise
+    from cudakit.torch.operators import dispatch
+
+    return dispatch(op, tensors, arguments)
 
 
 def is_batched(x: torch.Tensor | None) -> bool:

@@ -39,11 +39,6 @@ def dispatch(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     for name, x in zip(op.arrays, tensors, strict=True):
         if x is not None and x.is_nested:
             op.refuse(InvalidArgument(name, "be a dense tensor", "a nested one", TypeError))
-    if onnx.is_exporting():
-        _OPERATORS[op.name].outputs(tensors, options)  # checks
-        converted = onnx.convert(op, options, tensors)
-        if converted is not None:
-            return (converted,)
     return run(op, options, tensors)
 
 
@@ -157,7 +152,7 @@ class _Operator:
         schema = f"({', '.join(arrays + options)}) -> {'Tensor[]' if op.differentiated else 'Tensor'}"
         definition = torch.library.custom_op(f"cudakit::{op.name}", self.run, mutates_args=(), schema=schema)
         definition.register_fake(self.fake)
-        definition.register_vmap(lambda *arguments: self.vmap(self.function, *arguments))
+        definition.register_vmap(lambda *arguments: self.vmap(self.plain, *arguments))
         definition.register_autograd(self.backward_of_all, setup_context=self.set_up)
         self.function = getattr(torch.ops.cudakit, op.name).default
 
@@ -166,8 +161,20 @@ class _Operator:
         if torch.compiler.is_compiling():
             if forward_ad._current_level >= 0:
                 raise NotImplementedError(f"{self.op.name}: torch.compile carries no derivatives forward")
-        elif torch._C._are_functorch_transforms_active() or any_dual(values[: len(self.op.arrays)]):
+            return self.plain(*values)
+        if torch._C._are_functorch_transforms_active() or any_dual(values[: len(self.op.arrays)]):
             return _Transformed.apply(*values, self)
+        return self.function(*values)
+
+    def plain(self, *values: Any) -> Any:
+        """Call it, or an operator of ONNX where a model is exported there, once no transform wants its rules."""
+        if onnx.is_exporting():
+            tensors, options = self.split(values)
+            if not any(x is not None and torch._C._functorch.is_functorch_wrapped_tensor(x) for x in tensors):
+                self.outputs(tensors, options)  # checks
+                converted = onnx.convert(self.op, options, tensors)
+                if converted is not None:
+                    return converted
         return self.function(*values)
 
     def split(self, values: tuple[Any, ...]) -> tuple[Tensors, Any]:
