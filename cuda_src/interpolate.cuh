@@ -128,10 +128,11 @@ DEVICE void locate(Axis& axis, int j, acc_t x, index_t size, index_t stride, boo
     }
 }
 
-// `locate` for the coordinate whole + delta of a linear sample with zeros outside: as one float32 number, the sum would
-// lose digits of delta. `whole` and `size` are less than half of FAR, so that all is outside beyond it.
+// More than whole numbers and sizes together: a sample that lies so far from one is outside.
 constexpr acc_t FAR = sizeof(index_t) == 8 ? acc_t(0x1p61) : acc_t(0x1p30);
 
+// `locate` for the coordinate whole + delta of a linear sample with zeros outside: as one float32 number, the sum would
+// lose digits of delta.
 DEVICE void locate_beside(Axis& axis, int j, index_t whole, acc_t delta, index_t size, index_t stride) {
     const int low = delta > -FAR, high = delta < FAR, known = low & high;
     const acc_t x = smaller(FAR, larger(-FAR, delta)), below = round_down(x), rest = x - below;

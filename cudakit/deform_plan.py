@@ -121,7 +121,7 @@ def constants(
 ) -> dict[str, str | int]:
     """Return the prelude of a kernel; `layouts` are the arrays that it indexes besides offsets and masks."""
     offsets = d.batch * d.offset_channels * d.pixels
-    far = 4 * max(d.reach, *d.space)  # `locate_beside` adds such places
+    far = 4 * max(d.reach, *d.space)  # `FAR` of `interpolate.cuh` lies beyond such places, and sums with it fit
     wide = is_wide(*layouts, ((offsets,), (1,)), ((far,), (1,)))
     found = type_constants(d.dtype, d.coordinates, wide, large)
     found |= {"NDIM": d.n, "MODE": "LINEAR", "PADDING": "ZEROS"}

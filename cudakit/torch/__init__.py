@@ -34,10 +34,15 @@ def dtype_name(x: torch.Tensor) -> str:
     return _NAMES.get(x.dtype) or str(x.dtype).removeprefix("torch.")
 
 
+def nested(argument: str) -> InvalidArgument:
+    """Return what to raise for a nested tensor."""
+    return InvalidArgument(argument, "be a dense tensor", "a nested one", TypeError)
+
+
 def _view(x: torch.Tensor) -> View:
     place = x.device
     if x.is_nested:
-        raise InvalidArgument("{}", "be a dense tensor", "a nested one", TypeError)
+        raise nested("{}")
     if place.type not in ("cpu", "cuda") or x.layout is not torch.strided:
         raise InvalidArgument("{}", "be a dense tensor on a CPU or CUDA device", f"{x.layout} on {place}", TypeError)
     device = CPU if place.type == "cpu" else ("cuda", place.index)

@@ -17,7 +17,7 @@ from cudakit.derivatives import pulled_back, pushed_forward
 from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.op import OPS, Op, compact, spread
 from cudakit.plan import Output
-from cudakit.torch import DTYPES, FRAMEWORK, Tensors, any_dual, dtype_name, is_batched, onnx, settled
+from cudakit.torch import DTYPES, FRAMEWORK, Tensors, any_dual, dtype_name, is_batched, nested, onnx, settled
 
 _SCHEMAS: dict[Any, str] = {
     bool: "bool",
@@ -38,7 +38,7 @@ def dispatch(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
         op.refuse(error)
     for name, x in zip(op.arrays, tensors, strict=True):
         if x is not None and x.is_nested:
-            op.refuse(InvalidArgument(name, "be a dense tensor", "a nested one", TypeError))
+            op.refuse(nested(name))
     return run(op, options, tensors)
 
 
