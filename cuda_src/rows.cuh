@@ -29,8 +29,9 @@ template <int lines> DEVICE const scalar_t& tap_of(const Window<lines>& w, int c
     return WINDOW == 2 ? w.value[0][j][t * GROUP + c] : w.value[c][j][t];
 }
 
-// Samples in one round of a loop over a tile: of a single plane each does less than the loop itself.
-constexpr int BURST = LINES == 1 && TILE % 16 == 0 ? 8 : 1;
+// Samples in one round of a loop over a tile: of a single plane each does less than the loop itself. Of pixels it does
+// more, and what GCC keeps for so many at a time goes to memory.
+constexpr int BURST = LINES == 1 && WINDOW != 2 && TILE % 16 == 0 ? 8 : 1;
 
 // Ask for the lines of the cache that each sample of a tile will begin at.
 template <typename T> DEVICE void fetch(const index_t* at, T* const* plane) {
