@@ -61,7 +61,16 @@ def crossing_ns(threads: int) -> float | None:
     return nearest
 
 
+def nearest(distances: Iterable[float | None]) -> float | None:
+    """Return the least distance, None where none was measured."""
+    return min(filter(None, distances), default=None)
+
+
+def far_from(least: float | None, distance: float | None) -> bool:
+    """Whether the cores are further apart than they can be."""
+    return bool(least and distance and distance > FAR * least)
+
+
 def is_far(row: Result, rows: Iterable[Result]) -> bool:
     """Whether a row was measured while the cores were further apart than in the nearest of all rows."""
-    found = [other["crossing_ns"] for other in rows if other.get("crossing_ns")]
-    return bool(found) and (row.get("crossing_ns") or 0) > FAR * min(found)
+    return far_from(nearest(other.get("crossing_ns") for other in rows), row.get("crossing_ns"))

@@ -65,6 +65,13 @@ def on_cpu(threads: int, dtypes: Sequence[str], measured: Callable[[], Any]) -> 
     return result, Limits(2 * COPY_BYTES / _typical(copies) / 1e9, gemm)
 
 
+def typical(found: Sequence[Limits]) -> Limits:
+    """Return what several processes say together."""
+    dtypes = found[0].gemm_gflop_per_s
+    gemm = {dtype: median(one.gemm_gflop_per_s[dtype] for one in found) for dtype in dtypes}
+    return Limits(median(one.copy_gb_per_s for one in found), gemm)
+
+
 def _typical(samples: Sequence[Sample]) -> float:
     return median(calm(samples)[0])
 

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import cycle
-from math import inf
+from math import ceil, inf
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter, process_time, sleep
@@ -80,7 +80,7 @@ def burst(call: Callable[[], Any], count: int, warm: bool = False) -> list[Sampl
 def calm(samples: Sequence[Sample]) -> tuple[list[float], bool]:
     """Return the times that nothing disturbed, or all of them (and True) where those are too few."""
     chosen = [sample.seconds for sample in samples if not sample.disturbed]
-    if len(chosen) >= FEWEST_TURNS:
+    if len(chosen) >= min(FEWEST_TURNS, len(samples)):
         return chosen, False
     return [sample.seconds for sample in samples], True
 
@@ -92,7 +92,7 @@ def _turn(call: Callable[[], Any], expected: float) -> list[Sample]:
 def summary(turns: Turns) -> Result:
     """Return median and quartiles in milliseconds, of how many calls they are, and whether those were disturbed."""
     seconds, disturbed = calm([sample for samples in turns.values() for sample in samples])
-    low, middle, high = (1e3 * value for value in quantiles(seconds, n=4))
+    low, middle, high = (1e3 * value for value in quantiles(seconds if len(seconds) > 1 else 2 * seconds, n=4))
     return {"median_ms": middle, "quartiles_ms": [low, high], "calls": len(seconds), "disturbed": disturbed}
 
 
@@ -142,7 +142,9 @@ def _once(call: Callable[[], Any]) -> float:
 CPU = Device(lambda row: [aligned(row.make())], lambda arrays: arrays, _once, _turn)
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], device: Device = CPU, rounds: int = ROUNDS) -> dict[str, Turns]:
+def interleaved(
+    calls: dict[str, Callable[[], Any]], device: Device = CPU, rounds: int = ROUNDS, parts: int = 1
+) -> dict[str, Turns]:
     """Time several calls in turns: one side's burst, the next side's, and so on, round after round.
 
     Parameters
@@ -154,17 +156,20 @@ def interleaved(calls: dict[str, Callable[[], Any]], device: Device = CPU, round
     rounds : int
         Turns of each side; slow ones have fewer, spread over the rounds, and fast ones up to half as many more
         where half of them were disturbed. cudakit takes part in every round.
+    parts : int
+        How many processes share the rounds.
 
     Returns
     -------
     dict of dict
         The timed calls of each side's turns, by the number of the round.
     """
+    rounds, fewest, most_seconds = ceil(rounds / parts), ceil(FEWEST_TURNS / parts), SIDE_SECONDS / parts
     expected = {side: device.once(call) for side, call in calls.items()}
     for _ in range(FEWEST_TURNS):  # the first calls are slower
-        short = [side for side, seconds in expected.items() if seconds < SIDE_SECONDS]
+        short = [side for side, seconds in expected.items() if seconds < most_seconds]
         expected |= {side: min(expected[side], device.once(calls[side])) for side in short}
-    count = {side: min(max(int(SIDE_SECONDS / expected[side]), FEWEST_TURNS), rounds) for side in calls}
+    count = {side: min(max(int(most_seconds / expected[side]), fewest), rounds) for side in calls}
     found: dict[str, Turns] = {side: {} for side in calls}
     gc.collect()
     gc.disable()
@@ -228,21 +233,3 @@ def check(family: Family, row: Row, copies: list[Arrays], threads: int, device: 
             else:
                 checked.errors[side] = largest_error(found, expected)
     return checked
-
-
-def measure_row(family: Family, row: Row, threads: int, device: Device = CPU) -> Result:
-    """Check that the sides agree with cudakit, then time them."""
-    checked = check(family, row, device.copies(row), threads, device)
-    turns = interleaved(checked.calls, device)
-    return {
-        "row": row.name,
-        "section": row.section,
-        "dtype": row.dtype,
-        "bytes": checked.traffic,
-        "flop": row.case.flop,
-        "sides": {side: summary(found) for side, found in turns.items()},
-        "ratios": {side: ratio(found, turns[OURS]) for side, found in turns.items() if side != OURS},
-        "errors": checked.errors,
-        "disagreements": checked.wrong,
-        "failures": checked.failures,
-    }

@@ -8,28 +8,29 @@ import platform
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby, product
-from math import ceil
 from operator import itemgetter
 from typing import Any, NamedTuple
+
+from rich.console import Console
 
 import cudakit
 from cudakit.launch import cores
 
 from . import deformable, gpu, growth, limits, memory, overhead, tensors
 from .cases import OURS, Family, Row, in_dtype
-from .distance import crossing_ns, is_far
+from .distance import nearest
 from .families import FAMILIES, GROWTH
 from .limits import Limits, against
-from .measure import CPU, Device, measure_row
+from .measure import CPU, Device
+from .parts import PROCESSES, Part, measure_part, near, together
 from .peers import PEERS, present, set_threads, title, versions
 from .progress import progress
 from .report import row_line
 
 THREAD_VARIABLES = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # what NumPy's library reads
-MOST_AGAIN = 1 / 8  # of the rows are measured twice
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
 Result = dict[str, Any]
 
@@ -49,6 +50,13 @@ class Choice(NamedTuple):
     rows: str
     small: bool
     extras: bool
+
+
+class Found(NamedTuple):
+    """What a process found about rows, by their names, and why cudakit failed in others."""
+
+    rows: dict[str, Part]
+    failed: dict[str, str]
 
 
 def _output(*command: str) -> str:
@@ -104,9 +112,9 @@ def chosen(family: Family, choice: Choice) -> Iterator[tuple[Family, Row, Device
             yield sides, row, device
 
 
-def measure_rows(family: Family, choice: Choice, label: str, threads: int) -> Result:
-    """Measure the rows that were asked for; one that cudakit fails in does not keep the others from being measured."""
-    rows: dict[str, Result] = {}
+def measure_rows(family: Family, choice: Choice, label: str, threads: int, parts: int) -> Found:
+    """Measure a part of the rows' rounds; a row that cudakit fails in does not keep the others from being measured."""
+    rows: dict[str, Part] = {}
     failed: dict[str, str] = {}
     work = list(chosen(family, choice))
     with progress() as bar:
@@ -114,58 +122,48 @@ def measure_rows(family: Family, choice: Choice, label: str, threads: int) -> Re
         for sides, row, device in work:
             bar.update(task, description=f"{family.name}, {label}: {row.name}")
             try:
-                rows[row.name] = measure_near(sides, row, threads, device)
+                rows[row.name] = measure_part(sides, row, threads, device, parts)
             except Exception as error:
                 failed[row.name] = f"{type(error).__name__}: {error}"
                 bar.console.print(f"{label}: {row.name}: {failed[row.name]}")
-            else:
-                bar.console.print(f"{label}: {row_line(rows[row.name], family.rivals)}")
             bar.advance(task)
-        again = [item for item in work if item[1].name in rows and unfit(rows[item[1].name], rows.values())]
-        for sides, row, device in again[: ceil(MOST_AGAIN * len(work))]:
-            bar.update(task, description=f"{family.name}, {label}: {row.name} again")
-            found = measure_near(sides, row, threads, device)
-            rows[row.name] = min(rows[row.name], found, key=lambda one: (_disturbed(one), one["crossing_ns"] or 0))
-            bar.console.print(f"{label}, again: {row_line(rows[row.name], family.rivals)}")
-    return {"label": label, "threads": threads, "rows": [*rows.values()], "failed": failed}
+    return Found(rows, failed)
 
 
-def _disturbed(row: Result) -> bool:
-    """Whether cudakit was disturbed in nearly every turn of a row."""
-    return bool(row["sides"][OURS]["disturbed"])
-
-
-def unfit(row: Result, rows: Iterable[Result]) -> bool:
-    """Whether a row is worth another try, when the machine may be quieter or its cores nearer."""
-    return _disturbed(row) or is_far(row, rows)
-
-
-def measure_near(family: Family, row: Row, threads: int, device: Device) -> Result:
-    """Measure a row, and how far apart the cores are before and after."""
-    before = crossing_ns(threads)
-    result = measure_row(family, row, threads, device)
-    after = crossing_ns(threads)
-    return result | {"crossing_ns": max(before, after) if before and after else None}
-
-
-def _with_limits(run: Result, found: Limits) -> Result:
-    rows = [row | against(row, found) for row in run["rows"]]
-    return {**run, "limits": found._asdict(), "rows": rows}
-
-
-def measure(name: str, choice: Choice, threads: int) -> Result:
-    """Measure the rows with one number of threads, in this process."""
+def measure(name: str, choice: Choice, threads: int, part: int, parts: int) -> tuple[Found, Limits]:
+    """Measure a part of the rows' rounds with one number of threads, in this process."""
     memory.keep_freed()
     set_threads(threads)
-    label = f"{threads} thread{'s' * (threads > 1)}"
-    run, found = limits.on_cpu(threads, choice.dtypes, lambda: measure_rows(FAMILIES[name], choice, label, threads))
-    return _with_limits(run, found)
+    label = f"{in_words(threads)}, {part + 1} of {parts}" if parts > 1 else in_words(threads)
+    return limits.on_cpu(threads, choice.dtypes, lambda: measure_rows(FAMILIES[name], choice, label, threads, parts))
+
+
+def in_words(threads: int) -> str:
+    """Return a number of threads as tables name it."""
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def joined(name: str, choice: Choice, label: str, threads: int, found: Sequence[tuple[Found, Limits]]) -> Result:
+    """Return a run: every row of what its parts, during which the cores were near, say together."""
+    family, typical = FAMILIES[name], limits.typical([reached for _, reached in found])
+    least = nearest(part.crossing_ns for one, _ in found for part in one.rows.values())
+    rows = []
+    for _, row in matching(family, choice):
+        parts = [one.rows[row.name] for one, _ in found if row.name in one.rows]
+        if parts:
+            result = together(row, near(parts, least))
+            rows.append(result | against(result, typical))
+    failed = {row: message for one, _ in found for row, message in one.failed.items()}
+    console = Console(stderr=True, highlight=False)
+    for result in rows:
+        console.print(f"{label}: {row_line(result, family.rivals)}")
+    return {"label": label, "threads": threads, "rows": rows, "failed": failed, "limits": typical._asdict()}
 
 
 def measure_on_gpu(name: str, choice: Choice) -> Result:
     """Measure the rows on the GPU."""
-    found = gpu.limits(choice.dtypes)
-    return _with_limits(measure_rows(FAMILIES[name], choice, "GPU", 1), found)
+    found = measure_rows(FAMILIES[name], choice, "GPU", 1, 1), gpu.limits(choice.dtypes)
+    return joined(name, choice, "GPU", 1, [found])
 
 
 def measure_overhead(name: str, peers: Sequence[str]) -> Result:
@@ -224,7 +222,11 @@ def measure_family(name: str, choice: Choice) -> Result:
     if choice.extras:
         extras["overhead"] = in_new_process(1, measure_overhead, name, choice.peers)
         extras["memory"] = measure_memory(FAMILIES[name].only(choice.peers), max(choice.threads))
-    runs = [in_new_process(threads, measure, name, choice, threads) for threads in choice.threads]
+    parts = 1 if choice.small else PROCESSES
+    found: dict[int, list[tuple[Found, Limits]]] = {threads: [] for threads in choice.threads}
+    for part, threads in product(range(parts), found):
+        found[threads].append(in_new_process(threads, measure, name, choice, threads, part, parts))
+    runs = [joined(name, choice, in_words(threads), threads, found[threads]) for threads in found]
     return {"runs": runs, **extras}
 
 
