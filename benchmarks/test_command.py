@@ -12,7 +12,9 @@ from cudakit.command import UserError
 from . import command, record
 from .cases import OURS
 from .comparison import compare
-from .measure import CPU, ROUNDS, Sample, interleaved, ratio
+from .families import FAMILIES
+from .measure import CPU, ROUNDS, Sample, interleaved, ratio, summary
+from .parts import Part, near, together
 
 
 def parsed(*words: str) -> argparse.Namespace:
@@ -94,6 +96,52 @@ def test_disturbed_sides_have_more_rounds() -> None:
     assert {side: len(turns) for side, turns in found.items()} == dict.fromkeys(calls, ROUNDS + ROUNDS // 2)
     found = interleaved(calls, CPU._replace(turn=lambda call, _: [Sample(1, disturbed=False)]))
     assert {side: len(turns) for side, turns in found.items()} == dict.fromkeys(calls, ROUNDS)
+
+
+def part(crossing_ns: float | None = None, **seconds: float) -> Part:
+    """Return a part in which every side's five turns took so long."""
+    turns = {side: {number: [Sample(value, disturbed=False)] for number in range(5)} for side, value in seconds.items()}
+    return Part(8, turns, {}, {"torch": "by 2"} if crossing_ns else {}, {}, crossing_ns)
+
+
+def test_a_row_is_what_most_of_its_parts_found() -> None:
+    row = FAMILIES["sampling"].rows(True)[0]
+    parts = [part(**{OURS: seconds, "torch": 3e-3}) for seconds in (1e-3, 2e-3, 1e-3)]
+    found = together(row, parts)
+    assert (found["row"], found["bytes"], found["flop"]) == (row.name, 8, row.case.flop)
+    assert found["sides"][OURS]["median_ms"] == pytest.approx(1)
+    assert [found["sides"][side]["calls"] for side in (OURS, "torch")] == [15, 15]
+    assert found["ratios"] == {"torch": pytest.approx(3)}
+    assert found["crossing_ns"] is None
+
+
+def test_parts_with_cores_far_apart_count_where_there_are_no_others() -> None:
+    far, near_one = part(200, **{OURS: 2e-3}), part(45, **{OURS: 1e-3})
+    assert near([far, near_one, far], 40) == [near_one]
+    assert near([far, far], 40) == [far, far]
+    assert near([part(**{OURS: 1e-3})], None)
+    row = FAMILIES["sampling"].rows(True)[0]
+    assert together(row, [near_one])["sides"][OURS]["median_ms"] == pytest.approx(1)
+    found = together(row, [far, far])
+    assert found["crossing_ns"] == 200
+    assert found["disagreements"] == {"torch": "by 2"}
+
+
+def test_a_single_turn_is_its_own_median() -> None:
+    assert summary({0: [Sample(2e-3, disturbed=False)]}) == {
+        "median_ms": 2.0,
+        "quartiles_ms": [2.0, 2.0],
+        "calls": 1,
+        "disturbed": False,
+    }
+
+
+def test_processes_share_the_rounds() -> None:
+    calls = {OURS: lambda: None, "torch": lambda: None}
+    device = CPU._replace(once=lambda call: 9.0 if call is calls["torch"] else 1e-3)
+    device = device._replace(turn=lambda _call, _expected: [Sample(1, disturbed=False)])
+    found = interleaved(calls, device, parts=3)
+    assert {side: len(turns) for side, turns in found.items()} == {OURS: ROUNDS // 3, "torch": 1}
 
 
 def test_a_side_that_disagrees_or_a_row_that_fails_is_an_error() -> None:
