@@ -1,7 +1,7 @@
 """Rows in parts: what each process finds about a row, and what the parts make together.
 
-What the system makes of a process when it begins, such as where it puts the pages of code and arrays, decides on up to a
-fifth of a time, sometimes on half of it, for as long as it lives. So several processes share the rounds of a row.
+What the system makes of a process when it begins, such as where it puts the pages of code and arrays, decides on up
+to a fifth of a time, sometimes on half of it, for as long as it lives. So several processes share the rounds of a row.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
