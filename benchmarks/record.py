@@ -25,7 +25,7 @@ from .distance import nearest
 from .families import FAMILIES, GROWTH
 from .limits import Limits, against
 from .measure import CPU, Device
-from .parts import PROCESSES, Part, measure_part, near, together
+from .parts import PROCESSES, Part, measure_part, together
 from .peers import PEERS, present, set_threads, title, versions
 from .progress import progress
 from .report import row_line
@@ -151,7 +151,7 @@ def joined(name: str, choice: Choice, label: str, threads: int, found: Sequence[
     for _, row in matching(family, choice):
         parts = [one.rows[row.name] for one, _ in found if row.name in one.rows]
         if parts:
-            result = together(row, near(parts, least))
+            result = together(row, parts, least)
             rows.append(result | against(result, typical))
     failed = {row: message for one, _ in found for row, message in one.failed.items()}
     console = Console(stderr=True, highlight=False)

@@ -13,7 +13,7 @@ from . import command, record
 from .cases import OURS
 from .comparison import compare
 from .families import FAMILIES
-from .measure import CPU, ROUNDS, Sample, interleaved, ratio, summary
+from .measure import CPU, ROUNDS, Checked, Sample, interleaved, ratio, summary
 from .parts import Part, near, together
 
 
@@ -101,13 +101,13 @@ def test_disturbed_sides_have_more_rounds() -> None:
 def part(crossing_ns: float | None = None, **seconds: float) -> Part:
     """Return a part in which every side's five turns took so long."""
     turns = {side: {number: [Sample(value, disturbed=False)] for number in range(5)} for side, value in seconds.items()}
-    return Part(8, turns, {}, {"torch": "by 2"} if crossing_ns else {}, {}, crossing_ns)
+    return Part(Checked(8, {}, {}, {"torch": "by 2"} if crossing_ns == 200 else {}, {}), turns, crossing_ns)
 
 
 def test_a_row_is_what_most_of_its_parts_found() -> None:
     row = FAMILIES["sampling"].rows(True)[0]
     parts = [part(**{OURS: seconds, "torch": 3e-3}) for seconds in (1e-3, 2e-3, 1e-3)]
-    found = together(row, parts)
+    found = together(row, parts, None)
     assert (found["row"], found["bytes"], found["flop"]) == (row.name, 8, row.case.flop)
     assert found["sides"][OURS]["median_ms"] == pytest.approx(1)
     assert [found["sides"][side]["calls"] for side in (OURS, "torch")] == [15, 15]
@@ -121,8 +121,10 @@ def test_parts_with_cores_far_apart_count_where_there_are_no_others() -> None:
     assert near([far, far], 40) == [far, far]
     assert near([part(**{OURS: 1e-3})], None)
     row = FAMILIES["sampling"].rows(True)[0]
-    assert together(row, [near_one])["sides"][OURS]["median_ms"] == pytest.approx(1)
-    found = together(row, [far, far])
+    assert together(row, [near_one], 40)["sides"][OURS]["median_ms"] == pytest.approx(1)
+    found = together(row, [far, near_one], 40)
+    assert (found["crossing_ns"], found["disagreements"]) == (45, {"torch": "by 2"})
+    found = together(row, [far, far], 40)
     assert found["crossing_ns"] == 200
     assert found["disagreements"] == {"torch": "by 2"}
 
