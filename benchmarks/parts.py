@@ -1,7 +1,7 @@
 """Rows in parts: what each process finds about a row, and what the parts make together.
 
-From process to process some times differ by up to a fifth, sometimes by half, mostly for as long as one lives. So several
-processes share the rounds of a row.
+From process to process some times differ by up to a fifth, sometimes by half, mostly for as long as one lives. So
+several processes share the rounds of a row.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +17,8 @@ PROCESSES = 3
 class Part(NamedTuple):
     """What one process found about a row.
 
-    `checked` is without the calls, which stay in their process; `turns` are those of each side; `crossing_ns` is how far
-    apart the cores were.
+    `checked` is without the calls, which stay in their process; `turns` are those of each side; `crossing_ns` is how
+    far apart the cores were.
     """
 
     checked: Checked
