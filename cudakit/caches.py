@@ -4,17 +4,34 @@ from functools import cache
 from pathlib import Path
 
 FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")  # of Linux
-USUAL_BYTES = 2**25
+USUAL_BYTES, USUAL_SECOND_BYTES = 2**25, 2**20
+
+
+def _read(pattern: str) -> dict[Path, str]:
+    """Return what the files of that name say, by the folder of their cache."""
+    found = {}
+    for path in FOLDER.glob(pattern):
+        try:
+            found[path.parent] = path.read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def _sizes() -> dict[Path, int]:
+    sizes = {folder: size.removesuffix("K") for folder, size in _read("index*/size").items()}
+    return {folder: int(size) * 2**10 for folder, size in sizes.items() if size.isdecimal()}
 
 
 @cache
 def largest_bytes() -> int:
     """Return the size of the largest cache, or a usual one where the system does not tell."""
-    sizes = []
-    for path in FOLDER.glob("index*/size"):
-        try:
-            text = path.read_text(encoding="ascii").strip()
-            sizes.append(int(text.removesuffix("K")) * 2**10)
-        except (OSError, ValueError):
-            continue
-    return max(sizes, default=USUAL_BYTES)
+    return max(_sizes().values(), default=USUAL_BYTES)
+
+
+@cache
+def second_bytes() -> int:
+    """Return the size of the second level, mostly one core's own, or a usual one where the system does not tell."""
+    sizes = _sizes()
+    second = [sizes[folder] for folder, level in _read("index*/level").items() if level == "2" and folder in sizes]
+    return max(second, default=USUAL_SECOND_BYTES)

@@ -8,6 +8,7 @@ from math import prod
 from typing import NamedTuple
 
 from cudakit.array import CPU, itemsize
+from cudakit.caches import second_bytes
 from cudakit.launch import Launch, load
 from cudakit.layout import Image, accumulator, add_copy, chunks, cuda_block, is_wide, packed, part
 from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
@@ -16,7 +17,6 @@ from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
 
 MANY_CHANNELS = {"nearest": 32, "bilinear": 16, "bicubic": 16}  # from here on channels-first is copied to channels-last
-NEAR_BYTES = 1 << 20  # of images that a core's own cache may well have: to look ahead would cost more than it saves
 PLANNING = 0.2  # of the time of an image's gradient, what each slab takes beyond its part
 
 SAMPLE_FIELDS = (
@@ -93,7 +93,7 @@ def add_sampling(
     constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts), large)
     constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
     constants |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector, "GROUP": form.group}
-    near, forward = prod(x.shape) * itemsize(x.dtype) <= NEAR_BYTES, pointers.output != NULL
+    near, forward = _is_near(x, grad), pointers.output != NULL
     window = row_window(x, form, call.mode, target)
     constants |= {"WINDOW": window, "SLABS": int(slabs > 1), "NEAR": int(window and near and forward)}
     name = f"grid_sample_{'channels' if form.channels else 'planar'}"
@@ -108,6 +108,12 @@ def add_sampling(
     grain = tiles if grad else 1
     loaded = load(kernel, tuple(constants.items()), target.device)
     plan.launch(Launch(loaded, tail, items, max(grain, 1), work, target.threads), *pointers)
+
+
+def _is_near(x: Image, grad: Image | None) -> bool:
+    """Whether a core's own cache may well have the images, so that to look ahead would cost more than it saves."""
+    images = [x, grad] if grad else [x]
+    return sum(prod(image.shape) * itemsize(image.dtype) for image in images) <= second_bytes()
 
 
 def _cut(call: Sampling, form: Form, pointers: Pointers, target: Target, shares: int) -> tuple[int, int]:

@@ -92,15 +92,24 @@ def test_deformable(
     compare(monkeypatch, lambda: [arrays.back(values) for values in call(operator, problem).values()])
 
 
+LEVELS = {"index0/level": "1", "index0/size": "32K", "index2/level": "2\n", "index2/size": "512K\n"}
+
+
 @pytest.mark.parametrize(
-    ("files", "expected"),
-    [({"index0": "32K", "index3": "32768K\n"}, 2**25), ({"index0": "?"}, caches.USUAL_BYTES), ({}, caches.USUAL_BYTES)],
+    ("files", "largest", "second"),
+    [
+        (LEVELS | {"index3/level": "3", "index3/size": "32768K\n"}, 2**25, 2**19),
+        (LEVELS | {"index2/size": "?"}, 2**15, caches.USUAL_SECOND_BYTES),
+        ({"index2/level": "2"}, caches.USUAL_BYTES, caches.USUAL_SECOND_BYTES),
+        ({}, caches.USUAL_BYTES, caches.USUAL_SECOND_BYTES),
+    ],
 )
 def test_what_the_system_tells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], largest: int, second: int
 ) -> None:
-    for name, size in files.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "size").write_text(size, encoding="ascii")
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="ascii")
     monkeypatch.setattr(caches, "FOLDER", tmp_path)
-    assert caches.largest_bytes.__wrapped__() == expected
+    assert caches.largest_bytes.__wrapped__() == largest
+    assert caches.second_bytes.__wrapped__() == second
