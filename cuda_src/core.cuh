@@ -28,6 +28,7 @@ typedef unsigned INDEX uindex_t;
 #define SIMD
 #define SIMD_SUM(...)
 #define SCALAR_LOOP
+#define RELOAD(pointer)
 #define UNROLL _Pragma("unroll")
 #define UNROLL_ROWS _Pragma("unroll (STORED ? ROWS : 1)")
 #define PREFETCH(address)

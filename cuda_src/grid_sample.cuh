@@ -189,7 +189,7 @@ constexpr int AHEAD = 2, EACH = TILE > 1 ? 2 : 1;
 constexpr acc_t MARGIN = WINDOW == 2 ? 2 : 4;
 constexpr acc_t FIRST_TAP = MODE == CUBIC ? acc_t(-1) : acc_t(0), LAST_TAP = acc_t(TAPS / 2);
 
-// Fill in the offsets for `fetch`, and ask for the grid that comes next; false where the image ends before, or is not
+// Fill in the offsets for `fetch`, of all samples as this takes fewer instructions than of some, and ask for the grid that comes next; false where the image ends before, or is not
 // worth it.
 DEVICE bool look_ahead(const GridSampleParams& p, const long long* stride, const Item& it, index_t* at) {
     const index_t pixels = (index_t)p.pixels, first = it.first + AHEAD * TILE;
@@ -198,13 +198,13 @@ DEVICE bool look_ahead(const GridSampleParams& p, const long long* stride, const
     prefetch_line<TILE * NDIM>(grid + 2 * TILE * NDIM);
     const Frontier frontier = frontier_of(p, it.n, first, TILE);
     const acc_t shift = grid_shift(p);
-    SIMD for (int j = 0; j < TILE / EACH; ++j) at[j] = 0;
+    SIMD for (int j = 0; j < TILE; ++j) at[j] = 0;
     UNROLL for (int d = 0; d < NDIM; ++d) {
         const acc_t scale = grid_scale(p, d), end = acc_t(p.size[d] - 1), margin = d < NDIM - 1 ? acc_t(0) : MARGIN;
         const acc_t tap = (frontier.last[d] ? LAST_TAP + margin : FIRST_TAP - margin) - shift;
         const index_t step = (index_t)stride[d];
-        SIMD for (int j = 0; j < TILE / EACH; ++j) {
-            const acc_t x = fused(widen(grid[EACH * j * NDIM + NDIM - 1 - d]) + 1, scale, tap);
+        SIMD for (int j = 0; j < TILE; ++j) {
+            const acc_t x = fused(widen(grid[j * NDIM + NDIM - 1 - d]) + 1, scale, tap);
             at[j] += (index_t)clip(x, 0, end).x * step;
         }
     }

@@ -39,6 +39,7 @@ typedef unsigned INDEX uindex_t;
 #define PREFETCH_FAR(address) __builtin_prefetch(address, 0, 2)  // to the second level of the cache
 #define UNROLL_ROWS                                              // up to 16 rows of a cubic volume, each a page of code
 #define SCALAR_LOOP __asm__ volatile("")  // in a loop body: many short loads beat a gather instruction, keep them so
+#define RELOAD(pointer) __asm__ volatile("" : "+r"(pointer))  // what it points to is not kept from before
 // But not on Intel's processors since those with AMX, which gather words of eight bytes twice as fast (2), and, with
 // AVX-512, not where addresses serve for one plane alone, or images are small (1).
 #if defined(__AMX_TILE__) && !defined(GATHERS)

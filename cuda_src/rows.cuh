@@ -20,13 +20,22 @@ constexpr bool GATHERED = WORDS && (GATHERS == 2 || (GATHERS == 1 && SHORT && (G
 constexpr bool BUILT = SHORT && !GATHERED;
 constexpr int PART = BUILT || (SHORT && GATHERS == 1 && GROUP == 1) ? 16 : TILE;  // samples that are loaded together
 
+// Words of two numbers are put together so that their firsts and seconds come apart in one shuffle each. In vectors of 64
+// bytes one permutation does likewise.
+#if defined(__AVX__) && !defined(__AVX512F__)
+constexpr bool APART = BUILT && LINE == 2;
+#else
+constexpr bool APART = false;
+#endif
+
 // One row of such samples.
 template <int lines> struct Window {
-    scalar_t value[lines][PART][ROW_SPACE];
+    scalar_t value[lines][APART ? LINE : PART][APART ? PART : ROW_SPACE];
 };
 
 template <int lines> DEVICE const scalar_t& tap_of(const Window<lines>& w, int c, int t, int j) {
-    return WINDOW == 2 ? w.value[0][j][t * GROUP + c] : w.value[c][j][t];
+    const int line = WINDOW == 2 ? 0 : c, place = WINDOW == 2 ? t * GROUP + c : t;
+    return APART ? w.value[line][place][j] : w.value[line][j][place];
 }
 
 // Samples in one round of a loop over a tile: of a single plane each does less than the loop itself. Of pixels it does
@@ -35,8 +44,9 @@ constexpr int BURST = LINES == 1 && WINDOW != 2 && TILE % 16 == 0 ? 8 : 1;
 
 // Ask for the lines of the cache that each sample of a tile will begin at.
 template <typename T> DEVICE void fetch(const index_t* at, T* const* plane) {
-    for (int j = 0; j < TILE / EACH; j += BURST) {
-        UNROLL for (int i = j; i < j + BURST; ++i) {
+    RELOAD(at);  // else every offset is widened and stored before the loop over channels, and even if there is one
+    for (int j = 0; j < TILE; j += EACH * BURST) {
+        UNROLL for (int i = j; i < j + EACH * BURST; i += EACH) {
             UNROLL for (int c = 0; c < LINES; ++c) PREFETCH_FAR(plane[c] + at[i]);
         }
     }
@@ -65,6 +75,28 @@ DEVICE void build(const scalar_t* plane, const index_t* at, scalar_t* row) {
         __builtin_memcpy(row, &words, sizeof words);
     }
 }
+
+typedef long long pairs_t __attribute__((vector_size(32)));
+typedef float firsts_t __attribute__((vector_size(32)));
+
+// The same, apart. Shuffles stay within 16 bytes, so each 16 bytes of either vector get two of four neighbours.
+DEVICE void build_apart(const scalar_t* plane, const index_t* at, scalar_t* first, scalar_t* second) {
+    constexpr int size = 8;
+    UNROLL for (int j = 0; j < PART; j += size, at += size) {
+        const auto word = [&](int i) { return word_at<long long>(plane + (uindex_t)at[i]); };  // none is negative
+        const pairs_t a = {word(0), word(1), word(4), word(5)}, b = {word(2), word(3), word(6), word(7)};
+#ifdef __clang__
+        const firsts_t even = __builtin_shufflevector((firsts_t)a, (firsts_t)b, 0, 2, 8, 10, 4, 6, 12, 14);
+        const firsts_t odd = __builtin_shufflevector((firsts_t)a, (firsts_t)b, 1, 3, 9, 11, 5, 7, 13, 15);
+#else
+        typedef int order_t __attribute__((vector_size(32)));
+        const firsts_t even = __builtin_shuffle((firsts_t)a, (firsts_t)b, order_t{0, 2, 8, 10, 4, 6, 12, 14});
+        const firsts_t odd = __builtin_shuffle((firsts_t)a, (firsts_t)b, order_t{1, 3, 9, 11, 5, 7, 13, 15});
+#endif
+        __builtin_memcpy(first + j, &even, sizeof even);
+        __builtin_memcpy(second + j, &odd, sizeof odd);
+    }
+}
 #endif
 
 // Row r of the samples from `first` on.
@@ -78,7 +110,9 @@ DEVICE void load_row(const Samples& s, const scalar_t* const* plane, int r, int 
 #ifdef CUDAKIT_HOST
     if constexpr (GATHERED || BUILT) {
         UNROLL for (int c = 0; c < lines; ++c) {
-            if (BUILT) {
+            if constexpr (APART) {
+                build_apart(plane[c], start, window.value[c][0], window.value[c][1]);
+            } else if (BUILT) {
                 build(plane[c], start, window.value[c][0]);
             } else if (sizeof(Row) == sizeof(unsigned)) {
                 gather<unsigned>(plane[c], start, window.value[c][0]);
