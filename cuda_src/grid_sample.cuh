@@ -112,21 +112,25 @@ DEVICE bool plan(const GridSampleParams& p, const long long* stride, const Item&
     acc_t coordinate[NDIM][TILE];
     load_coordinates(grid_at(p, it.n, it.first), it.count, coordinate);
     const acc_t shift = grid_shift(p);
-    int interior = 1;
+    int interior[NDIM], whole = 1;
     UNROLL for (int d = 0; d < NDIM; ++d) {
+        int all = 1;
         const acc_t scale = grid_scale(p, d);
         SIMD for (int j = 0; j < TILE; ++j) {
             // Infinity times the scale of a single pixel, 0, would be a NaN.
             const acc_t far = acc_t(1e30), g = coordinate[d][j];
             const acc_t finite = PADDING == ZEROS ? g : smaller(larger(g, -far), far);
             coordinate[d][j] = fused(finite + 1, scale, -shift);
-            interior &= is_interior(coordinate[d][j], (index_t)p.size[d]);
+            all &= is_interior(coordinate[d][j], (index_t)p.size[d]);
         }
+        interior[d] = all;
+        whole &= all;
         if (SLABS && PADDING == ZEROS && d == 0 && !near_slab(coordinate[0], it)) return false;
     }
     UNROLL for (int d = 0; d < NDIM; ++d) {
-        const index_t size = (index_t)p.size[d], step = (index_t)stride[d];
-        if (TILE > 1 && interior) {
+        const index_t size = (index_t)p.size[d];
+        const index_t step = d < NDIM - 1 || !WINDOW ? (index_t)stride[d] : WINDOW == 2 ? GROUP : 1;
+        if (TILE > 1 && interior[d]) {
             SIMD for (int j = 0; j < TILE; ++j) locate_interior(s.axis[d], j, coordinate[d][j], step);
         } else if (WINDOW && d == NDIM - 1 && MODE == LINEAR && PADDING == ZEROS) {
             SIMD for (int j = 0; j < TILE; ++j) locate_window(s.axis[d], j, coordinate[d][j], size, step);
@@ -140,7 +144,9 @@ DEVICE bool plan(const GridSampleParams& p, const long long* stride, const Item&
         if (SLABS && d == 0 && !keep_slab(s.axis[0], it, step)) return false;
     }
     make_rows(s);
-    s.whole = (interior && !SLABS) || all_inside(s);
+    // Linear and cubic samples outside the interior have taps where zeros are.
+    constexpr bool EXACT = PADDING == ZEROS && MODE != NEAREST && !SLABS;
+    s.whole = (whole && !SLABS) || (!EXACT && all_inside(s));
     return true;
 }
 
