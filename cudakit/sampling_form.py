@@ -56,7 +56,7 @@ def even_group(channels: int) -> int:
 
 
 def row_window(x: Image, form: Form, mode: str, target: Target) -> int:
-    """Return what makes a row of taps one contiguous load (`WINDOW` in `rows.cuh`), at an offset that is never negative."""
+    """Return what makes a row of taps one contiguous load (`WINDOW` in `rows.cuh`), at no negative offset."""
     if target.device != CPU or form.channels or x.space[-1] < TAPS[mode] or min(x.strides[2:]) < 0:
         return 0
     if x.strides[-1] == 1:
