@@ -195,8 +195,8 @@ constexpr int AHEAD = 2, EACH = TILE > 1 ? 2 : 1;
 constexpr acc_t MARGIN = WINDOW == 2 ? 2 : 4;
 constexpr acc_t FIRST_TAP = MODE == CUBIC ? acc_t(-1) : acc_t(0), LAST_TAP = acc_t(TAPS / 2);
 
-// Fill in the offsets for `fetch`, of all samples as this takes fewer instructions than of some, and ask for the grid that comes next; false where the image ends before, or is not
-// worth it.
+// Fill in the offsets for `fetch`, and ask for the grid that comes next; false where the image ends before, or is not
+// worth it. Offsets of all samples take fewer instructions than those of every EACH-th alone.
 DEVICE bool look_ahead(const GridSampleParams& p, const long long* stride, const Item& it, index_t* at) {
     const index_t pixels = (index_t)p.pixels, first = it.first + AHEAD * TILE;
     if (TILE == 1 || !p.looks_ahead || first + TILE > pixels) return false;

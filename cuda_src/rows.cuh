@@ -44,7 +44,7 @@ constexpr int BURST = LINES == 1 && WINDOW != 2 && TILE % 16 == 0 ? 8 : 1;
 
 // Ask for the lines of the cache that each sample of a tile will begin at.
 template <typename T> DEVICE void fetch(const index_t* at, T* const* plane) {
-    RELOAD(at);  // else every offset is widened and stored before the loop over channels, and even if there is one
+    RELOAD(at);  // else all are widened and stored before the loop over channels, even if it has one round
     for (int j = 0; j < TILE; j += EACH * BURST) {
         UNROLL for (int i = j; i < j + EACH * BURST; i += EACH) {
             UNROLL for (int c = 0; c < LINES; ++c) PREFETCH_FAR(plane[c] + at[i]);
