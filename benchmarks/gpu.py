@@ -50,7 +50,7 @@ def device(where: str = "cuda") -> Device:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 is what it says
     torch.backends.cudnn.benchmark = True  # the floor is the fastest convolution
     cache = torch.cuda.get_device_properties(0).L2_cache_size if where == "cuda" else 0
-    return Device(lambda row: tensors(row, where, cache), exact, seconds, burst)
+    return Device(lambda row: tensors(row, where, cache), exact, burst)
 
 
 def limits(dtypes: Sequence[str], where: str = "cuda") -> Limits:

@@ -125,21 +125,37 @@ class Device(NamedTuple):
     """Where the sides run.
 
     `copies` returns a row's arrays there, as many times as there are copies for calls to take in turn; `exact` returns
-    the same values in float32. `once` times one call, `turn` several in a row, given about how long one takes.
+    the same values in float32. `turn` times several calls in a row, given about how long one takes, or one of a call of
+    which that is not known yet (`inf`).
     """
 
     copies: Callable[[Row], list[Arrays]]
     exact: Callable[[Arrays], Arrays]
-    once: Callable[[Callable[[], Any]], float]
     turn: Callable[[Callable[[], Any], float], list[Sample]]
 
 
-def _once(call: Callable[[], Any]) -> float:
-    settle()
-    return timed(call)
+CPU = Device(lambda row: [aligned(row.make())], lambda arrays: arrays, _turn)
 
 
-CPU = Device(lambda row: [aligned(row.make())], lambda arrays: arrays, _once, _turn)
+def _opening(
+    calls: dict[str, Callable[[], Any]], device: Device, slow: float
+) -> tuple[dict[str, float], dict[str, Turns]]:
+    """Return about how many seconds each side's call takes, and the turns of those that take `slow` seconds or more.
+
+    Their first timed call is a turn of theirs, beside one of cudakit's, rather than thrown away.
+    """
+    expected: dict[str, float] = {}
+    found: dict[str, Turns] = {side: {} for side in calls}
+    for number, (side, call) in enumerate(calls.items(), start=1):
+        turn = device.turn(call, inf)
+        expected[side] = turn[0].seconds
+        for _ in range(FEWEST_TURNS if expected[side] < BURST_SECONDS else 0):  # the first calls are slower
+            expected[side] = min(expected[side], device.turn(call, inf)[0].seconds)
+        if expected[side] >= slow:
+            found[side][-number] = turn
+            if side != OURS:
+                found[OURS][-number] = device.turn(calls[OURS], expected[OURS])
+    return expected, found
 
 
 def interleaved(
@@ -150,7 +166,7 @@ def interleaved(
     Parameters
     ----------
     calls : dict of callable
-        The sides, warmed up.
+        The sides, cudakit first, each called before.
     device : Device
         How they are timed.
     rounds : int
@@ -165,15 +181,12 @@ def interleaved(
         The timed calls of each side's turns, by the number of the round.
     """
     rounds, fewest, most_seconds = ceil(rounds / parts), ceil(FEWEST_TURNS / parts), SIDE_SECONDS / parts
-    expected = {side: device.once(call) for side, call in calls.items()}
-    for _ in range(FEWEST_TURNS):  # the first calls are slower
-        short = [side for side, seconds in expected.items() if seconds < most_seconds]
-        expected |= {side: min(expected[side], device.once(calls[side])) for side in short}
-    count = {side: min(max(int(most_seconds / expected[side]), fewest), rounds) for side in calls}
-    found: dict[str, Turns] = {side: {} for side in calls}
     gc.collect()
     gc.disable()
     try:
+        expected, found = _opening(calls, device, most_seconds)
+        count = {side: min(max(int(most_seconds / expected[side]), fewest), rounds) for side in calls}
+        count |= {side: count[side] - 1 for side in calls if expected[side] >= most_seconds}
         for number in range(rounds + rounds // 2):
             if number < rounds:
                 due = {side for side in calls if (number + 1) * count[side] // rounds > number * count[side] // rounds}

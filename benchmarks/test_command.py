@@ -2,6 +2,8 @@
 
 import argparse
 import json
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +94,9 @@ def test_undisturbed_turns_of_different_rounds_are_compared_where_no_others_are_
 
 def test_disturbed_sides_have_more_rounds() -> None:
     calls = {OURS: lambda: None, "torch": lambda: None}
-    found = interleaved(calls, CPU._replace(turn=lambda call, _: [Sample(1, disturbed=call is calls["torch"])]))
+    found = interleaved(calls, CPU._replace(turn=lambda call, _: [Sample(1e-3, disturbed=call is calls["torch"])]))
     assert {side: len(turns) for side, turns in found.items()} == dict.fromkeys(calls, ROUNDS + ROUNDS // 2)
-    found = interleaved(calls, CPU._replace(turn=lambda call, _: [Sample(1, disturbed=False)]))
+    found = interleaved(calls, CPU._replace(turn=lambda call, _: [Sample(1e-3, disturbed=False)]))
     assert {side: len(turns) for side, turns in found.items()} == dict.fromkeys(calls, ROUNDS)
 
 
@@ -140,10 +142,26 @@ def test_a_single_turn_is_its_own_median() -> None:
 
 def test_processes_share_the_rounds() -> None:
     calls = {OURS: lambda: None, "torch": lambda: None}
-    device = CPU._replace(once=lambda call: 9.0 if call is calls["torch"] else 1e-3)
-    device = device._replace(turn=lambda _call, _expected: [Sample(1, disturbed=False)])
-    found = interleaved(calls, device, parts=3)
-    assert {side: len(turns) for side, turns in found.items()} == {OURS: ROUNDS // 3, "torch": 1}
+    taken: list[tuple[bool, float]] = []
+
+    def turn(call: Callable[[], None], expected: float) -> list[Sample]:
+        taken.append((call is calls[OURS], expected))
+        return [Sample(1e-3 if call is calls[OURS] else 9.0, disturbed=False)]
+
+    found = interleaved(calls, CPU._replace(turn=turn), parts=3)
+    # One turn of what takes long is enough, and cudakit takes one right after it.
+    assert {side: len(turns) for side, turns in found.items()} == {OURS: 1 + ROUNDS // 3, "torch": 1}
+    assert found["torch"].keys() < found[OURS].keys()
+    at = taken.index((False, inf))
+    assert taken[at + 1 :] == [(True, 1e-3)] * (1 + ROUNDS // 3)
+
+
+def test_slow_sides_have_turns_in_several_rounds_of_one_process() -> None:
+    calls = {OURS: lambda: None, "torch": lambda: None}
+    device = CPU._replace(turn=lambda call, _: [Sample(1e-3 if call is calls[OURS] else 9.0, disturbed=False)])
+    found = interleaved(calls, device)
+    assert {side: len(turns) for side, turns in found.items()} == {OURS: 1 + ROUNDS, "torch": 3}
+    assert found["torch"].keys() < found[OURS].keys()
 
 
 def test_a_side_that_disagrees_or_a_row_that_fails_is_an_error() -> None:
