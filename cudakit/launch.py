@@ -106,7 +106,7 @@ class Launch:
     items : int
         Work items.
     grain : int
-        How many items must stay together on a CPU thread.
+        How many items must stay together on a CPU thread, because they add to the same elements.
     work : int
         Inner-loop steps of all items together, which decide how many threads it is worth to wake.
     threads : int

@@ -153,6 +153,8 @@ class Op:
         plan, device, makers = recipe
         if plan.copies:
             return self.run(framework, _replace(arrays, plan.copies, framework.contiguous), options)
+        if device != CPU and plan.varies and framework.vary is not None:
+            framework.vary(self.name)
         results = tuple([None if make is None else make() for make in makers])
         pointer = framework.pointer
         pointers = [0 if array is None else pointer(array) for array in (*arrays, *results)]

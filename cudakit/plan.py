@@ -76,6 +76,7 @@ class Plan:
 
     `results` holds an `Output` for each result of the operator, None for one that is not asked for. `copies` are the
     positions of inputs that must be made contiguous first; such a plan has nothing else and is made again after.
+    `varies`: a GPU adds numbers up in any order.
     """
 
     inputs: int
@@ -85,6 +86,7 @@ class Plan:
     temporary: int = 0  # bytes of that block
     taken: int = 0  # of these, by workspaces whose memory is not free again
     steps: list[Step] = field(default_factory=list)
+    varies: bool = False
 
     def input(self, position: int) -> Slot:
         """Return the slot of an input."""
@@ -118,6 +120,7 @@ class Plan:
         """Append a launch whose leading pointers come from `slots`, unless it has nothing to do."""
         if launch.items > 0:
             self._append(launch, slots)
+            self.varies = self.varies or launch.grain > 1
 
     def multiply(self, multiply: Multiply, *slots: Slot) -> None:
         """Append a matrix product; the slots are those of its operands a, b and c."""

@@ -3,14 +3,16 @@
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 import cudakit
 from cudakit import frameworks
+from cudakit.array import Framework
 from cudakit.op import OPS
 from cudakit.product import Product
 from cudakit.sampling import GridSampleOptions
@@ -51,6 +53,13 @@ def problem(cupy: Any, dtype: str = "float32") -> Problem:
     """Return a convolution with workspaces and products."""
     found = draw(np.random.default_rng(7), GEOMETRIES["2-D of all sorts"])
     return found.map(lambda _, array: cupy.asarray(array.astype(dtype)))
+
+
+def gradients(cupy: Any) -> tuple[tuple[Any, ...], GridSampleOptions]:
+    """Return arrays of `grid_sample_backward`, and options."""
+    shapes = ((1, 2, 3, 3), (1, 2, 4, 4), (1, 3, 3, 2))
+    arrays = tuple(cupy.zeros(shape, np.float32) for shape in shapes)
+    return arrays, GridSampleOptions("bilinear", "zeros", False, "channels_first", ("input", "grid"))
 
 
 def convolve(made: Problem) -> list[Any]:
@@ -152,12 +161,20 @@ def test_work_of_unknown_libraries_is_waited_for(
 
 def test_a_library_that_tells_its_stream_gets_its_work_there(cupy: Any, runtime: Any, stream: Any) -> None:
     framework = frameworks.wrapping_framework(lambda buffer, _: buffer, lambda _: stream.ptr)
-    shapes = ((1, 2, 3, 3), (1, 2, 4, 4), (1, 3, 3, 2))
-    arrays = tuple(cupy.zeros(shape, np.float32) for shape in shapes)
-    options = GridSampleOptions("bilinear", "zeros", False, "channels_first", ("input", "grid"))
+    arrays, options = gradients(cupy)
     runtime.unfinished.clear()
     OPS["grid_sample_backward"].run(framework, arrays, options)
     assert runtime.unfinished == {stream.ptr}
+
+
+def test_a_library_that_wants_the_same_bits_is_told_of_results_that_vary(cupy: Any) -> None:
+    told: list[str] = []
+    arrays, options = gradients(cupy)
+    framework = replace(cast(Framework, frameworks.framework_of(arrays[0])), vary=told.append)
+    OPS["grid_sample_backward"].run(framework, arrays, options._replace(needs=("grid",)))
+    assert not told
+    OPS["grid_sample_backward"].run(framework, arrays, options)
+    assert told == ["grid_sample_backward"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -97,3 +97,28 @@ def test_a_batch_is_copied_whatever_the_number_of_cpu_threads() -> None:
     found = [list(layout.chunks(x, Target(("cuda", 0), threads))) for threads in (1, 7)]
     assert found[0] == found[1]
     assert [count for _, count in found[0]] == [64, 36]
+
+
+@pytest.mark.parametrize("needs", [("input",), ("grid",), ("input", "grid")], ids="+".join)
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("channels", [2, 64])
+def test_samples_gradients_vary_where_the_input_s_is_among_them(
+    channels: int, mode: str, needs: tuple[str, ...]
+) -> None:
+    x, grid = spec("float32", 2, channels, 8, 8), spec("float32", 2, 8, 8, 2)
+    options = GridSampleOptions(mode, "zeros", False, "channels_first", needs)
+    assert OPS["grid_sample_backward"].prepare((x, x, grid), options, CUDA).varies == ("input" in needs)
+    specs = None, grid, x, x, grid
+    assert OPS["grid_sample_double_backward"].prepare(specs, options, CUDA).varies == ("input" in needs)
+    assert not OPS["grid_sample"].prepare((x, grid), options, CUDA).varies
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("weight", ["weight", "depthwise"])
+def test_a_convolution_s_gradients_vary_where_the_input_s_is_among_them(weight: str, data_format: str) -> None:
+    def varies(operator: str, *needs: str) -> bool:
+        return convolution(operator, 16, data_format, "float16", weight=weight, needs=needs).varies
+
+    assert not varies("deform_conv2d")
+    assert not varies("deform_conv2d_backward", "offset", "weight", "bias", "mask")
+    assert all(varies("deform_conv2d_backward", *needs) for needs in (("input",), conv_ops.NAMES))

@@ -1,5 +1,6 @@
 """PyTorch: autograd, only the gradients that are needed, memory formats."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -214,3 +215,26 @@ def test_compiled_convolution_with_gradients() -> None:
     compiled, problem.input.grad = problem.input.grad, None
     loss(problem.input).backward()
     torch.testing.assert_close(compiled, problem.input.grad)
+
+
+@pytest.fixture
+def deterministic() -> Iterator[Any]:
+    """Return what switches PyTorch's deterministic mode, which ends with the test."""
+    yield torch.use_deterministic_algorithms
+    torch.use_deterministic_algorithms(False)
+
+
+def test_deterministic_mode_refuses_what_varies_on_a_gpu(deterministic: Any) -> None:
+    from cudakit.torch import FRAMEWORK
+
+    FRAMEWORK.vary("grid_sample_backward")
+    deterministic(True)
+    with pytest.raises(
+        RuntimeError, match=r"^grid_sample_backward: .* torch\.use_deterministic_algorithms\(True\) forbids"
+    ):
+        FRAMEWORK.vary("grid_sample_backward")
+    image, grid = arrays(2)
+    cudakit.grid_sample(image, grid).sum().backward()  # a CPU adds up in order
+    deterministic(True, warn_only=True)
+    with pytest.warns(UserWarning, match="^grid_sample_backward: on a GPU"):
+        FRAMEWORK.vary("grid_sample_backward")
