@@ -23,8 +23,8 @@ DEVICE void store_channels(const acc_t* from, int width, scalar_t* to) {
 }
 
 // target[v] += factor * value[v] for `width` channels; on a GPU all VEC, whose targets are aligned to the size of a pack.
-template <typename T> DEVICE void add_channels(T* target, T factor, const T* value, int width) {
-    if constexpr (ADDS_FOUR && LANES > 1 && VEC % 4 == 0 && sizeof(T) == 4) {
+template <typename P, typename T> DEVICE void add_channels(P target, T factor, const T* value, int width) {
+    if constexpr (ADDS_FOUR && LANES > 1 && VEC % 4 == 0 && sizeof(sum_t) == 4) {
         UNROLL for (int v = 0; v < VEC; v += 4) {
             add_four(target + v, factor * value[v], factor * value[v + 1], factor * value[v + 2],
                      factor * value[v + 3]);
@@ -199,12 +199,12 @@ DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, 
 }
 
 // The adjoint of sample_channels.
-DEVICE void scatter_channels(const Samples& s, int j, acc_t* image, int width, const acc_t* out_grad) {
+DEVICE void scatter_channels(const Samples& s, int j, const Sums& image, int width, const acc_t* out_grad) {
     const Axis& x = s.axis[NDIM - 1];
     UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
         UNROLL for (int t = 0; t < TAPS; ++t) {
             if (!(row_inside(s, r, j) & x.inside[t][j])) continue;
-            acc_t* target = image + row_at(s, r, j) + x.at[t][j];
+            const Sums target = image + row_at(s, r, j) + x.at[t][j];
             const acc_t weight = row_weight(s, r, j) * weight_along(s, t, j);
             add_channels(target, weight, out_grad, width);
         }

@@ -36,6 +36,9 @@ typedef unsigned INDEX uindex_t;
 
 DEVICE float as_float(unsigned bits) { return __uint_as_float(bits); }
 DEVICE unsigned as_bits(float value) { return __float_as_uint(value); }
+DEVICE unsigned exponent_of(double value) { return (unsigned)__double2hiint(value) >> 20 & 2047u; }  // biased
+DEVICE double power_of_two(int exponent) { return __hiloint2double(exponent + 1023 << 20, 0); }
+DEVICE void raise_to(unsigned* target, unsigned value) { atomicMax(target, value); }
 DEVICE float widen(half_t value) {
     float wide;
     asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
@@ -167,17 +170,53 @@ template <int size, typename T> DEVICE void store_line(const acc_t* from, T* to,
     }
 }
 
+// What gradients by an image are added up in. Where sums must be the same in any order (ROUNDED, on a GPU), every number is
+// first rounded to a multiple of a power of two that is coarse enough for a double to hold all their sums: it is added to
+// an anchor, 3/2 of a larger power of two, which is taken away again (Demmel and Nguyen, "Fast reproducible floating-point
+// summation", 2013). What that leaves of a double is added up likewise, `apart` numbers further on.
+#ifdef ROUNDED
+constexpr int SUM_PARTS = sizeof(acc_t) / 4;
+typedef double sum_t;
+struct Sums {
+    sum_t* at;
+    long long apart;
+    sum_t anchor[SUM_PARTS];
+    DEVICE Sums operator+(index_t step) const {
+        Sums moved = *this;
+        moved.at += step;
+        return moved;
+    }
+};
+DEVICE Sums sums_at(sum_t* at, const sum_t* anchors, long long apart) {
+    Sums sums = {at, apart};
+    UNROLL for (int k = 0; k < SUM_PARTS; ++k) sums.anchor[k] = anchors[k];
+    return sums;
+}
+DEVICE void add_to(const Sums& sums, acc_t value) {
+    sum_t rest = value;
+    UNROLL for (int k = 0; k < SUM_PARTS; ++k) {
+        const sum_t part = (rest + sums.anchor[k]) - sums.anchor[k];
+        add_to(sums.at + k * sums.apart, part);
+        rest = part - part == 0 ? rest - part : sum_t(0);  // of what is not finite nothing is left
+    }
+}
+#else
+typedef acc_t sum_t;
+typedef acc_t* Sums;
+DEVICE Sums sums_at(acc_t* at, const sum_t*, long long) { return at; }
+#endif
+
 // Zero the channels `begin` ... `end` - 1 of a gradient whose pixels or channels are neighbours, before a thread adds to
 // them: they are then in its own cache. A GPU, whose threads share every target, has that done beforehand.
 constexpr bool CLEARS = TILE > 1;
 
-DEVICE void clear(acc_t* image, index_t channel_stride, index_t pixel_stride, index_t begin, index_t end,
+DEVICE void clear(sum_t* image, index_t channel_stride, index_t pixel_stride, index_t begin, index_t end,
                   index_t pixels) {
     const index_t width = end - begin;
     const bool last = channel_stride == 1, whole = last && width == pixel_stride;
     const index_t runs = whole ? 1 : last ? pixels : width, length = whole ? pixels * width : last ? width : pixels;
     for (index_t run = 0; run < runs; ++run) {
-        acc_t* to = image + begin * channel_stride + run * (last ? pixel_stride : channel_stride);
+        sum_t* to = image + begin * channel_stride + run * (last ? pixel_stride : channel_stride);
         for (index_t i = 0; i < length; ++i) to[i] = 0;  // which host compilers know for memset
     }
 }

@@ -23,9 +23,10 @@ struct DeformCol2imParams {
     const scalar_t* columns;   // gradient by the columns
     const scalar_t* weight;    // [tap][channel], if WEIGHTED
     scalar_t* samples;         // written, as columns are laid out, and may be the same; null: not needed
-    acc_t* grad_input;         // [span], added to; null: not needed
+    sum_t* grad_input;         // [span], added to; null: not needed
     coord_t* grad_offset;      // written, contiguous in the order of offset's strides; null: not needed
     coord_t* grad_mask;        // written likewise; null: not needed
+    const sum_t* anchors;      // of ROUNDED sums, whose parts lie as spans do
     long long items;           // blocks * batch * groups of a block * spans * taps * tiles of a span
     long long spans;           // 1 on a GPU
     long long span_stride;     // from the images that one span adds to, to the next
@@ -72,7 +73,7 @@ DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
 
 // The gradients of a tile at its tap that come from the `width` channels from c on; `grad_input` is the image's, or null.
 DEVICE void visit(const DeformCol2imParams& p, const Place& it, const Base& base, const TapSamples& samples, index_t c,
-                  int width, acc_t* grad_input, Dots& dots) {
+                  int width, sum_t* grad_input, Dots& dots) {
     const Geometry& g = p.geometry;
     const index_t channel_stride = (index_t)p.layout.stride[1], pixel_stride = (index_t)p.layout.stride[3];
     acc_t tile[TILE][VEC], other[TILE * VEC];
@@ -84,7 +85,7 @@ DEVICE void visit(const DeformCol2imParams& p, const Place& it, const Base& base
         UNROLL for (int v = 0; v < VEC; ++v) column[v] *= weight[v];
     }
     if (grad_input) {
-        acc_t* grad = grad_input + c * (index_t)p.grad_stride[1];
+        const Sums grad = sums_at(grad_input + c * (index_t)p.grad_stride[1], p.anchors, p.span_stride);
         for (int j = 0; j < base.count; ++j) scatter_tap(samples, j, grad, width, column + j * VEC);
     }
     if (p.input) {
@@ -100,7 +101,7 @@ KERNEL(deform_col2im, DeformCol2imParams) {
     const Geometry& g = p.geometry;
     FOR_EACH(item, p.items) {
         const Place it = place_of(p, item);
-        acc_t* grad_input = p.grad_input ? p.grad_input + it.span * p.span_stride + it.n * p.grad_stride[0] : nullptr;
+        sum_t* grad_input = p.grad_input ? p.grad_input + it.span * p.span_stride + it.n * p.grad_stride[0] : nullptr;
         if (it.opens && p.opens && grad_input) {
             clear(grad_input, (index_t)p.grad_stride[1], (index_t)p.grad_stride[1 + NDIM], it.channel, it.channel_end,
                   input_pixels(g));

@@ -107,7 +107,7 @@ template <typename T> DEVICE void store_gradients(const Geometry& g, const Sampl
 }
 
 // The adjoint of sample_tap.
-DEVICE void scatter_tap(const TapSamples& samples, int j, acc_t* image, int width, const acc_t* column) {
+DEVICE void scatter_tap(const TapSamples& samples, int j, const Sums& image, int width, const acc_t* column) {
     UNROLL for (int k = 0; k < CORNERS; ++k) {
         const Corner c = corner(samples, k, j);
         if (!c.read) continue;

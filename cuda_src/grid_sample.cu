@@ -43,14 +43,14 @@ KERNEL(grid_sample_planar, GridSampleParams) {
 DEVICE void group_gradients(const GridSampleParams& p, const Samples& s, const Item& it, index_t first,
                             const index_t* later, acc_t grad[][TILE]) {
     const scalar_t* plane[GROUP];
-    acc_t* target[GROUP];
+    Sums target[GROUP];
     if (p.grad_grid) {
         const scalar_t* image = p.input + it.n * (index_t)p.input_stride[0];
         group_planes(image, first, it.channel_end, (index_t)p.input_stride[1], plane);
         if (later) fetch(later, plane);
     }
     if (p.grad_input) {
-        acc_t* image = p.grad_input + it.n * (index_t)p.grad_stride[0];
+        const Sums image = sums_in(p, p.grad_input + it.n * (index_t)p.grad_stride[0]);
         group_planes(image, first, it.channel_end, (index_t)p.grad_stride[1], target);
         if (later) fetch(later, target);
     }
@@ -131,10 +131,11 @@ DEVICE void channel_gradients(const GridSampleParams& p, const Samples& s, const
         }
     }
     if (p.grad_input) {
-        acc_t* image = p.grad_input + it.n * (index_t)p.grad_stride[0] + c;
+        sum_t* image = p.grad_input + it.n * (index_t)p.grad_stride[0] + c;
+        const Sums sums = sums_in(p, image);
         for (int j = 0; j < it.count; ++j) {
             fetch_soon<VEC>(s, frontier, j, it.count, image);
-            scatter_channels(s, j, image, width, out_grad + j * VEC);
+            scatter_channels(s, j, sums, width, out_grad + j * VEC);
         }
     }
 }

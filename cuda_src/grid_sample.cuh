@@ -8,8 +8,9 @@ struct GridSampleParams {
     const coord_t* grid;          // (N, L, NDIM), contiguous, x first
     scalar_t* output;             // forward: written
     const scalar_t* grad_output;  // backward: read; strides as output's
-    acc_t* grad_input;            // backward: added to, on a host zeroed first; null: not needed
+    sum_t* grad_input;            // backward: added to, on a host zeroed first; null: not needed
     coord_t* grad_grid;           // backward: written, (N, L, NDIM); null: not needed
+    const sum_t* anchors;         // of ROUNDED sums
     long long items;              // work items: channel blocks * slabs * batch * tiles
     long long batch;
     long long channels;
@@ -45,6 +46,9 @@ DEVICE Item item_of(const GridSampleParams& p, index_t item) {
     it.count = TILE == 1 ? 1 : (int)smaller(index_t(TILE), (index_t)p.pixels - it.first);
     return it;
 }
+
+// A place in grad_input, to be added to.
+DEVICE Sums sums_in(const GridSampleParams& p, sum_t* at) { return sums_at(at, p.anchors, p.batch * p.grad_stride[0]); }
 
 // The first item of those that add to one target zeroes it.
 DEVICE void clear_target(const GridSampleParams& p, const Item& it) {

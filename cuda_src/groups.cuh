@@ -1,7 +1,7 @@
 // A tile of pixels in GROUP channels, as planar kernels read and write it.
 
 // The channels that a group starts at; beyond the last one it repeats it, and nobody stores what comes of that.
-template <typename T> DEVICE void group_planes(T* image, index_t channel, index_t end, index_t stride, T** plane) {
+template <typename P> DEVICE void group_planes(const P& image, index_t channel, index_t end, index_t stride, P* plane) {
     UNROLL for (int c = 0; c < GROUP; ++c) plane[c] = image + smaller(channel + c, end - 1) * stride;
 }
 

@@ -97,6 +97,14 @@ DEVICE unsigned as_bits(float value) {
     return bits;
 }
 
+DEVICE unsigned exponent_of(double value) {
+    unsigned long long bits;
+    __builtin_memcpy(&bits, &value, 8);
+    return (unsigned)(bits >> 52) & 2047u;
+}
+DEVICE double power_of_two(int exponent) { return __builtin_ldexp(1.0, exponent); }
+DEVICE void raise_to(unsigned* target, unsigned value) { *target = value > *target ? value : *target; }
+
 // The value, or zero where the flag (0 or 1) is 0: by a mask, because compilers make a branch of a condition.
 DEVICE float keep(float value, int flag) { return as_float(as_bits(value) & -(unsigned)flag); }
 DEVICE double keep(double value, int flag) {

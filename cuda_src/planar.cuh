@@ -154,7 +154,7 @@ DEVICE void add_line(acc_t* to, const acc_t* share) {
 }
 
 template <bool CHECKED>
-DEVICE void scatter_planes(const Samples& s, const acc_t out_grad[][TILE], acc_t* const* plane, int count) {
+DEVICE void scatter_planes(const Samples& s, const acc_t out_grad[][TILE], const Sums* plane, int count) {
     const Axis& x = s.axis[NDIM - 1];
     UNROLL_ROWS for (int first = 0; first < ROWS; first += FLIGHT) {
         acc_t share[FLIGHT][LINES][TILE][LINE];
@@ -177,15 +177,15 @@ DEVICE void scatter_planes(const Samples& s, const acc_t out_grad[][TILE], acc_t
                 UNROLL for (int stream = 0; stream < STREAMS; ++stream) {
                     const int j = k + stream * (TILE / STREAMS);
                     UNROLL for (int r = 0; r < FLIGHT; ++r) {
-                        acc_t* row = plane[c] + row_at(s, first + r, j);
-                        if (WINDOW) {
-                            add_line(row + x.at[0][j], share[r][c][j]);
-                            continue;
-                        }
+                        const Sums row = plane[c] + row_at(s, first + r, j);
+#if WINDOW
+                        add_line(row + x.at[0][j], share[r][c][j]);
+#else
                         UNROLL for (int t = 0; t < TAPS; ++t) {
                             if (TILE == 1 && !(row_inside(s, first + r, j) & x.inside[t][j])) continue;
                             add_to(row + x.at[t][j], share[r][c][j][t]);
                         }
+#endif
                     }
                 }
                 SCALAR_LOOP;

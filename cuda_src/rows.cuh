@@ -43,7 +43,7 @@ template <int lines> DEVICE const scalar_t& tap_of(const Window<lines>& w, int c
 constexpr int BURST = LINES == 1 && WINDOW != 2 && TILE % 16 == 0 ? 8 : 1;
 
 // Ask for the lines of the cache that each sample of a tile will begin at.
-template <typename T> DEVICE void fetch(const index_t* at, T* const* plane) {
+template <typename P> DEVICE void fetch(const index_t* at, const P* plane) {
     RELOAD(at);  // else all are widened and stored before the loop over channels, even if it has one round
     for (int j = 0; j < TILE; j += EACH * BURST) {
         UNROLL for (int i = j; i < j + EACH * BURST; i += EACH) {

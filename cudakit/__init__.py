@@ -5,7 +5,12 @@ from cudakit.deform_conv import DeformConvGradients, deform_conv1d, deform_conv2
 from cudakit.deform_conv_backward import deform_conv1d_backward, deform_conv2d_backward, deform_conv3d_backward
 from cudakit.deformable import DeformIm2colGradients, deform_col2im, deform_im2col, deform_im2col_backward
 from cudakit.errors import BackendUnavailable, CompileError
-from cudakit.launch import get_num_threads, set_num_threads
+from cudakit.launch import (
+    are_deterministic_algorithms_enabled,
+    get_num_threads,
+    set_num_threads,
+    use_deterministic_algorithms,
+)
 from cudakit.sampling import GridSampleGradients, grid_sample, grid_sample_backward
 
 __all__ = [
@@ -16,6 +21,7 @@ __all__ = [
     "GridSampleGradients",
     "affine_grid",
     "affine_grid_backward",
+    "are_deterministic_algorithms_enabled",
     "deform_col2im",
     "deform_conv1d",
     "deform_conv1d_backward",
@@ -29,5 +35,6 @@ __all__ = [
     "grid_sample",
     "grid_sample_backward",
     "set_num_threads",
+    "use_deterministic_algorithms",
 ]
 __version__ = "0.1.0"

@@ -77,8 +77,8 @@ class Framework:
     specs and devices. `empty` and `zeros` take (shape, dtype name, device); `contiguous` returns a copy in C order;
     `stream` returns the handle of the stream to launch on for a device ordinal. `temporary` makes workspaces, where the
     framework has memory for them that its CUDA graphs keep. `finish` waits for what was launched, given the ordinal and
-    the stream, where that is not the stream that the framework works on. `vary` is told the name of an operator whose
-    results may have other last bits on another run, before it runs, and may refuse.
+    the stream, where that is not the stream that the framework works on. `deterministic` says whether the framework's
+    user wants results that are the same in every run, and `lenient` whether a warning of others is enough.
     """
 
     view: Callable[[Any], View]
@@ -90,7 +90,8 @@ class Framework:
     stream: Callable[[int], int]
     temporary: Temporary | None = None
     finish: Callable[[int, int], None] | None = None
-    vary: Callable[[str], None] | None = None
+    deterministic: Callable[[], bool] | None = None
+    lenient: Callable[[], bool] | None = None
 
 
 _NUMPY_NAMES = {np.dtype(name): name for name in ("float16", "float32", "float64")}

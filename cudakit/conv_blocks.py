@@ -14,10 +14,12 @@ from cudakit.array import itemsize
 from cudakit.conv_cut import MOST_WORKSPACES, Convolution
 from cudakit.conv_plan import Slots
 from cudakit.deform_geometry import Deformation
+from cudakit.deform_gradient_plan import corner_terms, flat_masks
 from cudakit.deform_plan import Columns, add_im2col, coordinates_from, wants_copy, wants_neighbours
 from cudakit.layout import Image, add_copy, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.product import is_operand
+from cudakit.rounding import add_anchors, flat
 from cudakit.workspace import ALIGNMENT
 
 # Of a block: its product should have several tiles for every processor of a large GPU, and take longer than to launch.
@@ -92,6 +94,17 @@ def columns_of(d: Deformation, groups: int) -> Columns:
     count = d.channels // groups
     image = d.visited * d.taps * count
     return Columns((image, 1, count, d.taps * count), count, d.batch * image * (groups > 1))
+
+
+def add_conv_anchors(plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot) -> Slot:
+    """Append what finds the anchors of the sums of columns, which are products of outputs' gradients and weights."""
+    d = conv.d
+    factors = [
+        (grad_output, conv.output),
+        (slots.weight, flat(conv.weights, d.dtype)),
+        (slots.mask, flat_masks(d)),
+    ]
+    return add_anchors(plan, target, factors, corner_terms(d) * (conv.out_channels // conv.groups))
 
 
 class Work:

@@ -4,14 +4,15 @@ Only `Multiply` needs a GPU.
 """
 
 from cudakit.array import itemsize
-from cudakit.conv_blocks import Block, Work, columns_of
+from cudakit.conv_blocks import Block, Work, add_conv_anchors, columns_of
 from cudakit.conv_cut import Convolution
 from cudakit.conv_plan import Slots
 from cudakit.deform_gradient_plan import Gradients, add_gradients, gradient_layouts
 from cudakit.deform_plan import coordinates_from
-from cudakit.layout import Image, accumulator, add_copy, part
+from cudakit.layout import Image, accumulator, add_copy, add_sums, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.product import Multiply, Product
+from cudakit.rounding import anchor_bytes, sum_bytes, sum_parts
 
 
 def turned(strides: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -54,7 +55,9 @@ class _Backward:
         wide = itemsize(accumulator(d.dtype))
         self.final, self.grad = gradient_layouts(d, target, columns_of(d, conv.groups))
         self.slopes = results.offset != NULL or results.mask != NULL
-        self.image_bytes = self.grad.strides[0] * wide * (results.input != NULL and self.grad != self.final)
+        self.parts = sum_parts(d.dtype, target)
+        summed = results.input != NULL and (self.grad != self.final or self.parts > 1)
+        self.image_bytes = self.grad.strides[0] * sum_bytes(d.dtype, target) * summed
         weights = conv.out_channels * d.taps * (d.channels // conv.groups) * wide * (results.weight != NULL)
         reads = self.slopes or results.weight != NULL
         self.work = Work(
@@ -63,8 +66,9 @@ class _Backward:
             turns=bool(weights) or conv.groups > 1,
             grad=None if results.input == NULL else self.grad,
             image_bytes=self.image_bytes,
-            fixed_bytes=weights,
+            fixed_bytes=weights + anchor_bytes(target),
         )
+        self.anchors = add_conv_anchors(plan, target, conv, slots, grad) if summed else NULL
         self.total = plan.workspace(self.work.images * self.image_bytes) if self.image_bytes else NULL
         self.weights = plan.workspace(weights) if weights else NULL
         if weights:
@@ -84,7 +88,7 @@ class _Backward:
                 self._visit(block, added)
             if self.image_bytes:
                 source = (self.total, part(self.grad, count))
-                add_copy(work.plan, work.target, source, (goal, part(self.final, count)))
+                add_sums(work.plan, work.target, self.parts, source, (goal, part(self.final, count)))
         if results.weight != NULL:
             tap_fastest, channel_fastest = self.conv.weight_layouts(accumulator(d.dtype))
             source = (self.weights, channel_fastest)
@@ -105,6 +109,7 @@ class _Backward:
                 grad_input=grad_input if results.input != NULL else NULL,
                 grad_offset=grads[0],
                 grad_mask=grads[1],
+                anchors=self.anchors,
             )
             x, grad = part(work.inputs.layout, block.images), part(self.grad, block.images)
             add_gradients(work.plan, work.target, d, x, grad, columns_of(d, self.conv.groups), slots)

@@ -106,7 +106,7 @@ def _check_columns(argument: str, columns: Spec, d: Deformation) -> None:
 def _input_gradient(d: Deformation, target: Target) -> Output:
     """Return the result that columns are added up into, zero where nothing will be written or a GPU adds to it."""
     final, grad = gradient_layouts(d, target, plain_columns(d))
-    added = grad == final and not clears(target)
+    added = grad == final and not clears(target) and not target.reproducible
     return Output(d.shape(d.channels, d.space), d.dtype, zero=added or 0 in columns_shape(d))
 
 

@@ -16,8 +16,9 @@ from cudakit.deform_plan import (
     wants_neighbours,
 )
 from cudakit.launch import Launch, load
-from cudakit.layout import SUMS_BYTES, Image, accumulator, add_copy, add_sum, chunks, packed, part
+from cudakit.layout import SUMS_BYTES, Image, add_copy, add_sums, chunks, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target, clears
+from cudakit.rounding import ROUNDED, add_anchors, flat, sum_dtype, sum_parts
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail
 
@@ -27,13 +28,13 @@ COL2IM = Kernel(
     "DeformCol2imParams",
     (
         *((name, 1) for name in ("input", "offset", "mask", "columns", "weight")),
-        *((name, 1) for name in ("samples", "grad_input", "grad_offset", "grad_mask")),
+        *((name, 1) for name in ("samples", "grad_input", "grad_offset", "grad_mask", "anchors")),
         *((name, 1) for name in ("items", "spans", "span_stride", "opens", "channel_block")),
         ("grad_stride", 5),
         *LAYOUT_FIELDS,
         *GEOMETRY_FIELDS,
     ),
-    pointers=9,
+    pointers=10,
 )
 
 
@@ -49,6 +50,7 @@ class Gradients(NamedTuple):
     grad_input: Slot = NULL
     grad_offset: Slot = NULL
     grad_mask: Slot = NULL
+    anchors: Slot = NULL
 
 
 def add_gradients(
@@ -102,6 +104,8 @@ def _add_col2im(
     defined = constants(d, form, *layouts, ((items * form.lanes,), (1,)))
     if slots.weight != NULL:
         defined["WEIGHTED"] = 1
+    if slots.anchors != NULL:
+        defined |= ROUNDED
     places = (items, spans, d.batch * grad.strides[0], int(opens), block)
     tail = pack_tail(COL2IM, *places, grad.strides, *columns.fields, *geometry_values(d, x.strides))
     kernel = load(COL2IM, tuple(defined.items()), target.device)
@@ -126,7 +130,7 @@ def gradient_layouts(d: Deformation, target: Target, columns: Columns) -> tuple[
     last = d.last or wants_neighbours(d, columns, target)
     return (
         packed(shape, d.dtype, channels_last=d.last),
-        packed(shape, accumulator(d.dtype), channels_last=last),
+        packed(shape, sum_dtype(d.dtype, target), channels_last=last),
     )
 
 
@@ -146,16 +150,18 @@ def plan_gradients(
     rounds = list(chunks(final, target)) if copied or (wanted and turned) else [(0, d.batch)]
     image, most = d.channels * prod(d.space), rounds[0][1]
     spans = _spans(d.part(most), grad, target) if wanted else 1
+    parts = spans * sum_parts(d.dtype, target)
     space = plan.workspace(most * image * item) if copied else NULL
-    summed = wanted and (turned or spans > 1)
-    total = plan.workspace(spans * most * image * itemsize(grad.dtype)) if summed else NULL
+    summed = wanted and (turned or parts > 1)
+    total = plan.workspace(parts * most * image * itemsize(grad.dtype)) if summed else NULL
+    anchors = _add_anchors(plan, target, d, slots) if summed else NULL
     for first, count in rounds:
         source = slots.input.at(first * (x.strides[0] if x else 0) * item)
         if copied and x is not None:
             add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)))
         goal = slots.grad_input.at(first * final.strides[0] * item)
         if summed and not clears(target):
-            plan.zero(total, count * image * itemsize(grad.dtype), target.device)
+            plan.zero(total, parts * count * image * itemsize(grad.dtype), target.device)
         offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
         grad_offset, grad_mask = coordinates_from(d, first, slots.grad_offset, slots.grad_mask)
         where = Gradients(
@@ -163,18 +169,25 @@ def plan_gradients(
             grad_input=total if summed else goal,
             grad_offset=grad_offset,
             grad_mask=grad_mask,
+            anchors=anchors,
         )
-        parts = d.part(count), part(layout, count), part(grad, count)
-        add_gradients(plan, target, *parts, columns, where, spans=spans, opens=clears(target))
+        some = d.part(count), part(layout, count), part(grad, count)
+        add_gradients(plan, target, *some, columns, where, spans=spans, opens=clears(target))
         if summed:
-            _add_result(plan, target, spans, (total, part(grad, count)), (goal, part(final, count)))
+            add_sums(plan, target, parts, (total, part(grad, count)), (goal, part(final, count)))
 
 
-def _add_result(plan: Plan, target: Target, spans: int, sums: tuple[Slot, Image], result: tuple[Slot, Image]) -> None:
-    """Append what makes a result of the sums of spans, which lie one behind the other."""
-    grad, turned = sums[1], sums[1] != result[1]
-    if spans > 1:
-        size, goal = prod(grad.shape), sums[0] if turned else result[0]
-        add_sum(plan, target, (sums[0], grad.dtype), (goal, grad.dtype), (size, 1, spans), (1, 0, size))
-    if turned:
-        add_copy(plan, target, sums, result)
+def _add_anchors(plan: Plan, target: Target, d: Deformation, slots: Gradients) -> Slot:
+    """Append what finds the anchors of sums of columns."""
+    columns = flat(d.batch * d.channels * d.taps * d.pixels, d.dtype)
+    return add_anchors(plan, target, [(slots.columns, columns), (slots.mask, flat_masks(d))], corner_terms(d))
+
+
+def flat_masks(d: Deformation) -> Image:
+    """Return the masks as one row of numbers."""
+    return flat(d.batch * d.groups * d.taps * d.pixels, d.coordinates)
+
+
+def corner_terms(d: Deformation) -> int:
+    """Return how many numbers are added to an element of an image's gradient at most."""
+    return d.taps * d.pixels << d.n

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from cudakit import checks
 from cudakit.array import itemsize
-from cudakit.conv_blocks import Staged
+from cudakit.conv_blocks import Staged, add_conv_anchors
 from cudakit.conv_cut import Convolution
 from cudakit.conv_plan import Slots
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
@@ -27,11 +27,13 @@ from cudakit.layout import (
     accumulator,
     add_copy,
     add_sum,
+    add_sums,
     cuda_lanes,
     packed,
     part,
 )
 from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.rounding import anchor_bytes, sum_bytes, sum_parts
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail
 from cudakit.workspace import ALIGNMENT
@@ -176,8 +178,9 @@ class _Backward:
         self.final, self.grad = gradient_layouts(d, target, last)
         self.slopes = results.offset != NULL or results.mask != NULL
         wide = accumulator(d.dtype)
-        summed = results.input != NULL and self.grad != self.final
-        self.image_bytes = self.grad.strides[0] * itemsize(wide) * summed
+        self.parts = sum_parts(d.dtype, target)
+        summed = results.input != NULL and (self.grad != self.final or self.parts > 1)
+        self.image_bytes = self.grad.strides[0] * sum_bytes(d.dtype, target) * summed
         self.sum_bytes = d.channels * d.taps * itemsize(wide)
         weights = (self.sum_bytes + d.channels * d.taps * itemsize(d.dtype)) * (results.weight != NULL)
         self.work = work = _Work(
@@ -185,8 +188,9 @@ class _Backward:
             reads=self.slopes or results.weight != NULL,
             grad=None if results.input == NULL else self.grad,
             image_bytes=self.image_bytes,
-            fixed_bytes=weights,
+            fixed_bytes=weights + anchor_bytes(target),
         )
+        self.anchors = add_conv_anchors(plan, target, conv, slots, grad) if summed else NULL
         self.total = plan.workspace(work.images * self.image_bytes) if summed else NULL
         if weights:
             self.totals = plan.workspace(weights - self.sum_bytes)
@@ -236,12 +240,13 @@ class _Backward:
             grad_input=added,
             grad_offset=grads[0],
             grad_mask=grads[1],
+            anchors=self.anchors,
         )
         y = part(work.outputs.layout, count)
         layouts = (part(work.inputs.layout, count), part(self.grad, count), _as_columns(y))
         add_gradients(plan, target, d.part(count), *layouts, slots)
         if self.image_bytes:
-            add_copy(plan, target, (self.total, part(self.grad, count)), (goal, part(self.final, count)))
+            add_sums(plan, target, self.parts, (self.total, part(self.grad, count)), (goal, part(self.final, count)))
 
     def _add_up(self) -> None:
         """Append the weights' gradients from the sums of chunks."""

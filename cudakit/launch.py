@@ -21,6 +21,7 @@ def cores() -> int:
 
 
 _threads = min(MOST_THREADS, cores())
+_deterministic = False
 
 
 def get_num_threads() -> int:
@@ -67,6 +68,45 @@ def set_num_threads(threads: int) -> None:
     _threads = number
 
 
+def are_deterministic_algorithms_enabled() -> bool:
+    """Return whether results must be the same in every run; see `use_deterministic_algorithms`."""
+    return _deterministic
+
+
+def use_deterministic_algorithms(mode: bool) -> None:
+    """Set whether an operator's results must be the same bits in every run on a GPU.
+
+    By default they are not where gradients by an image are added up, in any order. In this mode numbers are first
+    rounded to multiples of a power of two of which float64 holds all sums exactly (Demmel and Nguyen, "Fast
+    reproducible floating-point summation", 2013). That changes each by about 1e-9 of the largest that there may be, or
+    1e-19 where they are float64, and takes more time and temporary memory. Gradients of gradients are refused where
+    they would vary. PyTorch's ``torch.use_deterministic_algorithms`` counts, too, for its tensors. On a CPU results are
+    always the same with the same number of threads.
+
+    Parameters
+    ----------
+    mode : bool
+        Whether they must.
+
+    Raises
+    ------
+    TypeError
+        If `mode` is no bool.
+
+    Examples
+    --------
+    >>> import cudakit
+    >>> cudakit.use_deterministic_algorithms(True)
+    >>> cudakit.are_deterministic_algorithms_enabled()
+    True
+    >>> cudakit.use_deterministic_algorithms(False)
+    """
+    global _deterministic
+    if not isinstance(mode, bool):
+        raise TypeError(f"use_deterministic_algorithms: mode must be a bool, got {mode!r}")
+    _deterministic = mode
+
+
 class Loaded:
     """A kernel for one specialisation and device, compiled when it is first called.
 
@@ -77,6 +117,7 @@ class Loaded:
 
     def __init__(self, kernel: Kernel, constants: tuple[tuple[str, str | int], ...], device: Device) -> None:
         self._kernel, self._constants, self._device = kernel, dict(constants), device
+        self.rounds = "ROUNDED" in self._constants  # what it adds up
         self.call: Callable[[bytes, int, int, int, int], None] = self._compile
 
     def _compile(self, *arguments: Any) -> None:
@@ -114,6 +155,11 @@ class Launch:
     """
 
     __slots__ = ("grain", "items", "kernel", "tail", "threads")
+
+    @property
+    def shares(self) -> bool:
+        """Whether several items add to the same elements, whose last bits depend on their order."""
+        return self.grain > 1 and not self.kernel.rounds
 
     def __init__(self, kernel: Loaded, tail: bytes, items: int, grain: int, work: int, threads: int) -> None:
         self.kernel, self.tail, self.items, self.grain = kernel, tail, items, grain

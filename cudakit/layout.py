@@ -245,6 +245,17 @@ def add_sum(
         plan.launch(Launch(loaded, tail, items, 1, prod(sizes), target.threads), source[0], goal[0], partial)
 
 
+def add_sums(plan: Plan, target: Target, parts: int, sums: tuple[Slot, Image], result: tuple[Slot, Image]) -> None:
+    """Append what makes an image of so many sums for each element, which lie one image behind the other."""
+    source, image = sums
+    turned = image != result[1]
+    if parts > 1:
+        size, goal = prod(image.shape), source if turned else result[0]
+        add_sum(plan, target, (source, image.dtype), (goal, image.dtype), (size, 1, parts), (1, 0, size))
+    if turned:
+        add_copy(plan, target, sums, result)
+
+
 def _sum_chunks(count: int, terms: int, lanes: int, room: int | None) -> int:
     """Return into how many chunks to cut so many terms of each of so many sums, to keep a large GPU busy."""
     chunks = min(-(-terms // (CUDA_SUM_TERMS * lanes)), -(-CUDA_THREADS // (count * lanes)))

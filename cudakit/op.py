@@ -5,6 +5,7 @@ is made once for each combination of shapes, strides, dtypes, options and target
 launch. The adapters of frameworks read these records and know no family.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -14,15 +15,17 @@ import numpy as np
 
 from cudakit.adapters import adapter, is_traced
 from cudakit.array import CPU, Device, Framework, Spec, View, contiguous_strides
-from cudakit.errors import UNREADABLE, InvalidArgument
+from cudakit.errors import UNREADABLE, InvalidArgument, varying
 from cudakit.frameworks import framework_of, kind_of
-from cudakit.launch import get_num_threads
+from cudakit.launch import are_deterministic_algorithms_enabled, get_num_threads
 from cudakit.plan import Output, Plan, Target
 
 PLANS = 4096  # kept at a time
 CONSTANT = frozenset((int, float, bool, str, type(None), *(np.dtype(code).type for code in np.typecodes["AllInteger"])))
 
 
+Arrays = tuple[Any, ...]
+Specs = tuple[Spec | None, ...]
 OPS: "dict[str, Op]" = {}  # every operator by its name
 
 
@@ -96,7 +99,7 @@ class Op:
         """
         return () if self.of is None else self.of.arrays
 
-    def __call__(self, arrays: tuple[Any, ...], *arguments: Any) -> tuple[Any, ...]:
+    def __call__(self, arrays: Arrays, *arguments: Any) -> tuple[Any, ...]:
         """Run on anybody's arrays and return theirs, one for each result."""
         if is_traced():  # nothing that is remembered between calls may become a condition of the trace
             return adapter("torch")(self, arrays, arguments)
@@ -117,7 +120,7 @@ class Op:
         except InvalidArgument as error:
             self.refuse(error)
 
-    def _agree(self, arrays: tuple[Any, ...]) -> "Framework | Adapter":
+    def _agree(self, arrays: Arrays) -> "Framework | Adapter":
         """Return what all the arrays have in common, or raise `TypeError`."""
         named = zip(self.arrays, arrays, strict=True)
         given = [(name, array) for name, array in named if array is not None or name not in self.optional]
@@ -133,7 +136,7 @@ class Op:
         common = adapter(framework) if isinstance(framework, str) else framework
         return _agreed.setdefault((self, *map(type, arrays)), common)
 
-    def run(self, framework: Framework, arrays: tuple[Any, ...], options: Any) -> tuple[Any, ...]:
+    def run(self, framework: Framework, arrays: Arrays, options: Any) -> tuple[Any, ...]:
         """Run on arrays of one framework, without regard to autograd."""
         threads = get_num_threads()  # once: another thread may set it meanwhile
         try:
@@ -153,8 +156,8 @@ class Op:
         plan, device, makers = recipe
         if plan.copies:
             return self.run(framework, _replace(arrays, plan.copies, framework.contiguous), options)
-        if device != CPU and plan.varies and framework.vary is not None:
-            framework.vary(self.name)
+        if device != CPU and plan.varies and _wants_reproducible(framework):
+            plan, device, makers = self._reproducible(key, framework, arrays, options, threads)
         results = tuple([None if make is None else make() for make in makers])
         pointer = framework.pointer
         pointers = [0 if array is None else pointer(array) for array in (*arrays, *results)]
@@ -164,7 +167,20 @@ class Op:
             framework.finish(device[1], stream)
         return results
 
-    def _recipe(self, framework: Framework, arrays: tuple[Any, ...], options: Any, threads: int) -> "Recipe":
+    def _reproducible(self, key: Any, framework: Framework, arrays: Arrays, options: Any, threads: int) -> "Recipe":
+        """Return a recipe whose results are the same in every run on a GPU; where there is none, refuse or warn."""
+        recipe = _recipes.get((key, True))
+        if recipe is None:
+            recipe = _remember((key, True), self._recipe(framework, arrays, options, threads, reproducible=True))
+        if recipe[0].varies:
+            if framework.lenient is None or not framework.lenient():
+                raise varying(self.name)
+            warnings.warn(str(varying(self.name)), UserWarning, stacklevel=2)
+        return recipe
+
+    def _recipe(
+        self, framework: Framework, arrays: Arrays, options: Any, threads: int, *, reproducible: bool = False
+    ) -> "Recipe":
         """Check the arrays and plan for them."""
         views = [self._view(framework, name, array) for name, array in zip(self.arrays, arrays, strict=True)]
         leader, device = next(((name, view.device) for name, view in zip(self.arrays, views, strict=True) if view))
@@ -176,13 +192,17 @@ class Op:
         apart = tuple(i for i, (dimensions, strides) in enumerate(lengths) if dimensions != strides)
         if apart:
             return Plan(len(views), copies=apart), device, ()
-        plan = self.plan(tuple(view and view.spec for view in views), options, device, threads)
+        specs = tuple(view and view.spec for view in views)
+        plan = self.plan(specs, options, device, threads, reproducible=reproducible)
         return plan, device, tuple(result and _maker(framework, result, device) for result in plan.results)
 
-    def plan(self, specs: tuple[Spec | None, ...], options: Any, device: Device, threads: int | None = None) -> Plan:
+    def plan(
+        self, specs: Specs, options: Any, device: Device, threads: int | None = None, *, reproducible: bool = False
+    ) -> Plan:
         """Return the plan for arrays like these, checked; by default for the number of threads that is set."""
+        target = Target(device, threads or get_num_threads(), reproducible and device != CPU)
         try:
-            return _plan(self, specs, options, Target(device, threads or get_num_threads()))
+            return _plan(self, specs, options, target)
         except InvalidArgument as error:
             self.refuse(error)
 
@@ -231,6 +251,12 @@ Recipe = tuple[Plan, Device, tuple[Maker | None, ...]]  # the last allocate the 
 _recipes: dict[Any, Recipe] = {}  # what a call with arrays like these does, checks passed
 
 
+def _wants_reproducible(framework: Framework) -> bool:
+    """Whether results must be the same in every run."""
+    wanted = framework.deterministic
+    return are_deterministic_algorithms_enabled() or (wanted is not None and wanted())
+
+
 def _maker(framework: Framework, result: Output, device: Device) -> Maker:
     return partial(framework.zeros if result.zero else framework.empty, result.shape, result.dtype, device)
 
@@ -259,9 +285,9 @@ def _options(check: Callable[..., Any], kinds: tuple[type, ...], *arguments: Any
 
 
 @lru_cache(PLANS)
-def _plan(op: Op, specs: tuple[Spec | None, ...], options: Any, target: Target) -> Plan:
+def _plan(op: Op, specs: Specs, options: Any, target: Target) -> Plan:
     return op.prepare(specs, options, target)
 
 
-def _replace(arrays: tuple[Any, ...], positions: tuple[int, ...], change: Callable[[Any], Any]) -> tuple[Any, ...]:
+def _replace(arrays: Arrays, positions: tuple[int, ...], change: Callable[[Any], Any]) -> tuple[Any, ...]:
     return tuple(change(array) if i in positions else array for i, array in enumerate(arrays))

@@ -20,10 +20,14 @@ RESULT_SHARE, WORKSPACE_SHARE = 0.5, 0.75
 
 
 class Target(NamedTuple):
-    """What a plan is made for: a device and how many CPU threads may work."""
+    """What a plan is made for: a device and how many CPU threads may work.
+
+    `reproducible`: a GPU is to give the same results in every run, as a CPU does anyway.
+    """
 
     device: Device
     threads: int
+    reproducible: bool = False
 
     def bypasses_cache(self, slot: "Slot") -> bool:
         """Whether what is written there goes past a CPU's caches (`LARGE` in host_shim.h)."""
@@ -76,7 +80,7 @@ class Plan:
 
     `results` holds an `Output` for each result of the operator, None for one that is not asked for. `copies` are the
     positions of inputs that must be made contiguous first; such a plan has nothing else and is made again after.
-    `varies`: a GPU adds numbers up in any order.
+    `varies`: a GPU adds numbers up in any order, which shows.
     """
 
     inputs: int
@@ -120,7 +124,7 @@ class Plan:
         """Append a launch whose leading pointers come from `slots`, unless it has nothing to do."""
         if launch.items > 0:
             self._append(launch, slots)
-            self.varies = self.varies or launch.grain > 1
+            self.varies = self.varies or launch.shares
 
     def multiply(self, multiply: Multiply, *slots: Slot) -> None:
         """Append a matrix product; the slots are those of its operands a, b and c."""

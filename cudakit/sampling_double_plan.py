@@ -14,7 +14,7 @@ from cudakit.structs import pack_tail
 
 FIELDS = (("input_tangent", 1), ("grid_tangent", 1), *((f"call.{name}", count) for name, count in SAMPLE_FIELDS))
 KERNELS = {
-    name: Kernel("grid_sample_double_backward.cu", name, "GridSampleDoubleParams", FIELDS, pointers=8)
+    name: Kernel("grid_sample_double_backward.cu", name, "GridSampleDoubleParams", FIELDS, pointers=9)
     for name in ("grid_sample_planar_double_backward", "grid_sample_double_backward")
 }
 FEW_CHANNELS = 15  # up to here a CPU takes a tile of samples at a time rather than all channels of one
@@ -59,7 +59,7 @@ def plan_double_backward(
         plan.input(4),
         made,
         add_packed(plan, target, read, grad, last=neighbours),
-        *(sums, plan.result(2)),
+        *(sums, plan.result(2), NULL),
     )
     layout = packed(x.shape, x.dtype, channels_last=neighbours)
     plan.launch(_launch(call._replace(input=layout), sample.made, target, planar, "input" in needs), *slots)

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from cudakit.array import CPU, itemsize
 from cudakit.caches import second_bytes
 from cudakit.launch import Launch, load
-from cudakit.layout import Image, accumulator, add_copy, chunks, cuda_block, is_wide, packed, part
+from cudakit.layout import Image, add_copy, add_sums, chunks, cuda_block, is_wide, packed, part
 from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
+from cudakit.rounding import ROUNDED, add_anchors, sum_bytes, sum_dtype, sum_parts
 from cudakit.sampling_form import MODE_CONSTANTS, TAPS, Form, choose_form, row_window
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
@@ -20,13 +21,13 @@ MANY_CHANNELS = {"nearest": 32, "bilinear": 16, "bicubic": 16}  # from here on c
 PLANNING = 0.2  # of the time of an image's gradient, what each slab takes beyond its part
 
 SAMPLE_FIELDS = (
-    *((name, 1) for name in ("input", "grid", "output", "grad_output", "grad_input", "grad_grid")),
+    *((name, 1) for name in ("input", "grid", "output", "grad_output", "grad_input", "grad_grid", "anchors")),
     *((name, 1) for name in ("items", "batch", "channels", "channel_block", "slabs", "pixels")),
     *((name, 1) for name in ("align_corners", "looks_ahead")),
     *(("size", 3), ("input_stride", 5), ("output_stride", 3), ("grad_stride", 5)),
 )
 SAMPLE_KERNELS = {
-    name: Kernel("grid_sample.cu", name, "GridSampleParams", SAMPLE_FIELDS, pointers=6)
+    name: Kernel("grid_sample.cu", name, "GridSampleParams", SAMPLE_FIELDS, pointers=7)
     for name in (
         "grid_sample_planar",
         "grid_sample_planar_backward",
@@ -62,6 +63,7 @@ class Pointers(NamedTuple):
     grad_output: Slot = NULL
     grad_input: Slot = NULL
     grad_grid: Slot = NULL
+    anchors: Slot = NULL
 
 
 def add_sampling(
@@ -96,6 +98,7 @@ def add_sampling(
     near, forward = _is_near(x, grad), pointers.output != NULL
     window = row_window(x, form, call.mode, target)
     constants |= {"WINDOW": window, "SLABS": int(slabs > 1), "NEAR": int(window and near and forward)}
+    constants |= ROUNDED if pointers.anchors != NULL else {}
     name = f"grid_sample_{'channels' if form.channels else 'planar'}"
     kernel = SAMPLE_KERNELS[name + ("" if forward else "_backward")]
     tail = pack_tail(
@@ -174,9 +177,9 @@ def plan_backward(
         return Plan(3, copies=(1,))
     together = not wanted_input or len(x.space) > 1 or _shares(x, target) == 1
     form, layout = _backward_form(call, output, target, together)
-    grad = layout._replace(dtype=accumulator(x.dtype))
+    grad, parts = layout._replace(dtype=sum_dtype(x.dtype, target)), sum_parts(x.dtype, target)
     empty = 0 in output.shape or 0 in x.shape
-    direct = empty or grad == final
+    direct = empty or (grad == final and parts == 1)
     added = direct and not clears(target)
     level = empty or call.mode == "nearest"  # has no slope between two jumps
     sloped = bool(wanted_grid) and not level
@@ -189,9 +192,11 @@ def plan_backward(
     rounds = list(chunks(x, target)) if copied or summed else [(0, x.shape[0])]
     size = rounds[0][1] * layout.strides[0]
     space = plan.workspace(size * itemsize(x.dtype)) if copied else NULL
-    total = plan.workspace(size * itemsize(grad.dtype)) if summed else NULL
+    total = plan.workspace(size * sum_bytes(x.dtype, target)) if summed else NULL
+    terms = call.pixels * call.taps
+    anchors = add_anchors(plan, target, [(plan.input(0), output)], terms) if summed else NULL
     grads = plan.result(0), plan.result(1) if sloped else NULL
-    pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), *grads)
+    pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), *grads, anchors)
     if not sloped or copied:  # without its gradient the grid's image is not read, but says where pixels lie
         call = call._replace(input=layout)
     for first, count in rounds:
@@ -200,13 +205,13 @@ def plan_backward(
         if copied:
             add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)))
         if summed and not clears(target):
-            plan.zero(total, count * layout.strides[0] * itemsize(grad.dtype), target.device)
+            plan.zero(total, count * layout.strides[0] * sum_bytes(x.dtype, target), target.device)
         where = _shifted(pointers, first, call, output)
         where = where._replace(input=space if copied else source, grad_input=total if summed else goal)
         piece = call._replace(input=part(call.input, count))
         _add_gradients(plan, target, piece, form, where, part(output, count), part(grad, count))
         if summed:
-            add_copy(plan, target, (total, part(grad, count)), (goal, part(final, count)))
+            add_sums(plan, target, parts, (total, part(grad, count)), (goal, part(final, count)))
     return plan
 
 

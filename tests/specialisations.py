@@ -22,6 +22,7 @@ from cudakit.sampling_form import MODES, PADDING_MODES
 from cudakit.source import Kernel, render
 
 CUDA, HOST = Target(("cuda", 0), 1), Target(CPU, 2)
+REPRODUCIBLE = CUDA._replace(reproducible=True)
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 GRID_DTYPES = [(dtype, dtype) for dtype in DTYPES] + [("float16", "float32"), ("bfloat16", "float32")]
 IMAGES = [  # (channels, format): one channel at a time, groups of them, and few and many lanes

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+import cudakit
 from cudakit import conv_ops, layout
 from cudakit.depthwise_plan import FEWEST_PIXELS
 from cudakit.errors import InvalidArgument
@@ -13,7 +14,7 @@ from cudakit.op import OPS
 from cudakit.plan import Plan, Target
 from cudakit.sampling import GridSampleOptions
 
-from .specialisations import CONVOLUTION, CUDA, convolution_options, deformable_arrays, spec
+from .specialisations import CONVOLUTION, CUDA, REPRODUCIBLE, convolution_options, deformable_arrays, spec
 
 
 def launches(plan: Plan, name: str) -> list[Launch]:
@@ -23,27 +24,36 @@ def launches(plan: Plan, name: str) -> list[Launch]:
 
 
 def convolution(
-    operator: str, channels: int, data_format: str, dtype: str, *, weight: str = "weight", **options: Any
+    operator: str,
+    channels: int,
+    data_format: str,
+    dtype: str,
+    *,
+    weight: str = "weight",
+    target: Target = CUDA,
+    **options: Any,
 ) -> Plan:
     """Plan a convolution of images of 40x41 pixels; `weight` names its weights among the arrays."""
     arrays = deformable_arrays(dtype, dtype, (40, 41), (channels, data_format), 1)
     arrays["weight"] = arrays[weight]
     names = (*(("output",) if "backward" in operator else ()), *CONVOLUTION)
     given = convolution_options((40, 41), data_format)._replace(**options)
-    return OPS[operator].prepare(tuple(arrays[name] for name in names), given, CUDA)
+    return OPS[operator].prepare(tuple(arrays[name] for name in names), given, target)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("channels", [6, 16])
 @pytest.mark.parametrize("needs", [conv_ops.NAMES, ("bias",), ("input", "weight"), ("bias", "offset")], ids="+".join)
 @pytest.mark.parametrize("operator", ["deform_conv2d", "deform_conv2d_backward"])
 @pytest.mark.parametrize("weight", ["weight", "depthwise"])
+@pytest.mark.parametrize("target", [CUDA, REPRODUCIBLE], ids=["usual", "reproducible"])
 def test_no_plan_takes_more_than_the_workspace(
-    weight: str, operator: str, needs: tuple[str, ...], channels: int, data_format: str, dtype: str
+    target: Target, weight: str, operator: str, needs: tuple[str, ...], channels: int, data_format: str, dtype: str
 ) -> None:
     def plan(workspace: int) -> Plan:
-        return convolution(operator, channels, data_format, dtype, weight=weight, needs=needs, workspace=workspace)
+        options = {"needs": needs, "workspace": workspace}
+        return convolution(operator, channels, data_format, dtype, weight=weight, target=target, **options)
 
     least = 1
     if needs != ("bias",) or operator == "deform_conv2d":
@@ -102,7 +112,7 @@ def test_a_batch_is_copied_whatever_the_number_of_cpu_threads() -> None:
 @pytest.mark.parametrize("needs", [("input",), ("grid",), ("input", "grid")], ids="+".join)
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 @pytest.mark.parametrize("channels", [2, 64])
-def test_samples_gradients_vary_where_the_input_s_is_among_them(
+def test_gradients_of_samples_vary_where_the_input_s_is_among_them(
     channels: int, mode: str, needs: tuple[str, ...]
 ) -> None:
     x, grid = spec("float32", 2, channels, 8, 8), spec("float32", 2, 8, 8, 2)
@@ -111,14 +121,24 @@ def test_samples_gradients_vary_where_the_input_s_is_among_them(
     specs = None, grid, x, x, grid
     assert OPS["grid_sample_double_backward"].prepare(specs, options, CUDA).varies == ("input" in needs)
     assert not OPS["grid_sample"].prepare((x, grid), options, CUDA).varies
+    assert not OPS["grid_sample_backward"].prepare((x, x, grid), options, REPRODUCIBLE).varies
+    assert OPS["grid_sample_double_backward"].prepare(specs, options, REPRODUCIBLE).varies == ("input" in needs)
 
 
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("weight", ["weight", "depthwise"])
-def test_a_convolution_s_gradients_vary_where_the_input_s_is_among_them(weight: str, data_format: str) -> None:
-    def varies(operator: str, *needs: str) -> bool:
-        return convolution(operator, 16, data_format, "float16", weight=weight, needs=needs).varies
+def test_gradients_of_a_convolution_vary_where_the_input_s_is_among_them(weight: str, data_format: str) -> None:
+    def varies(operator: str, *needs: str, target: Target = CUDA) -> bool:
+        return convolution(operator, 16, data_format, "float16", weight=weight, target=target, needs=needs).varies
 
     assert not varies("deform_conv2d")
     assert not varies("deform_conv2d_backward", "offset", "weight", "bias", "mask")
-    assert all(varies("deform_conv2d_backward", *needs) for needs in (("input",), conv_ops.NAMES))
+    for needs in (("input",), conv_ops.NAMES):
+        assert varies("deform_conv2d_backward", *needs)
+        assert not varies("deform_conv2d_backward", *needs, target=REPRODUCIBLE)
+
+
+@pytest.mark.parametrize("mode", [1, None, "yes"])
+def test_a_mode_is_a_bool(mode: Any) -> None:
+    with pytest.raises(TypeError, match=r"^use_deterministic_algorithms: mode must be a bool, got"):
+        cudakit.use_deterministic_algorithms(mode)

@@ -36,6 +36,7 @@ PARTS = [
         "wide",
         "cuda_calls",
         "double_backward",
+        "reproducible",
     ),
 ]
 FEWEST_TESTS = 600

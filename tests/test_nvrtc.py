@@ -14,7 +14,7 @@ import pytest
 from cudakit.op import OPS
 from cudakit.source import CUDA_OPTIONS
 
-from .specialisations import CALLS, Specialisation, specialisations
+from .specialisations import CALLS, REPRODUCIBLE, Specialisation, specialisations
 
 if sys.platform == "darwin":
     pytest.skip("there is no NVRTC for macOS", allow_module_level=True)
@@ -113,6 +113,28 @@ def test_every_kernel_and_dtype_compiles(architecture: int) -> None:
     for i, examples in enumerate(small_examples(architecture)):
         example = examples[(7 * turn + 3 * i) % len(examples)]  # other constants for every architecture
         check_stack(example, build(example.text, architecture))
+
+
+@pytest.mark.parametrize("architecture", [OLDEST, 90, NEWEST], ids=lambda number: f"sm_{number}")
+def test_what_makes_sums_reproducible_compiles(architecture: int) -> None:
+    found: dict[tuple[str, ...], list[Specialisation]] = {}
+    for example in specialisations(REPRODUCIBLE):
+        if example.constant("ROUNDED") or example.kernel.file == "rounding.cu":
+            found.setdefault(example.types, []).append(example)
+    assert {name for name, *_ in found} == {
+        "deform_col2im",
+        "grid_sample_channels_backward",
+        "grid_sample_planar_backward",
+        "largest_exponent",
+        "make_anchors",
+    }
+    turn = ARCHITECTURES.index(architecture)
+    for i, examples in enumerate(found.values()):
+        example = examples[(7 * turn + 3 * i) % len(examples)]
+        built = build(example.text, architecture)
+        check_stack(example, built)
+        added = re.search(r"(atom|red)\.global\.add\.f64", built.ptx) is not None
+        assert added == bool(example.constant("ROUNDED"))
 
 
 def test_registers_of_float32() -> None:

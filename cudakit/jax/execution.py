@@ -12,8 +12,8 @@ from jax.experimental.buffer_callback import buffer_callback
 
 from cudakit import dlpack
 from cudakit.array import CPU, Device, Spec, contiguous_strides, dlpack_pointer, numpy_pointer
-from cudakit.errors import InvalidArgument
-from cudakit.launch import get_num_threads
+from cudakit.errors import InvalidArgument, varying
+from cudakit.launch import are_deterministic_algorithms_enabled, get_num_threads
 from cudakit.op import PLANS, Op
 from cudakit.plan import Output, Plan, zero_memory
 
@@ -73,16 +73,21 @@ def execute(op: Op, options: Any, arrays: Sequence[Any]) -> list[Any]:
             device, stream = ("cuda", index), context.stream
             table = (0, *[dlpack_pointer(x) for x in (*buffers, *results)])
             aligned = not any(address % 16 for address in table)
-        plan, pick, zeros = planned(device, aligned, get_num_threads())
+        reproducible = are_deterministic_algorithms_enabled() and device != CPU
+        plan, pick, zeros = planned(device, aligned, get_num_threads(), reproducible)
         for place, size in zeros:
             zero_memory(table[place], size, device, stream)
         plan.run(pick(table), device, stream)
 
     @cache
-    def planned(device: Device, aligned: bool, threads: int) -> tuple[Plan, Callable[..., Any], list[tuple[int, int]]]:
+    def planned(
+        device: Device, aligned: bool, threads: int, reproducible: bool
+    ) -> tuple[Plan, Callable[..., Any], list[tuple[int, int]]]:
         """Return the plan, what picks its addresses from (null, buffers, results), and which of those must be zero."""
         known = tuple(spec and spec._replace(aligned=aligned) for spec in specs)
-        plan = op.plan(known, options, device, threads)
+        plan = op.plan(known, options, device, threads, reproducible=reproducible)
+        if plan.varies and reproducible:
+            raise varying(op.name)
         count = itertools.count(1)
         inputs, outputs = ([0 if x is None else next(count) for x in some] for some in (given, plan.results))
         pairs = zip(outputs, plan.results, strict=True)

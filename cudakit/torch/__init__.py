@@ -11,7 +11,6 @@ convolution are. Gradients that autograd asks for come back in the dtypes of the
 """
 
 import sys
-import warnings
 from collections.abc import Callable
 from functools import cache, lru_cache, reduce
 from typing import Any
@@ -73,19 +72,6 @@ def _temporary(size: int, device: Device, _stream: int) -> Memory:
     return Memory(memory.data_ptr(), memory)
 
 
-def _vary(name: str) -> None:
-    """Refuse, or warn of, what ``torch.use_deterministic_algorithms`` does not allow."""
-    if not torch.are_deterministic_algorithms_enabled():
-        return
-    message = (
-        f"{name}: on a GPU it adds numbers up in any order, which torch.use_deterministic_algorithms(True) forbids; "
-        "with warn_only=True this is a warning, and on a CPU results are the same in every run"
-    )
-    if not torch.is_deterministic_algorithms_warn_only_enabled():
-        raise RuntimeError(message)
-    warnings.warn(message, UserWarning, stacklevel=2)
-
-
 FRAMEWORK = Framework(
     view=_view,
     pointer=torch.Tensor.data_ptr,
@@ -95,7 +81,8 @@ FRAMEWORK = Framework(
     contiguous=torch.Tensor.contiguous,
     stream=lambda ordinal: torch.cuda.current_stream(ordinal).cuda_stream,
     temporary=_temporary,
-    vary=_vary,
+    deterministic=torch.are_deterministic_algorithms_enabled,
+    lenient=torch.is_deterministic_algorithms_warn_only_enabled,
 )
 
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from . import cuda
 from .arrays import allocate, ndarray, through, unwrapped
-from .compiler import RawModule
+from .compiler import RawModule, run_forwards
 
 EMULATED = True
 __version__ = "emulated"
-__all__ = ["EMULATED", "RawModule", "array", "asarray", "cuda", "empty", "ndarray", "zeros"]
+__all__ = ["EMULATED", "RawModule", "array", "asarray", "cuda", "empty", "ndarray", "run_forwards", "zeros"]
 
 
 def empty(shape: Any, dtype: Any = float) -> ndarray:

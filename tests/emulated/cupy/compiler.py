@@ -76,6 +76,11 @@ def _load_processor() -> ctypes.PyDLL:
     return ctypes.PyDLL(str(build(text, "-O2")), ctypes.RTLD_GLOBAL)
 
 
+def run_forwards(forwards: bool) -> None:
+    """Set whether blocks and warps run in order, rather than the last ones first."""
+    ctypes.c_bool.in_dll(_load_processor(), "emulated_forwards").value = forwards
+
+
 def build(text: str, *flags: str) -> Path:
     """Compile a library, unless it is in the cache."""
     digest = hashlib.sha256("\0".join((*FLAGS, *flags, text)).encode()).hexdigest()

@@ -1,7 +1,7 @@
 // A GPU, thread by thread: warps that meet at shuffles, and a watch on threads that use the same memory.
 //
 // The threads of a warp are contexts of their own, which stop at a shuffle until all that have not ended are there.
-// Nothing may depend on the order of blocks and warps: it is the opposite of the host's.
+// Nothing may depend on the order of blocks and warps: it is the opposite of the host's, unless a test wants that.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -132,6 +132,8 @@ double emulated_shuffle(unsigned mask, double value, int step, const void* where
     return given[other];
 }
 
+extern "C" bool emulated_forwards = false;
+
 void emulated_addition(const void* target, int size) { use((uintptr_t)target, size, &Use::adder); }
 
 void emulated_grid(unsigned blocks, unsigned threads, bool shuffles, void (*kernel)()) {
@@ -139,16 +141,17 @@ void emulated_grid(unsigned blocks, unsigned threads, bool shuffles, void (*kern
     ++launches;
     gridDim.x = blocks;
     blockDim.x = threads;
-    for (unsigned block = blocks; block-- > 0;) {
-        blockIdx.x = block;
-        for (unsigned first = threads; first > 0;) {
-            first -= WARP;
+    const unsigned warps = threads / WARP;
+    for (unsigned block = 0; block < blocks; ++block) {
+        blockIdx.x = emulated_forwards ? block : blocks - 1 - block;
+        for (unsigned i = 0; i < warps; ++i) {
+            const unsigned first = WARP * (emulated_forwards ? i : warps - 1 - i);
             if (shuffles) {
                 run_warp(first);
                 continue;
             }
-            for (unsigned i = 0; i < WARP; ++i) {
-                threadIdx.x = first + i;
+            for (unsigned lane = 0; lane < WARP; ++lane) {
+                threadIdx.x = first + lane;
                 body();
             }
         }

@@ -29,6 +29,10 @@ template <typename To, typename From> static inline To same_bits(From from) {
 }
 static inline float __uint_as_float(unsigned bits) { return same_bits<float>(bits); }
 static inline unsigned __float_as_uint(float value) { return same_bits<unsigned>(value); }
+static inline int __double2hiint(double value) { return (int)(same_bits<unsigned long long>(value) >> 32); }
+static inline double __hiloint2double(int high, int low) {
+    return same_bits<double>((unsigned long long)(unsigned)high << 32 | (unsigned)low);
+}
 static inline float widen_half(unsigned short bits) { return same_bits<_Float16>(bits); }
 static inline unsigned short narrow_to_half(float value) { return same_bits<unsigned short>((_Float16)value); }
 static inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
@@ -37,6 +41,13 @@ template <typename T> __attribute__((no_sanitize("kernel-address"))) static inli
     emulated_addition(target, sizeof *target);
     const T before = *target;
     *target += value;
+    return before;
+}
+
+__attribute__((no_sanitize("kernel-address"))) static inline unsigned atomicMax(unsigned* target, unsigned value) {
+    emulated_addition(target, sizeof *target);
+    const unsigned before = *target;
+    if (value > before) *target = value;
     return before;
 }
 

@@ -1,0 +1,84 @@
+"""Gradients by an image that are the same in every run on a GPU: numbers are rounded before they are added up.
+
+See `Sums` in core.cuh. The sums of float64 numbers have two parts, one behind the other.
+"""
+
+from math import prod
+
+from cudakit.array import itemsize
+from cudakit.launch import Launch, load
+from cudakit.layout import Image, accumulator, is_wide, packed
+from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.source import Kernel, type_constants
+from cudakit.structs import pack_tail
+from cudakit.workspace import ALIGNMENT
+
+FIELDS = (
+    *((name, 1) for name in ("from", "exponents", "anchors", "items")),
+    *(("size", 3), ("from_stride", 3), ("factors", 1), ("terms", 1)),
+)
+LARGEST_EXPONENT, MAKE_ANCHORS = (
+    Kernel("rounding.cu", name, "RoundingParams", FIELDS, pointers=3) for name in ("largest_exponent", "make_anchors")
+)
+ROUNDED: dict[str, str | int] = {"ROUNDED": 1}  # in the prelude of a kernel that adds to such sums
+EXPONENT_BYTES, ANCHORS_AT, ANCHOR_BYTES = 4, 16, 32
+Factor = tuple[Slot, Image]
+
+
+def sum_dtype(dtype: str, target: Target) -> str:
+    """Return the dtype that gradients by an image of that dtype are added up in."""
+    return "float64" if target.reproducible else accumulator(dtype)
+
+
+def sum_parts(dtype: str, target: Target) -> int:
+    """Return how many parts such sums have."""
+    return 2 if target.reproducible and dtype == "float64" else 1
+
+
+def sum_bytes(dtype: str, target: Target) -> int:
+    """Return the bytes of such a sum."""
+    return itemsize(sum_dtype(dtype, target)) * sum_parts(dtype, target)
+
+
+def anchor_bytes(target: Target) -> int:
+    """Return the bytes of temporary memory that `add_anchors` takes."""
+    return ALIGNMENT * target.reproducible
+
+
+def flat(count: int, dtype: str) -> Image:
+    """Return a contiguous array of so many numbers as an image."""
+    return packed((1, 1, count), dtype, channels_last=False)
+
+
+def add_anchors(plan: Plan, target: Target, factors: list[Factor], terms: int) -> Slot:
+    """Append what finds anchors for sums of up to `terms` products of numbers of arrays, and return their slot.
+
+    An array that is not there, and a target that does not need anchors, count for nothing.
+    """
+    if not target.reproducible:
+        return NULL
+    factors = [(slot, x) for slot, x in factors if slot != NULL]
+    space = plan.workspace(ANCHOR_BYTES)
+    plan.zero(space, ANCHOR_BYTES, target.device)
+    for k, (slot, x) in enumerate(factors):
+        _add_exponent(plan, target, slot, x, space.at(k * EXPONENT_BYTES))
+    tail = pack_tail(MAKE_ANCHORS, 1, (), (), len(factors), (terms - 1).bit_length())
+    kernel = load(MAKE_ANCHORS, _constants("float64", wide=False), target.device)
+    plan.launch(Launch(kernel, tail, 1, 1, 1, 1), NULL, space, space.at(ANCHORS_AT))
+    return space.at(ANCHORS_AT)
+
+
+def _add_exponent(plan: Plan, target: Target, source: Slot, x: Image, goal: Slot) -> None:
+    """Append what finds the largest exponent of an array whose pixels are one stride apart."""
+    sizes, strides = (*x.shape[:2], prod(x.space)), (*x.strides[:2], x.strides[-1])
+    order = sorted(range(3), key=lambda i: -abs(strides[i]))  # threads are neighbours as what they read is
+    size, stride = (tuple(values[i] for i in order) for values in (sizes, strides))
+    items = prod(size)
+    wide = is_wide((size, stride), ((items,), (1,)))
+    tail = pack_tail(LARGEST_EXPONENT, items, size, stride, 0, 0)
+    kernel = load(LARGEST_EXPONENT, _constants(x.dtype, wide=wide), target.device)
+    plan.launch(Launch(kernel, tail, items, 1, items, 1), source, goal, NULL)
+
+
+def _constants(dtype: str, *, wide: bool) -> tuple[tuple[str, str | int], ...]:
+    return tuple((type_constants(dtype, dtype, wide) | {"TILE": 1, "LANES": 1, "VEC": 1}).items())

@@ -1,0 +1,137 @@
+"""Gradients that are the same bits in every run on a GPU, as a CPU's always are."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+import cudakit
+from cudakit.array import Framework
+from cudakit.frameworks import framework_of
+from cudakit.op import OPS
+from cudakit.sampling import GridSampleOptions
+
+from .conftest import OUT, SIZES, Arrays, devices, draw, require
+from .deformable_problems import GEOMETRIES, call, check
+from .deformable_problems import draw as draw_deformable
+from .test_deformable import check_channels_last
+from .test_sampling_gradients import check_gradients, make
+from .tolerances import assert_close
+
+pytestmark = pytest.mark.skipif("cuda" not in devices(), reason="there is no GPU")
+
+DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+OPERATORS = ("deform_col2im", "deform_im2col_backward", "deform_conv_backward")
+NAMES = ("2-D of all sorts", "2-D of one channel a group")
+
+
+@pytest.fixture(autouse=True)
+def _mode() -> Iterator[None]:
+    cudakit.use_deterministic_algorithms(True)
+    yield
+    cudakit.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("n", "mode", "channels"), [(1, "bilinear", 3), (2, "bicubic", 16), (3, "nearest", 3)])
+@DTYPES
+def test_samples(arrays: Arrays, rng: np.random.Generator, dtype: str, n: int, mode: str, channels: int) -> None:
+    problem = draw(rng, SIZES[n], OUT[n], channels=channels, dtype=dtype)
+    check_gradients(arrays, problem, mode, "reflection", dtype=dtype)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("operator", OPERATORS)
+@DTYPES
+def test_columns_and_convolutions(
+    arrays: Arrays, rng: np.random.Generator, dtype: str, operator: str, name: str
+) -> None:
+    check(arrays, operator, draw_deformable(rng, GEOMETRIES[name], dtype).on(arrays, dtype), dtype)
+
+
+@pytest.mark.parametrize("name", (*NAMES, "1-D", "3-D asymmetric, no mask"))
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_channels_last(arrays: Arrays, rng: np.random.Generator, operator: str, name: str) -> None:
+    check_channels_last(arrays, operator, draw_deformable(rng, GEOMETRIES[name]), lambda array: array)
+
+
+# Magnitudes whose squares and products leave the range of float32.
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e25])
+def test_any_magnitude(arrays: Arrays, rng: np.random.Generator, scale: float) -> None:
+    grad_output, x, grid = make(arrays, draw(rng, (5, 7), (6, 5)))
+    small = cudakit.grid_sample_backward(grad_output, x, grid, needs=("input",)).input
+    large = cudakit.grid_sample_backward(grad_output * np.float32(scale), x, grid, needs=("input",)).input
+    assert_close(arrays.back(large) / scale, arrays.back(small), "float32")
+
+
+@DTYPES
+def test_what_is_not_finite_stays_where_it_belongs(arrays: Arrays, dtype: str) -> None:
+    grad_output = np.ones((1, 4, 1))
+    grad_output[0, :3, 0] = np.nan, np.inf, -np.inf
+    x, grid = np.zeros((1, 4, 3)), np.zeros((1, 1, 1))
+    made = [arrays.make(values, dtype) for values in (grad_output, x, grid)]
+    found = arrays.back(cudakit.grid_sample_backward(*made, needs=("input",)).input)
+    np.testing.assert_array_equal(found[0, :, 1], [np.nan, np.inf, -np.inf, 1])
+    np.testing.assert_array_equal(found[0, 3], [0, 1, 0])
+
+
+@pytest.fixture
+def turn(arrays: Arrays) -> Iterator[Callable[[bool], None]]:
+    """Return what sets the order of an emulated GPU's blocks; a true one has its own in every run."""
+    found = require("cupy") if arrays.device == "cuda" else None
+    order = getattr(found, "run_forwards", lambda _: None)
+    yield order
+    order(False)
+
+
+def runs(turn: Callable[[bool], None], function: Callable[[], Any]) -> list[Any]:
+    """Return what a function returns in several runs."""
+    found = []
+    for forwards in (False, True, False, True):
+        turn(forwards)
+        found.append(function())
+    return found
+
+
+@pytest.mark.parametrize("channels", [3, 16])
+@DTYPES
+def test_samples_have_the_same_bits(
+    arrays: Arrays, rng: np.random.Generator, turn: Callable[[bool], None], dtype: str, channels: int
+) -> None:
+    problem = draw(rng, (3, 4), (40, 50), channels=channels, dtype=dtype)
+    made = make(arrays, problem, dtype)
+    first, *others = runs(turn, lambda: arrays.back(cudakit.grid_sample_backward(*made, needs=("input",)).input))
+    assert all((other == first).all() for other in others)
+    if hasattr(arrays.xp, "EMULATED") and dtype in ("float32", "float64"):  # the order would be seen
+        cudakit.use_deterministic_algorithms(False)
+        first, *others = runs(turn, lambda: arrays.back(cudakit.grid_sample_backward(*made, needs=("input",)).input))
+        assert not all((other == first).all() for other in others)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("name", ["2-D", "2-D of one channel a group"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_convolutions_have_the_same_bits(
+    arrays: Arrays, rng: np.random.Generator, turn: Callable[[bool], None], dtype: str, name: str, operator: str
+) -> None:
+    made = draw_deformable(rng, GEOMETRIES[name], dtype).on(arrays, dtype)
+    first, *others = runs(turn, lambda: {key: arrays.back(x) for key, x in call(operator, made).items()})
+    assert all((other[key] == first[key]).all() for other in others for key in first)
+
+
+def test_gradients_of_gradients_are_refused_where_they_vary(arrays: Arrays, rng: np.random.Generator) -> None:
+    grad_output, x, grid = make(arrays, draw(rng, (5, 7), (6, 5)))
+    op, options = OPS["grid_sample_double_backward"], GridSampleOptions("bilinear", "zeros", False, "channels_first")
+    framework, given = cast(Framework, framework_of(x)), (None, grid, grad_output, x, grid)
+    op.run(framework, given, options._replace(needs=("grid",)))
+    if arrays.device == "cpu":
+        op.run(framework, given, options)
+        return
+    with pytest.raises(RuntimeError, match=r"^grid_sample_double_backward: deterministic algorithms are asked for"):
+        op.run(framework, given, options)
+    with pytest.warns(UserWarning, match=r"^grid_sample_double_backward: deterministic algorithms are asked for"):
+        op.run(replace(framework, lenient=lambda: True), given, options)
+    cudakit.use_deterministic_algorithms(False)
+    with pytest.raises(RuntimeError, match=r"^grid_sample_double_backward"):
+        op.run(replace(framework, deterministic=lambda: True), given, options)
