@@ -173,14 +173,13 @@ template <int size, typename T> DEVICE void store_line(const acc_t* from, T* to,
 // What gradients by an image are added up in. Where sums must be the same in any order (ROUNDED, on a GPU), every number is
 // first rounded to a multiple of a power of two that is coarse enough for a double to hold all their sums: it is added to
 // an anchor, 3/2 of a larger power of two, which is taken away again (Demmel and Nguyen, "Fast reproducible floating-point
-// summation", 2013). What that leaves of a double is added up likewise, `apart` numbers further on.
+// summation", 2013). What that leaves of a number is added up likewise, `apart` sums further on, in ROUNDED parts in all.
 #ifdef ROUNDED
-constexpr int SUM_PARTS = sizeof(acc_t) / 4;
 typedef double sum_t;
 struct Sums {
     sum_t* at;
     long long apart;
-    sum_t anchor[SUM_PARTS];
+    sum_t anchor[ROUNDED];
     DEVICE Sums operator+(index_t step) const {
         Sums moved = *this;
         moved.at += step;
@@ -189,12 +188,12 @@ struct Sums {
 };
 DEVICE Sums sums_at(sum_t* at, const sum_t* anchors, long long apart) {
     Sums sums = {at, apart};
-    UNROLL for (int k = 0; k < SUM_PARTS; ++k) sums.anchor[k] = anchors[k];
+    UNROLL for (int k = 0; k < ROUNDED; ++k) sums.anchor[k] = anchors[k];
     return sums;
 }
 DEVICE void add_to(const Sums& sums, acc_t value) {
     sum_t rest = value;
-    UNROLL for (int k = 0; k < SUM_PARTS; ++k) {
+    UNROLL for (int k = 0; k < ROUNDED; ++k) {
         const sum_t part = (rest + sums.anchor[k]) - sums.anchor[k];
         add_to(sums.at + k * sums.apart, part);
         rest = part - part == 0 ? rest - part : sum_t(0);  // of what is not finite nothing is left

@@ -9,7 +9,7 @@ struct RoundingParams {
     long long size[3];
     long long from_stride[3];
     long long factors;
-    long long terms;  // an element has at most 2 to the power of so many
+    long long terms;  // an element is the sum of at most 2 to the power of so many
 };
 
 // exponents[0] = the largest exponent among the finite numbers of an array, each of which is below 2^(exponent - 1022).
@@ -27,13 +27,12 @@ KERNEL(largest_exponent, RoundingParams) {
 }
 
 // All sums of products of the factors are below 2^e. Beside 3/2 2^e, numbers below 2^e are rounded to multiples of
-// 2^(e - 52), and what that leaves of each is at most half of one.
+// 2^(e - 52), and sums of what that leaves of each, at most half of one, are below 2^(e - 52 + terms).
 KERNEL(make_anchors, RoundingParams) {
-    FOR_EACH(item, p.items) {
+    FOR_EACH(part, p.items) {
         int e = (int)p.terms + 1;
         for (int k = 0; k < (int)p.factors; ++k) e += (int)p.exponents[k] - 1022;
-        e = e < -900 ? -900 : e > 1022 ? 1022 : e;
-        p.anchors[0] = power_of_two(e) * 1.5;
-        p.anchors[1] = power_of_two(e - 52 + (int)p.terms) * 1.5;
+        e += (int)part * ((int)p.terms - 52);
+        p.anchors[part] = power_of_two(e < -1000 ? -1000 : e > 1022 ? 1022 : e) * 1.5;
     }
 }

@@ -104,7 +104,12 @@ def add_conv_anchors(plan: Plan, target: Target, conv: Convolution, slots: Slots
         (slots.weight, flat(conv.weights, d.dtype)),
         (slots.mask, flat_masks(d)),
     ]
-    return add_anchors(plan, target, factors, corner_terms(d) * (conv.out_channels // conv.groups))
+    return add_anchors(plan, target, factors, conv_terms(conv))
+
+
+def conv_terms(conv: Convolution) -> int:
+    """Return how many such products are added to an element of the gradient by the input at most."""
+    return corner_terms(conv.d) * (conv.out_channels // conv.groups)
 
 
 class Work:

@@ -4,15 +4,15 @@ Only `Multiply` needs a GPU.
 """
 
 from cudakit.array import itemsize
-from cudakit.conv_blocks import Block, Work, add_conv_anchors, columns_of
+from cudakit.conv_blocks import Block, Work, add_conv_anchors, columns_of, conv_terms
 from cudakit.conv_cut import Convolution
 from cudakit.conv_plan import Slots
-from cudakit.deform_gradient_plan import Gradients, add_gradients, gradient_layouts
+from cudakit.deform_gradient_plan import Adding, Gradients, add_gradients, gradient_layouts
 from cudakit.deform_plan import coordinates_from
 from cudakit.layout import Image, accumulator, add_copy, add_sums, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.product import Multiply, Product
-from cudakit.rounding import anchor_bytes, sum_bytes, sum_parts
+from cudakit.rounding import anchor_bytes, rounded_parts
 
 
 def turned(strides: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -55,9 +55,10 @@ class _Backward:
         wide = itemsize(accumulator(d.dtype))
         self.final, self.grad = gradient_layouts(d, target, columns_of(d, conv.groups))
         self.slopes = results.offset != NULL or results.mask != NULL
-        self.parts = sum_parts(d.dtype, target)
-        summed = results.input != NULL and (self.grad != self.final or self.parts > 1)
-        self.image_bytes = self.grad.strides[0] * sum_bytes(d.dtype, target) * summed
+        self.adding = Adding(rounded=rounded_parts(d.dtype, target, conv_terms(conv)))
+        self.parts = max(self.adding.rounded, 1)
+        summed = results.input != NULL and (self.grad != self.final or self.adding.rounded > 0)
+        self.image_bytes = self.grad.strides[0] * self.parts * itemsize(self.grad.dtype) * summed
         weights = conv.out_channels * d.taps * (d.channels // conv.groups) * wide * (results.weight != NULL)
         reads = self.slopes or results.weight != NULL
         self.work = Work(
@@ -112,7 +113,7 @@ class _Backward:
                 anchors=self.anchors,
             )
             x, grad = part(work.inputs.layout, block.images), part(self.grad, block.images)
-            add_gradients(work.plan, work.target, d, x, grad, columns_of(d, self.conv.groups), slots)
+            add_gradients(work.plan, work.target, d, x, grad, columns_of(d, self.conv.groups), slots, self.adding)
         else:
             work.sample(block)
         if results.weight != NULL:

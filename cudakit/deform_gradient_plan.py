@@ -18,7 +18,7 @@ from cudakit.deform_plan import (
 from cudakit.launch import Launch, load
 from cudakit.layout import SUMS_BYTES, Image, add_copy, add_sums, chunks, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target, clears
-from cudakit.rounding import ROUNDED, add_anchors, flat, sum_dtype, sum_parts
+from cudakit.rounding import add_anchors, flat, rounded_parts, sum_dtype
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail
 
@@ -53,6 +53,19 @@ class Gradients(NamedTuple):
     anchors: Slot = NULL
 
 
+class Adding(NamedTuple):
+    """How the gradient by the input is added up.
+
+    `spans` parts of each image's pixels add to gradients of the image of their own, one behind the other. `opens`: the
+    gradient is not there yet, rather than added to; on a CPU only. `rounded`: in how many parts numbers are added up
+    that are rounded, 0 if they are not.
+    """
+
+    spans: int = 1
+    opens: bool = False
+    rounded: int = 0
+
+
 def add_gradients(
     plan: Plan,
     target: Target,
@@ -61,23 +74,17 @@ def add_gradients(
     grad: Image,
     columns: Columns,
     slots: Gradients,
-    *,
-    spans: int = 1,
-    opens: bool = False,
+    adding: Adding,
 ) -> None:
-    """Append `deform_col2im`, in two launches where one would leave CPU threads without work.
-
-    `spans` parts of each image's pixels add to gradients of the image of their own, one behind the other. `opens`: the
-    gradient of the input is not there yet, rather than added to; on a CPU only.
-    """
-    groups = d.batch * d.groups * spans
+    """Append `deform_col2im`, in two launches where one would leave CPU threads without work."""
+    groups = d.batch * d.groups * adding.spans
     together = target.device != CPU or groups % target.threads == 0 or groups >= 4 * target.threads
     if slots.grad_input == NULL or slots.input == NULL or together:
-        _add_col2im(plan, target, d, x, grad, columns, slots, spans, opens)
+        _add_col2im(plan, target, d, x, grad, columns, slots, adding)
         return
     alone = Gradients(NULL, slots.offset, slots.mask, slots.columns, grad_input=slots.grad_input)
-    _add_col2im(plan, target, d, x, grad, columns, alone, spans, opens)
-    _add_col2im(plan, target, d, x, grad, columns, slots._replace(grad_input=NULL), 1, opens)
+    _add_col2im(plan, target, d, x, grad, columns, alone, adding)
+    _add_col2im(plan, target, d, x, grad, columns, slots._replace(grad_input=NULL), Adding())
 
 
 def _add_col2im(
@@ -88,10 +95,9 @@ def _add_col2im(
     grad: Image,
     columns: Columns,
     slots: Gradients,
-    spans: int,
-    opens: bool,
+    adding: Adding,
 ) -> None:
-    count = d.channels // d.groups
+    count, spans = d.channels // d.groups, adding.spans
     blocks = 1
     if target.device == CPU and slots.input == NULL:
         blocks = min(count, -(-target.threads // (d.batch * d.groups * spans)))
@@ -104,9 +110,9 @@ def _add_col2im(
     defined = constants(d, form, *layouts, ((items * form.lanes,), (1,)))
     if slots.weight != NULL:
         defined["WEIGHTED"] = 1
-    if slots.anchors != NULL:
-        defined |= ROUNDED
-    places = (items, spans, d.batch * grad.strides[0], int(opens), block)
+    if slots.grad_input != NULL and adding.rounded:
+        defined["ROUNDED"] = adding.rounded
+    places = (items, spans, d.batch * grad.strides[0], int(adding.opens), block)
     tail = pack_tail(COL2IM, *places, grad.strides, *columns.fields, *geometry_values(d, x.strides))
     kernel = load(COL2IM, tuple(defined.items()), target.device)
     work = d.batch * d.channels * d.taps * d.visited
@@ -150,7 +156,8 @@ def plan_gradients(
     rounds = list(chunks(final, target)) if copied or (wanted and turned) else [(0, d.batch)]
     image, most = d.channels * prod(d.space), rounds[0][1]
     spans = _spans(d.part(most), grad, target) if wanted else 1
-    parts = spans * sum_parts(d.dtype, target)
+    rounded = rounded_parts(d.dtype, target, corner_terms(d))
+    adding, parts = Adding(spans, clears(target), rounded), spans * max(rounded, 1)
     space = plan.workspace(most * image * item) if copied else NULL
     summed = wanted and (turned or parts > 1)
     total = plan.workspace(parts * most * image * itemsize(grad.dtype)) if summed else NULL
@@ -172,7 +179,7 @@ def plan_gradients(
             anchors=anchors,
         )
         some = d.part(count), part(layout, count), part(grad, count)
-        add_gradients(plan, target, *some, columns, where, spans=spans, opens=clears(target))
+        add_gradients(plan, target, *some, columns, where, adding)
         if summed:
             add_sums(plan, target, parts, (total, part(grad, count)), (goal, part(final, count)))
 

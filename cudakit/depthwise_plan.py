@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from cudakit import checks
 from cudakit.array import itemsize
-from cudakit.conv_blocks import Staged, add_conv_anchors
+from cudakit.conv_blocks import Staged, add_conv_anchors, conv_terms
 from cudakit.conv_cut import Convolution
 from cudakit.conv_plan import Slots
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
-from cudakit.deform_gradient_plan import Gradients, add_gradients, gradient_layouts
+from cudakit.deform_gradient_plan import Adding, Gradients, add_gradients, gradient_layouts
 from cudakit.deform_plan import (
     Columns,
     Form,
@@ -33,7 +33,7 @@ from cudakit.layout import (
     part,
 )
 from cudakit.plan import NULL, Plan, Slot, Target
-from cudakit.rounding import anchor_bytes, sum_bytes, sum_parts
+from cudakit.rounding import anchor_bytes, rounded_parts
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail
 from cudakit.workspace import ALIGNMENT
@@ -178,9 +178,10 @@ class _Backward:
         self.final, self.grad = gradient_layouts(d, target, last)
         self.slopes = results.offset != NULL or results.mask != NULL
         wide = accumulator(d.dtype)
-        self.parts = sum_parts(d.dtype, target)
-        summed = results.input != NULL and (self.grad != self.final or self.parts > 1)
-        self.image_bytes = self.grad.strides[0] * sum_bytes(d.dtype, target) * summed
+        self.adding = Adding(rounded=rounded_parts(d.dtype, target, conv_terms(conv)))
+        self.parts = max(self.adding.rounded, 1)
+        summed = results.input != NULL and (self.grad != self.final or self.adding.rounded > 0)
+        self.image_bytes = self.grad.strides[0] * self.parts * itemsize(self.grad.dtype) * summed
         self.sum_bytes = d.channels * d.taps * itemsize(wide)
         weights = (self.sum_bytes + d.channels * d.taps * itemsize(d.dtype)) * (results.weight != NULL)
         self.work = work = _Work(
@@ -244,7 +245,7 @@ class _Backward:
         )
         y = part(work.outputs.layout, count)
         layouts = (part(work.inputs.layout, count), part(self.grad, count), _as_columns(y))
-        add_gradients(plan, target, d.part(count), *layouts, slots)
+        add_gradients(plan, target, d.part(count), *layouts, slots, self.adding)
         if self.image_bytes:
             add_sums(plan, target, self.parts, (self.total, part(self.grad, count)), (goal, part(self.final, count)))
 

@@ -78,10 +78,11 @@ def use_deterministic_algorithms(mode: bool) -> None:
 
     By default they are not where gradients by an image are added up, in any order. In this mode numbers are first
     rounded to multiples of a power of two of which float64 holds all sums exactly (Demmel and Nguyen, "Fast
-    reproducible floating-point summation", 2013). That changes each by about 1e-9 of the largest that there may be, or
-    1e-19 where they are float64, and takes more time and temporary memory. Gradients of gradients are refused where
-    they would vary. PyTorch's ``torch.use_deterministic_algorithms`` counts, too, for its tensors. On a CPU results are
-    always the same with the same number of threads.
+    reproducible floating-point summation", 2013). That changes each by less than 1e-9 of the largest that there may be,
+    or 1e-18 where they are float64, and takes more time and temporary memory. Gradients of gradients are refused where
+    they would vary. Matrix products are cuBLAS's, the same in every run on one stream. PyTorch's
+    ``torch.use_deterministic_algorithms`` counts, too, for its tensors. On a CPU results are always the same with the
+    same number of threads.
 
     Parameters
     ----------

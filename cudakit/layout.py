@@ -248,7 +248,7 @@ def add_sum(
 def add_sums(plan: Plan, target: Target, parts: int, sums: tuple[Slot, Image], result: tuple[Slot, Image]) -> None:
     """Append what makes an image of so many sums for each element, which lie one image behind the other."""
     source, image = sums
-    turned = image != result[1]
+    turned = parts == 1 or image != result[1]
     if parts > 1:
         size, goal = prod(image.shape), source if turned else result[0]
         add_sum(plan, target, (source, image.dtype), (goal, image.dtype), (size, 1, parts), (1, 0, size))

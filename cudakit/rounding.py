@@ -1,11 +1,10 @@
 """Gradients by an image that are the same in every run on a GPU: numbers are rounded before they are added up.
 
-See `Sums` in core.cuh. The sums of float64 numbers have two parts, one behind the other.
+See `Sums` in core.cuh. Parts of sums lie one behind the other.
 """
 
 from math import prod
 
-from cudakit.array import itemsize
 from cudakit.launch import Launch, load
 from cudakit.layout import Image, accumulator, is_wide, packed
 from cudakit.plan import NULL, Plan, Slot, Target
@@ -20,8 +19,10 @@ FIELDS = (
 LARGEST_EXPONENT, MAKE_ANCHORS = (
     Kernel("rounding.cu", name, "RoundingParams", FIELDS, pointers=3) for name in ("largest_exponent", "make_anchors")
 )
-ROUNDED: dict[str, str | int] = {"ROUNDED": 1}  # in the prelude of a kernel that adds to such sums
-EXPONENT_BYTES, ANCHORS_AT, ANCHOR_BYTES = 4, 16, 32
+EXPONENT_BYTES, ANCHORS_AT, ANCHOR_BYTES = 4, 16, 8
+DIGITS = {"float64": 60}  # bits of the largest number that are kept at least
+FEWEST_DIGITS = 30
+MOST_PARTS = 8
 Factor = tuple[Slot, Image]
 
 
@@ -30,14 +31,20 @@ def sum_dtype(dtype: str, target: Target) -> str:
     return "float64" if target.reproducible else accumulator(dtype)
 
 
-def sum_parts(dtype: str, target: Target) -> int:
-    """Return how many parts such sums have."""
-    return 2 if target.reproducible and dtype == "float64" else 1
+def rounded_parts(dtype: str, target: Target, terms: int) -> int:
+    """Return in how many parts numbers are added up, so many of them to a sum at most; 0 if they are not rounded.
+
+    A part takes 52 bits of a float64 number, less those of the number of terms.
+    """
+    if not target.reproducible:
+        return 0
+    bits = 52 - _bits(terms)
+    return min(-(-(DIGITS.get(dtype, FEWEST_DIGITS) + 1) // bits), MOST_PARTS) if bits > 0 else MOST_PARTS
 
 
-def sum_bytes(dtype: str, target: Target) -> int:
-    """Return the bytes of such a sum."""
-    return itemsize(sum_dtype(dtype, target)) * sum_parts(dtype, target)
+def _bits(terms: int) -> int:
+    """Return the least power of two that is as many."""
+    return (terms - 1).bit_length()
 
 
 def anchor_bytes(target: Target) -> int:
@@ -58,13 +65,13 @@ def add_anchors(plan: Plan, target: Target, factors: list[Factor], terms: int) -
     if not target.reproducible:
         return NULL
     factors = [(slot, x) for slot, x in factors if slot != NULL]
-    space = plan.workspace(ANCHOR_BYTES)
-    plan.zero(space, ANCHOR_BYTES, target.device)
+    space = plan.workspace(ANCHORS_AT + MOST_PARTS * ANCHOR_BYTES)
+    plan.zero(space, ANCHORS_AT, target.device)
     for k, (slot, x) in enumerate(factors):
         _add_exponent(plan, target, slot, x, space.at(k * EXPONENT_BYTES))
-    tail = pack_tail(MAKE_ANCHORS, 1, (), (), len(factors), (terms - 1).bit_length())
+    tail = pack_tail(MAKE_ANCHORS, MOST_PARTS, (), (), len(factors), _bits(terms))
     kernel = load(MAKE_ANCHORS, _constants("float64", wide=False), target.device)
-    plan.launch(Launch(kernel, tail, 1, 1, 1, 1), NULL, space, space.at(ANCHORS_AT))
+    plan.launch(Launch(kernel, tail, MOST_PARTS, 1, 1, 1), NULL, space, space.at(ANCHORS_AT))
     return space.at(ANCHORS_AT)
 
 

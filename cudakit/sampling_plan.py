@@ -12,7 +12,7 @@ from cudakit.caches import second_bytes
 from cudakit.launch import Launch, load
 from cudakit.layout import Image, add_copy, add_sums, chunks, cuda_block, is_wide, packed, part
 from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
-from cudakit.rounding import ROUNDED, add_anchors, sum_bytes, sum_dtype, sum_parts
+from cudakit.rounding import add_anchors, rounded_parts, sum_dtype
 from cudakit.sampling_form import MODE_CONSTANTS, TAPS, Form, choose_form, row_window
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
@@ -52,6 +52,11 @@ class Sampling(NamedTuple):
         """Input pixels that one sample reads."""
         taps: int = TAPS[self.mode] ** len(self.input.space)
         return taps
+
+    @property
+    def terms(self) -> int:
+        """Numbers that are added to an element of the input's gradient at most."""
+        return self.pixels * self.taps
 
 
 class Pointers(NamedTuple):
@@ -98,7 +103,8 @@ def add_sampling(
     near, forward = _is_near(x, grad), pointers.output != NULL
     window = row_window(x, form, call.mode, target)
     constants |= {"WINDOW": window, "SLABS": int(slabs > 1), "NEAR": int(window and near and forward)}
-    constants |= ROUNDED if pointers.anchors != NULL else {}
+    if pointers.anchors != NULL:
+        constants["ROUNDED"] = rounded_parts(x.dtype, target, call.terms)
     name = f"grid_sample_{'channels' if form.channels else 'planar'}"
     kernel = SAMPLE_KERNELS[name + ("" if forward else "_backward")]
     tail = pack_tail(
@@ -177,9 +183,9 @@ def plan_backward(
         return Plan(3, copies=(1,))
     together = not wanted_input or len(x.space) > 1 or _shares(x, target) == 1
     form, layout = _backward_form(call, output, target, together)
-    grad, parts = layout._replace(dtype=sum_dtype(x.dtype, target)), sum_parts(x.dtype, target)
+    grad, rounded = layout._replace(dtype=sum_dtype(x.dtype, target)), rounded_parts(x.dtype, target, call.terms)
     empty = 0 in output.shape or 0 in x.shape
-    direct = empty or (grad == final and parts == 1)
+    direct = empty or (grad == final and not rounded)
     added = direct and not clears(target)
     level = empty or call.mode == "nearest"  # has no slope between two jumps
     sloped = bool(wanted_grid) and not level
@@ -192,9 +198,9 @@ def plan_backward(
     rounds = list(chunks(x, target)) if copied or summed else [(0, x.shape[0])]
     size = rounds[0][1] * layout.strides[0]
     space = plan.workspace(size * itemsize(x.dtype)) if copied else NULL
-    total = plan.workspace(size * sum_bytes(x.dtype, target)) if summed else NULL
-    terms = call.pixels * call.taps
-    anchors = add_anchors(plan, target, [(plan.input(0), output)], terms) if summed else NULL
+    parts, wide = max(rounded, 1), itemsize(grad.dtype)
+    total = plan.workspace(size * parts * wide) if summed else NULL
+    anchors = add_anchors(plan, target, [(plan.input(0), output)], call.terms) if summed else NULL
     grads = plan.result(0), plan.result(1) if sloped else NULL
     pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), *grads, anchors)
     if not sloped or copied:  # without its gradient the grid's image is not read, but says where pixels lie
@@ -205,7 +211,7 @@ def plan_backward(
         if copied:
             add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)))
         if summed and not clears(target):
-            plan.zero(total, count * layout.strides[0] * sum_bytes(x.dtype, target), target.device)
+            plan.zero(total, count * layout.strides[0] * parts * wide, target.device)
         where = _shifted(pointers, first, call, output)
         where = where._replace(input=space if copied else source, grad_input=total if summed else goal)
         piece = call._replace(input=part(call.input, count))

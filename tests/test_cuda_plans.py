@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import cudakit
-from cudakit import conv_ops, layout
+from cudakit import conv_ops, layout, rounding
 from cudakit.depthwise_plan import FEWEST_PIXELS
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch
@@ -123,6 +123,17 @@ def test_gradients_of_samples_vary_where_the_input_s_is_among_them(
     assert not OPS["grid_sample"].prepare((x, grid), options, CUDA).varies
     assert not OPS["grid_sample_backward"].prepare((x, x, grid), options, REPRODUCIBLE).varies
     assert OPS["grid_sample_double_backward"].prepare(specs, options, REPRODUCIBLE).varies == ("input" in needs)
+
+
+# 52 bits less those of the terms, as often as it takes for 30 digits, or 60.
+@pytest.mark.parametrize(
+    ("terms", "parts"),
+    [(1, (1, 2)), (1 << 21, (1, 2)), ((1 << 21) + 1, (2, 3)), (1 << 36, (2, 4)), (1 << 44, (4, 8)), (1 << 60, (8, 8))],
+)
+def test_many_terms_take_more_parts(terms: int, parts: tuple[int, int]) -> None:
+    found = tuple(rounding.rounded_parts(dtype, REPRODUCIBLE, terms) for dtype in ("float16", "float64"))
+    assert found == parts
+    assert rounding.rounded_parts("float32", CUDA, terms) == 0
 
 
 @pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 import cudakit
+from cudakit import rounding
 from cudakit.array import Framework
 from cudakit.frameworks import framework_of
 from cudakit.op import OPS
+from cudakit.plan import Target
 from cudakit.sampling import GridSampleOptions
 
-from .conftest import OUT, SIZES, Arrays, devices, draw, require
+from .conftest import OUT, SIZES, Arrays, devices, draw, forget, require
 from .deformable_problems import GEOMETRIES, call, check
 from .deformable_problems import draw as draw_deformable
 from .test_deformable import check_channels_last
@@ -54,6 +56,26 @@ def test_columns_and_convolutions(
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_channels_last(arrays: Arrays, rng: np.random.Generator, operator: str, name: str) -> None:
     check_channels_last(arrays, operator, draw_deformable(rng, GEOMETRIES[name]), lambda array: array)
+
+
+# Many terms, of which each part holds fewer digits.
+@pytest.mark.parametrize("parts", [1, 3, 8])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_any_number_of_parts(
+    arrays: Arrays, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, dtype: str, parts: int
+) -> None:
+    monkeypatch.setattr(rounding, "DIGITS", {})
+    monkeypatch.setattr(rounding, "FEWEST_DIGITS", 44 * parts - 1)  # 180 terms take 8 of 52 bits
+    forget()
+    target = Target(("cuda", 0), 1, reproducible=True)
+    assert rounding.rounded_parts(dtype, target, 45 * 4) == parts
+    made = make(arrays, draw(rng, (3, 4), (5, 9), dtype=dtype), dtype)
+    found = arrays.back(cudakit.grid_sample_backward(*made, needs=("input",)).input)
+    cudakit.use_deterministic_algorithms(False)
+    expected = arrays.back(cudakit.grid_sample_backward(*made, needs=("input",)).input)
+    forget()
+    limit = 1e-6 if dtype == "float32" else 1e-11 if parts == 1 else 1e-15
+    assert np.abs(found - expected).max() <= limit * 2 * np.abs(expected).max()
 
 
 # Magnitudes whose squares and products leave the range of float32.
