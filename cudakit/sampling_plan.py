@@ -4,6 +4,7 @@ An image of many channels that comes channels-first is copied to channels-last i
 saves.
 """
 
+from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -177,24 +178,20 @@ def plan_backward(
     call: Sampling, output: Image, needs: tuple[Output | None, Output | None], final: Image, target: Target
 ) -> Plan:
     """Plan the gradients of `grid_sample`; `final` is the layout of the input's gradient."""
-    wanted_input, wanted_grid = needs
-    x = call.input
+    x, wanted = call.input, needs[0] is not None
     if not x.flat:
         return Plan(3, copies=(1,))
-    together = not wanted_input or len(x.space) > 1 or _shares(x, target) == 1
+    together = not wanted or len(x.space) > 1 or _shares(x, target) == 1
     form, layout = _backward_form(call, output, target, together)
     grad, rounded = layout._replace(dtype=sum_dtype(x.dtype, target)), rounded_parts(x.dtype, target, call.terms)
     empty = 0 in output.shape or 0 in x.shape
     direct = empty or (grad == final and not rounded)
-    added = direct and not clears(target)
     level = empty or call.mode == "nearest"  # has no slope between two jumps
-    sloped = bool(wanted_grid) and not level
-    zeros = wanted_grid and wanted_grid._replace(zero=level)
-    plan = Plan(3, (wanted_input and wanted_input._replace(zero=empty or added), zeros))
-    if empty or not (wanted_input or sloped):
+    sloped = needs[1] is not None and not level
+    plan = Plan(3, _zeroed(needs, (empty or (direct and not clears(target)), level)))
+    if empty or not (wanted or sloped):
         return plan
-    copied = sloped and not _readable(x, layout, form)
-    summed = bool(wanted_input) and not direct
+    copied, summed = sloped and not _readable(x, layout, form), wanted and not direct
     rounds = list(chunks(x, target)) if copied or summed else [(0, x.shape[0])]
     size = rounds[0][1] * layout.strides[0]
     space = plan.workspace(size * itemsize(x.dtype)) if copied else NULL
@@ -219,6 +216,11 @@ def plan_backward(
         if summed:
             add_sums(plan, target, parts, (total, part(grad, count)), (goal, part(final, count)))
     return plan
+
+
+def _zeroed(outputs: Sequence[Output | None], zero: Sequence[bool]) -> tuple[Output | None, ...]:
+    """Return the same with what says whether each must come filled with zeros."""
+    return tuple(output and output._replace(zero=which) for output, which in zip(outputs, zero, strict=True))
 
 
 def _readable(x: Image, layout: Image, form: Form) -> bool:
