@@ -13,14 +13,15 @@ from cudakit.errors import CompileError
 from cudakit.source import Kernel, flatten, render
 from cudakit.structs import pack_tail
 
-from .specialisations import CUDA, HOST, Specialisation, specialisations
+from .specialisations import CUDA, HOST, REPRODUCIBLE, Specialisation, specialisations
 
 SOURCES = {Path(str(item)).name: item for item in files("cudakit.cuda_src").iterdir() if item.is_file()}
 TEXTS = {name: item.read_text(encoding="utf-8") for name, item in SOURCES.items() if not name.endswith(".py")}
 MARK = re.compile(r'#line (\d+) "cuda_src/([^"]+)"')
 
 # One for each kernel, compiled or not.
-EXAMPLES = {example.kernel.name: example for target in (HOST, CUDA) for example in specialisations(target)}
+TARGETS = (REPRODUCIBLE, HOST, CUDA)  # the last one's counts
+EXAMPLES = {example.kernel.name: example for target in TARGETS for example in specialisations(target)}
 KERNELS = [pytest.param(example, id=name) for name, example in EXAMPLES.items()]
 SAMPLE = EXAMPLES["grid_sample_planar"]
 
