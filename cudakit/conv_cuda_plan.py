@@ -56,9 +56,8 @@ class _Backward:
         self.final, self.grad = gradient_layouts(d, target, columns_of(d, conv.groups))
         self.slopes = results.offset != NULL or results.mask != NULL
         self.adding = Adding(rounded=rounded_parts(d.dtype, target, conv_terms(conv)))
-        self.parts = max(self.adding.rounded, 1)
         summed = results.input != NULL and (self.grad != self.final or self.adding.rounded > 0)
-        self.image_bytes = self.grad.strides[0] * self.parts * itemsize(self.grad.dtype) * summed
+        self.image_bytes = self.grad.strides[0] * self.adding.sums * itemsize(self.grad.dtype) * summed
         weights = conv.out_channels * d.taps * (d.channels // conv.groups) * wide * (results.weight != NULL)
         reads = self.slopes or results.weight != NULL
         self.work = Work(
@@ -89,7 +88,7 @@ class _Backward:
                 self._visit(block, added)
             if self.image_bytes:
                 source = (self.total, part(self.grad, count))
-                add_sums(work.plan, work.target, self.parts, source, (goal, part(self.final, count)))
+                add_sums(work.plan, work.target, self.adding.sums, source, (goal, part(self.final, count)))
         if results.weight != NULL:
             tap_fastest, channel_fastest = self.conv.weight_layouts(accumulator(d.dtype))
             source = (self.weights, channel_fastest)

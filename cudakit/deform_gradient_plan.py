@@ -65,6 +65,11 @@ class Adding(NamedTuple):
     opens: bool = False
     rounded: int = 0
 
+    @property
+    def sums(self) -> int:
+        """Sums for each element, in as many images one behind the other."""
+        return self.spans * max(self.rounded, 1)
+
 
 def add_gradients(
     plan: Plan,
@@ -156,8 +161,8 @@ def plan_gradients(
     rounds = list(chunks(final, target)) if copied or (wanted and turned) else [(0, d.batch)]
     image, most = d.channels * prod(d.space), rounds[0][1]
     spans = _spans(d.part(most), grad, target) if wanted else 1
-    rounded = rounded_parts(d.dtype, target, corner_terms(d))
-    adding, parts = Adding(spans, clears(target), rounded), spans * max(rounded, 1)
+    adding = Adding(spans, clears(target), rounded_parts(d.dtype, target, corner_terms(d)))
+    parts = adding.sums
     space = plan.workspace(most * image * item) if copied else NULL
     summed = wanted and (turned or parts > 1)
     total = plan.workspace(parts * most * image * itemsize(grad.dtype)) if summed else NULL

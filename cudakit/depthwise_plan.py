@@ -179,9 +179,8 @@ class _Backward:
         self.slopes = results.offset != NULL or results.mask != NULL
         wide = accumulator(d.dtype)
         self.adding = Adding(rounded=rounded_parts(d.dtype, target, conv_terms(conv)))
-        self.parts = max(self.adding.rounded, 1)
         summed = results.input != NULL and (self.grad != self.final or self.adding.rounded > 0)
-        self.image_bytes = self.grad.strides[0] * self.parts * itemsize(self.grad.dtype) * summed
+        self.image_bytes = self.grad.strides[0] * self.adding.sums * itemsize(self.grad.dtype) * summed
         self.sum_bytes = d.channels * d.taps * itemsize(wide)
         weights = (self.sum_bytes + d.channels * d.taps * itemsize(d.dtype)) * (results.weight != NULL)
         self.work = work = _Work(
@@ -247,7 +246,9 @@ class _Backward:
         layouts = (part(work.inputs.layout, count), part(self.grad, count), _as_columns(y))
         add_gradients(plan, target, d.part(count), *layouts, slots, self.adding)
         if self.image_bytes:
-            add_sums(plan, target, self.parts, (self.total, part(self.grad, count)), (goal, part(self.final, count)))
+            add_sums(
+                plan, target, self.adding.sums, (self.total, part(self.grad, count)), (goal, part(self.final, count))
+            )
 
     def _add_up(self) -> None:
         """Append the weights' gradients from the sums of chunks."""

@@ -43,7 +43,7 @@ def rounded_parts(dtype: str, target: Target, terms: int) -> int:
 
 
 def _bits(terms: int) -> int:
-    """Return the least power of two that is as many."""
+    """Return the exponent of the least power of two that is not less."""
     return (terms - 1).bit_length()
 
 

@@ -53,13 +53,6 @@ def problem(cupy: Any, dtype: str = "float32") -> Problem:
     return found.map(lambda _, array: cupy.asarray(array.astype(dtype)))
 
 
-def gradients(cupy: Any) -> tuple[tuple[Any, ...], GridSampleOptions]:
-    """Return arrays of `grid_sample_backward`, and options."""
-    shapes = ((1, 2, 3, 3), (1, 2, 4, 4), (1, 3, 3, 2))
-    arrays = tuple(cupy.zeros(shape, np.float32) for shape in shapes)
-    return arrays, GridSampleOptions("bilinear", "zeros", False, "channels_first", ("input", "grid"))
-
-
 def convolve(made: Problem) -> list[Any]:
     """Return the results of a convolution and all its gradients."""
     return [x for operator in ("deform_conv", "deform_conv_backward") for x in call(operator, made).values()]
@@ -159,7 +152,9 @@ def test_work_of_unknown_libraries_is_waited_for(
 
 def test_a_library_that_tells_its_stream_gets_its_work_there(cupy: Any, runtime: Any, stream: Any) -> None:
     framework = frameworks.wrapping_framework(lambda buffer, _: buffer, lambda _: stream.ptr)
-    arrays, options = gradients(cupy)
+    shapes = ((1, 2, 3, 3), (1, 2, 4, 4), (1, 3, 3, 2))
+    arrays = tuple(cupy.zeros(shape, np.float32) for shape in shapes)
+    options = GridSampleOptions("bilinear", "zeros", False, "channels_first", ("input", "grid"))
     runtime.unfinished.clear()
     OPS["grid_sample_backward"].run(framework, arrays, options)
     assert runtime.unfinished == {stream.ptr}

@@ -12,12 +12,12 @@ from cudakit import rounding
 from cudakit.array import Framework
 from cudakit.frameworks import framework_of
 from cudakit.op import OPS
-from cudakit.plan import Target
 from cudakit.sampling import GridSampleOptions
 
 from .conftest import OUT, SIZES, Arrays, devices, draw, forget, require
 from .deformable_problems import GEOMETRIES, call, check
 from .deformable_problems import draw as draw_deformable
+from .specialisations import REPRODUCIBLE
 from .test_deformable import check_channels_last
 from .test_sampling_gradients import check_gradients, make
 from .tolerances import assert_close
@@ -67,8 +67,7 @@ def test_any_number_of_parts(
     monkeypatch.setattr(rounding, "DIGITS", {})
     monkeypatch.setattr(rounding, "FEWEST_DIGITS", 44 * parts - 1)  # 180 terms take 8 of 52 bits
     forget()
-    target = Target(("cuda", 0), 1, reproducible=True)
-    assert rounding.rounded_parts(dtype, target, 45 * 4) == parts
+    assert rounding.rounded_parts(dtype, REPRODUCIBLE, 45 * 4) == parts
     made = make(arrays, draw(rng, (3, 4), (5, 9), dtype=dtype), dtype)
     found = arrays.back(cudakit.grid_sample_backward(*made, needs=("input",)).input)
     cudakit.use_deterministic_algorithms(False)
