@@ -122,16 +122,16 @@ KERNEL(affine_grid_backward_partial, AffineGridParams) {
     }
 }
 
-// One item = one number of grad_theta.
+// One item = one number of grad_theta, shared by LANES lanes.
 KERNEL(affine_grid_backward_total, AffineGridParams) {
     constexpr int THETA = NDIM * (NDIM + 1);
     FOR_EACH(i, p.items) {
-        if (LANE != 0) continue;
         const index_t n = i / THETA, number = i - n * THETA;
         double total = 0;
-        for (index_t chunk = 0; chunk < (index_t)p.chunks; ++chunk) {
+        for (index_t chunk = LANE; chunk < (index_t)p.chunks; chunk += LANES) {
             total += p.partial[(n * (index_t)p.chunks + chunk) * THETA + number];
         }
-        narrow((acc_t)total, p.grad_theta[i]);
+        total = lane_sum(total);
+        if (LANE == 0) narrow((acc_t)total, p.grad_theta[i]);
     }
 }

@@ -8,7 +8,7 @@ from cudakit.array import CPU, Spec, is_contiguous
 from cudakit.double_backward import wanting
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, load
-from cudakit.layout import is_wide
+from cudakit.layout import CUDA_THREADS, SUM_BYTES, is_wide
 from cudakit.op import Op
 from cudakit.plan import NULL, Output, Plan, Target
 from cudakit.source import Kernel, type_constants
@@ -25,9 +25,9 @@ FORWARD, PARTIAL, TOTAL = (
 )
 HOST_TILE = 64
 MOST_PIXELS = 2**56  # whose coordinates have 64-bit addresses
-CUDA_LANES = 32
+SUM_LANES = 32  # that share an item on a GPU
 CHUNK_PIXELS = 4096  # pixels that one item of the backward pass sums
-SUM_BYTES = 8
+FEWEST_PIXELS = 256  # of a chunk, where a GPU has too few of them
 
 
 class AffineGridOptions(NamedTuple):
@@ -182,13 +182,15 @@ def _plan_backward(results: tuple[Output], options: AffineGridOptions, target: T
     plan = Plan(1, results)
     batch, space = options.batch, options.space
     numbers = prod(results[0].shape)
-    chunks = min(prod(space[:-1]), -(-prod(space) // CHUNK_PIXELS))
-    lanes = 1 if target.device == CPU else CUDA_LANES
+    lanes, pixels = 1, CHUNK_PIXELS
+    if target.device != CPU:
+        lanes = SUM_LANES
+        pixels = max(FEWEST_PIXELS, min(pixels, batch * prod(space) * lanes // CUDA_THREADS))
+    chunks = min(prod(space[:-1]), -(-prod(space) // pixels))
     partial = plan.workspace(chunks * numbers * SUM_BYTES)
     slots = (NULL, NULL, plan.input(0), partial, plan.result(0))
-    for kernel, items, count in ((PARTIAL, batch * chunks, lanes), (TOTAL, numbers, 1)):
-        work = batch * prod(space) if kernel is PARTIAL else 0
-        launch = _launch(kernel, results[0].dtype, options, target, count, items=items, chunks=chunks, work=work)
+    for kernel, items, work in ((PARTIAL, batch * chunks, batch * prod(space)), (TOTAL, numbers, 0)):
+        launch = _launch(kernel, results[0].dtype, options, target, lanes, items=items, chunks=chunks, work=work)
         plan.launch(launch, *slots)
     return plan
 

@@ -23,8 +23,12 @@ except ImportError as error:
     ) from error
 
 INSTALL_PARTS = "install CuPy with its parts of the CUDA toolkit: pip install 'cudakit[cuda12]' (or 'cudakit[cuda13]')"
+if not hasattr(cupy.cuda.Stream, "from_external"):
+    raise BackendUnavailable(f"CuPy {cupy.__version__} is older than 14; {INSTALL_PARTS}")
+
 THREADS = 256
 BLOCKS_PER_PROCESSOR = 32
+DEFAULT_STREAMS = (0, 1)  # handles of the legacy one, from which no graph is captured
 _HERE = nullcontext()
 
 
@@ -105,7 +109,7 @@ def zeros(shape: tuple[int, ...], dtype: str, device: Device) -> Any:
 
 def contiguous(x: Any) -> Any:
     """Return a CuPy array in C order."""
-    with _on(x.data.device_id):
+    with _on(x.data.device_id), _graphs_own(stream(x.data.device_id)):
         return cupy.array(x, order="C")  # also where only the stride of a single row is odd
 
 
@@ -128,8 +132,11 @@ def stream(ordinal: int) -> int:
 
 
 @cache
-def _external(handle: int) -> Any:
-    """Return somebody's stream as CuPy's. It is kept: CuPy's `MemoryAsyncPool` frees on it, and does not keep it."""
+def _external(_ordinal: int, handle: int) -> Any:
+    """Return somebody's stream as CuPy's, which belongs to the current device.
+
+    It is kept: CuPy's `MemoryAsyncPool` frees on it, and does not keep it.
+    """
     return cupy.cuda.Stream.from_external(_Stream(handle))
 
 
@@ -145,16 +152,26 @@ def current(device: Device, stream: int) -> Iterator[None]:
         if before.ptr == stream:
             yield
             return
-        _external(stream).use()
+        _external(device[1], stream).use()
         try:
             yield
         finally:
             before.use()
 
 
+def _graphs_own(stream: int) -> AbstractContextManager[Any]:
+    """Return a context in which temporary memory belongs to the graph that is being captured, if one is.
+
+    What goes back to CuPy's pool may be somebody else's when the graph is launched.
+    """
+    if stream in DEFAULT_STREAMS or not cupy.cuda.runtime.streamIsCapturing(stream):
+        return _HERE
+    return cupy.cuda.using_allocator(cupy.cuda.malloc_async)
+
+
 def allocate(size: int, device: Device, stream: int) -> Memory:
     """Return temporary device memory from CuPy's pool, ordered on `stream`."""
-    with current(device, stream):
+    with current(device, stream), _graphs_own(stream):
         memory = cupy.cuda.alloc(size)
     return Memory(memory.ptr, memory)
 

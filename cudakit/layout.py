@@ -227,16 +227,16 @@ def add_sum(
     `room` are the bytes of temporary memory that a GPU may take at most.
     """
     count, terms = sizes[0], sizes[1] * sizes[2]
-    tile, lanes, chunks, partial = 1, CUDA_SUM_LANES, 1, NULL
+    tile, lanes, chunks, partial = 1, 1, 1, NULL
     if target.device == CPU:
-        tile, lanes = HOST_SUM_TILE if strides[0] == 1 else 1, 1
+        tile = HOST_SUM_TILE if strides[0] == 1 else 1
     else:  # threads are neighbours as what they read is
-        along = 1 if strides[0] == 1 and count * itemsize(source[1]) >= SECTOR_BYTES else lanes
-        chunks = _sum_chunks(count, terms, along, room)
+        lanes = 1 if strides[0] == 1 and count * itemsize(source[1]) >= SECTOR_BYTES else CUDA_SUM_LANES
+        chunks = _sum_chunks(count, terms, lanes, room)
     stages = [(SUM, -(-count // tile), lanes)]
     if chunks > 1:
         partial = plan.workspace(count * chunks * SUM_BYTES)
-        stages = [(PARTIAL_SUMS, count * chunks, along), (TOTAL_SUM, count, lanes)]
+        stages = [(PARTIAL_SUMS, count * chunks, lanes), (TOTAL_SUM, count, CUDA_SUM_LANES)]
     for kernel, items, lanes in stages:
         wide = is_wide((sizes, strides), ((items * lanes,), (1,)), ((terms,), (1,)))
         constants = type_constants(source[1], goal[1], wide) | {"TILE": tile, "LANES": lanes, "VEC": 1}

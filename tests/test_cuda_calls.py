@@ -76,6 +76,35 @@ def test_a_cuda_graph_holds_convolutions(cupy: Any, stream: Any) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)  # sums of atomics
 
 
+def test_a_cuda_graph_leaves_memory_alone_that_is_allocated_later(cupy: Any, stream: Any) -> None:
+    """Workspaces, and copies of what is not contiguous, are the graph's own."""
+    made = problem(cupy)
+    turned = made.map(lambda name, x: cupy.array(x[..., ::-1])[..., ::-1] if name in ("offset", "mask") else x)
+    with stream:
+        found = convolve(turned)
+        sizes = [x.nbytes for x in found] + [1 << k for k in range(9, 21)]
+        stream.begin_capture()
+        found = convolve(turned)
+        graph = stream.end_capture()
+        later = [cupy.zeros(size, np.uint8) for size in sizes for _ in range(8)]
+        graph.launch(stream)
+        stream.synchronize()
+    assert not any(x.get().any() for x in later)
+    for one, other in zip(values(found), values(convolve(made)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_streams_of_the_same_handle_on_other_devices(cupy: Any) -> None:
+    from cudakit import cuda
+
+    per_thread = 2  # cudaStreamPerThread
+    if cuda.device_count() < 2:
+        pytest.skip("there is one GPU")
+    for ordinal in (0, 1):
+        with cupy.cuda.Device(ordinal), cupy.cuda.Stream():
+            assert cuda.allocate(256, ("cuda", ordinal), per_thread).pointer
+
+
 def test_a_stream_in_use_stays_in_use(cupy: Any, stream: Any) -> None:
     made = problem(cupy)
     stream.use()

@@ -31,7 +31,7 @@ class Stream:
     def from_external(cls, stream: Any) -> "Stream":
         version, handle = stream.__cuda_stream__()
         assert version == 0
-        made = cls(null=True)
+        made = cls()
         made.ptr = handle
         return made
 
