@@ -16,12 +16,14 @@ _KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
 # and strides, byte offset. In ``DLManagedTensorVersioned`` it follows version, context, deleter and flags.
 _TENSOR = struct.Struct("@PiiiBBHPPQ")
 _VERSIONED = struct.calcsize("@IIPPQ")
+_CODE, _BFLOAT = struct.calcsize("@Piii"), 4
 
 _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
-
-
+_capsule_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_IsValid", ctypes.pythonapi)
+)
 _bytes_at = ctypes.string_at
 
 
@@ -41,14 +43,36 @@ def _header(x: Any) -> tuple[Any, tuple[int, ...]]:
     """Return a producer's capsule, which must be kept while it is read, and the fields of its ``DLTensor``."""
     try:
         capsule = x.__dlpack__()
-        address = _capsule_pointer(capsule, b"dltensor")
     except BufferError as error:  # read-only: only the newer protocol can say so
         try:
             capsule = x.__dlpack__(max_version=(1, 0))
         except TypeError:  # the producer does not know it
             raise error from None
-        address = _capsule_pointer(capsule, b"dltensor_versioned") + _VERSIONED
-    return capsule, _TENSOR.unpack(_bytes_at(address, _TENSOR.size))
+    return capsule, _TENSOR.unpack(_bytes_at(_tensor_address(capsule), _TENSOR.size))
+
+
+def _tensor_address(capsule: Any) -> int:
+    """Return where a capsule has its ``DLTensor``."""
+    if _capsule_is_valid(capsule, b"dltensor"):
+        return int(_capsule_pointer(capsule, b"dltensor"))
+    return int(_capsule_pointer(capsule, b"dltensor_versioned")) + _VERSIONED
+
+
+class Bfloat16:
+    """A buffer of 16-bit integers that says it is bfloat16, which NumPy does not export."""
+
+    def __init__(self, buffer: Any) -> None:
+        self._buffer = buffer
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """Return the buffer's capsule with another dtype."""
+        capsule = self._buffer.__dlpack__(**options)
+        ctypes.memset(_tensor_address(capsule) + _CODE, _BFLOAT, 1)
+        return capsule
+
+    def __dlpack_device__(self) -> Any:
+        """Return where the buffer is."""
+        return self._buffer.__dlpack_device__()
 
 
 def place(x: Any) -> int:

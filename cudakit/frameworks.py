@@ -9,10 +9,12 @@ from dataclasses import replace
 from functools import cache, partial
 from math import prod
 from operator import attrgetter
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from cudakit import dlpack
 from cudakit.array import (
     ALIGNMENT,
     CPU,
@@ -144,15 +146,21 @@ def wrapping_framework(wrap: Callable[[Any, str], Any], stream: Callable[[int], 
     )
 
 
+def _library_of(x: Any) -> Any:
+    """Return the module that serves an array: its array API's, or the package of its type."""
+    namespace = x.__array_namespace__() if hasattr(type(x), "__array_namespace__") else None
+    return namespace if isinstance(namespace, ModuleType) else sys.modules.get(type(x).__module__.partition(".")[0])
+
+
 @cache
-def _producer_framework(library: str) -> Framework:
+def _producer_framework(library: ModuleType | None) -> Framework:
     """Return the framework of any other producer: its own `from_dlpack`, else NumPy's or CuPy's arrays come back."""
-    from_dlpack = getattr(sys.modules.get(library), "from_dlpack", None)
+    from_dlpack = getattr(library, "from_dlpack", None)
 
     def wrap(buffer: Any, dtype: str) -> Any:
-        if dtype == "bfloat16":
-            buffer = buffer.view(numpy_dtype(dtype))
-        return from_dlpack(buffer) if from_dlpack is not None else buffer
+        if from_dlpack is not None:
+            return from_dlpack(dlpack.Bfloat16(buffer) if dtype == "bfloat16" else buffer)
+        return buffer.view(numpy_dtype(dtype)) if dtype == "bfloat16" else buffer
 
     found = wrapping_framework(wrap)
     if from_dlpack is not None:
@@ -195,7 +203,7 @@ def framework_of(x: object) -> Framework | str:
         if module in sys.modules and isinstance(x, getattr(sys.modules[module], name, ())):
             return make()
     if hasattr(kind, "__dlpack__"):
-        return _producer_framework(kind.__module__.partition(".")[0])
+        return _producer_framework(_library_of(x))
     if hasattr(kind, "__cuda_array_interface__"):
         return _cuda_interface_framework()
     keras: Any = sys.modules.get("keras")

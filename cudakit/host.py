@@ -35,7 +35,7 @@ X86_FLAGS = ("-mprefer-vector-width=512",)
 _JOB = struct.Struct("P3q").pack  # `Job` of `host_pool.cpp`
 DIGEST_SIZE = hashlib.sha256().digest_size
 ZIG_FLAGS = ("-nostdlib++",)  # its C++ library would be built from source on first use; the kernels need none
-INSTALL_HINT = "no C++ compiler found; install g++ or clang++, or: pip install 'cudakit[cpu]'"
+REMEDY = "install g++ or clang++, or: pip install 'cudakit[cpu]'"
 
 
 def compilers() -> Iterator[tuple[str, ...]]:
@@ -65,7 +65,7 @@ def _chosen() -> tuple[str, ...]:
         return ()
     path = shutil.which(command[0])
     if path is None:
-        remedy = f"unset CXX, or install {command[0]!r}"
+        remedy = f"install {command[0]!r}, or unset CXX and {REMEDY}"
         raise BackendUnavailable(f"$CXX must be a command, got {text!r}: no such command was found; {remedy}")
     zig = "ziglang" in command or Path(path).stem == "zig"
     return (path, *command[1:], *(ZIG_FLAGS if zig else ()))
@@ -76,7 +76,7 @@ def compiler() -> tuple[str, ...]:
     """Return the command of the C++ compiler, or raise `BackendUnavailable`."""
     for command in compilers():
         return command
-    raise BackendUnavailable(INSTALL_HINT)
+    raise BackendUnavailable(f"no C++ compiler found; {REMEDY}")
 
 
 @cache

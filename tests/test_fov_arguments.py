@@ -70,6 +70,28 @@ def test_arrays_of_every_framework(framework: str, dtype: str, rng: np.random.Ge
     assert overlap(found_field, found_field) == pytest.approx(1)
 
 
+def test_arrays_whose_library_makes_none(rng: np.random.Generator) -> None:
+    """NumPy's come back."""
+
+    class Offset:
+        def __init__(self, values: np.ndarray) -> None:
+            self.values = values
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 1, 0
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return self.values.__dlpack__(**options)
+
+    offset = rng.normal(size=(1, 18, 8, 8))
+    found, expected = (
+        sampling_positions([DeformConv(given, padding=1)], (8, 8), (3, 4)) for given in (Offset(offset), offset)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert type(one) is np.ndarray
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 @pytest.mark.parametrize("layout", ["transposed", "reversed", "broadcast", "read-only"])
 def test_arrays_of_any_strides(layout: str, rng: np.random.Generator) -> None:
     offset = rng.normal(size=(1, 18, 8, 8))

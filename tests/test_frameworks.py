@@ -2,6 +2,7 @@
 
 import ctypes
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_dtypes
@@ -117,6 +118,32 @@ def test_bfloat16_of_any_producer(turned: bool) -> None:
     found = cudakit.grid_sample(Producer(x), Producer(grid))
     expected = cudakit.grid_sample(x, grid)
     np.testing.assert_array_equal(found.astype(np.float32), expected.float().numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_arrays_whose_library_is_told_by_their_namespace(dtype: str) -> None:
+    """It takes bfloat16 through DLPack, which NumPy does not lend."""
+    torch = require("torch")
+    library = ModuleType("library")
+
+    class Array:
+        def __init__(self, tensor: Any) -> None:
+            self.tensor = tensor
+
+        def __array_namespace__(self) -> ModuleType:
+            return library
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return self.tensor.__dlpack_device__()
+
+        def __dlpack__(self, **options: Any) -> Any:
+            return self.tensor.__dlpack__(**options)
+
+    library.from_dlpack = lambda x: Array(torch.from_dlpack(x))  # type: ignore[attr-defined]
+    x, grid = torch.randn(1, 2, 5, 5).to(getattr(torch, dtype)), torch.rand(1, 3, 3, 2).to(getattr(torch, dtype))
+    found = cudakit.grid_sample(Array(x), Array(grid.transpose(1, 2)))
+    assert type(found) is Array
+    torch.testing.assert_close(found.tensor, cudakit.grid_sample(x, grid.transpose(1, 2)), rtol=0, atol=0)
 
 
 def test_memory_that_belongs_to_an_export() -> None:

@@ -192,7 +192,7 @@ def test_an_empty_cxx_is_none(cache: Path, monkeypatch: pytest.MonkeyPatch, empt
 def test_a_cxx_that_is_not_there_is_not_replaced(cache: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("CXX", command)
     monkeypatch.setattr(host.subprocess, "run", no_compile)
-    remedy = f"unset CXX, or install '{command.split()[0]}'"
+    remedy = f"install '{command.split()[0]}', or unset CXX and {host.REMEDY}"
     message = f"$CXX must be a command, got '{command}': no such command was found; {remedy}"
     for _ in range(2):  # nothing else is taken the second time either
         with pytest.raises(BackendUnavailable, match=f"^{re.escape(message)}$"):

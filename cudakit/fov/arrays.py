@@ -35,16 +35,20 @@ def read(argument: str, x: Any) -> tuple[Floats, str]:
 
 
 def returned(values: Floats, like: Any) -> Any:
-    """Return values as an array of the kind of `like`, float64 beside float64 and float32 beside the rest."""
+    """Return values as an array of the kind of `like`, float64 beside float64 and float32 beside the rest.
+
+    Where its library makes no arrays of NumPy's, NumPy's come back.
+    """
     if like is None:
         return values
     framework = framework_of(like)
-    values = values.astype(np.float64 if "float64" in str(like.dtype) else np.float32)
+    values = values.astype(np.float64 if "float64" in str(getattr(like, "dtype", "")) else np.float32)
     if framework == "jax":
         return sys.modules["jax"].numpy.asarray(values)
     library = sys.modules[framework if isinstance(framework, str) else type(like).__module__.partition(".")[0]]
+    make = getattr(library, _MAKERS.get(library.__name__, "asarray"), None)
     where = {"device": like.device} if framework == "torch" else {}
-    return getattr(library, _MAKERS.get(library.__name__, "asarray"))(values, **where)
+    return values if make is None else make(values, **where)
 
 
 def _on_host(x: Any) -> Any:
