@@ -136,6 +136,20 @@ def test_spatial_transformer_of_another_size_under_autocast() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_spatial_transformer_of_half_precision_computes_positions_in_more(dtype: str) -> None:
+    transformer = nn.SpatialTransformer(torch.nn.Flatten(), 3 * 40 * 50).to(getattr(torch, dtype))
+    image = torch.rand(2, 3, 40, 50).to(getattr(torch, dtype))
+    torch.testing.assert_close(transformer(image), image, rtol=0, atol=0.01)  # a step of bfloat16 is 0.1 pixels
+    transformer(image).sum().backward()
+    assert transformer.affine.weight.grad.dtype == image.dtype
+
+
+def test_spatial_transformer_of_meta_tensors() -> None:
+    transformer = nn.SpatialTransformer(torch.nn.Flatten(), 12, size=(3, 5)).to("meta")
+    assert transformer(torch.empty(2, 3, 2, 2, device="meta")).shape == (2, 3, 3, 5)
+
+
 def test_layers_compile() -> None:
     torch._dynamo.reset()
     look = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1))

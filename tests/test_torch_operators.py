@@ -238,6 +238,28 @@ def test_compiled_autograd() -> None:
     torch.testing.assert_close((image.grad, grid.grad), expected)
 
 
+def test_what_is_no_tensor_is_refused_by_name_inside_compile() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda image, grid: cudakit.grid_sample(image, grid), backend="eager")
+    with pytest.raises(TypeError, match=r"grid_sample: input must be a tensor, got list"):
+        compiled([1.0], torch.zeros(1, 2, 2, 2))
+    with pytest.raises(TypeError, match=r"grid_sample: grid must be an? .*, got NoneType"):
+        compiled(torch.zeros(1, 1, 2, 2), None)
+
+
+def test_the_least_workspace_is_the_device_s_own() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    def convolve(device: str) -> Any:
+        shapes = (1, 4, 8, 8), (1, 18, 8, 8), (4, 4, 3, 3)
+        return cudakit.deform_conv2d(*[torch.empty(x, device=device) for x in shapes], padding=1, workspace=50_000)
+
+    with FakeTensorMode():
+        assert convolve("cuda").shape == (1, 4, 8, 8)
+        with pytest.raises(ValueError, match="deform_conv2d: workspace must be at least"):
+            convolve("cpu")
+
+
 def test_tensors_without_memory() -> None:
     class Model(torch.nn.Module):
         def forward(self, image: Any, grid: Any) -> Any:

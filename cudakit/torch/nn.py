@@ -205,7 +205,8 @@ class DeformConv2dPack(_Pack):
     """A deformable convolution that makes its own offsets (arXiv 1703.06211), with mmcv's arguments and parameters.
 
     The offsets come from an ordinary convolution of the same geometry, `conv_offset`. It begins at zero, so that the
-    layer begins as an ordinary convolution. Weights of mmcv's layer of the same name fit where it has no bias.
+    layer begins as an ordinary convolution. With ``bias=False`` it takes the weights of mmcv's layer of the same name.
+    Under ``torch.autocast`` that convolution is computed in half precision, as any is, and so its offsets are rounded.
 
     Parameters
     ----------

@@ -6,12 +6,12 @@ tensor, or for gradients a list of those that are needed.
 
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch.autograd import forward_ad
 
-from cudakit.array import CPU, Spec, contiguous_strides
+from cudakit.array import Spec, contiguous_strides
 from cudakit.batching import enlarged, foldable, leader
 from cudakit.derivatives import pulled_back, pushed_forward
 from cudakit.errors import InvalidArgument, no_derivatives
@@ -81,27 +81,38 @@ def _flat(options: Any) -> list[Any]:
     return values
 
 
-def _fields(record: type) -> Iterator[tuple[str, str]]:
-    """Yield the names and schemas of what `_flat` returns."""
-    for name, kind in get_type_hints(record).items():
-        if hasattr(kind, "_fields"):
-            yield from ((f"{name}_{inner}", schema) for inner, schema in _fields(kind))
-        else:
-            yield name, _SCHEMAS[kind]
+class _Record(NamedTuple):
+    """The type of a record, with the types of its fields by their names, or records of those that are records."""
 
+    kind: type
+    fields: dict[str, Any]
 
-def _record(record: type, values: Iterator[Any]) -> Any:
-    """Return the record that `_flat` took apart."""
-    fields = []
-    for kind in get_type_hints(record).values():
-        if hasattr(kind, "_fields"):
-            fields.append(_record(kind, values))
-            continue
-        value = next(values)
-        if kind == tuple[str, ...]:
-            value = value.split(",") if value else []
-        fields.append(tuple(value) if isinstance(value, (list, tuple)) else value)
-    return record(*fields)
+    @classmethod
+    def of(cls, record: type) -> "_Record":
+        """Read the annotations, which takes its time."""
+        kinds = get_type_hints(record).items()
+        return cls(record, {name: cls.of(kind) if hasattr(kind, "_fields") else kind for name, kind in kinds})
+
+    def schemas(self) -> Iterator[tuple[str, str]]:
+        """Yield the names and schemas of what `_flat` returns."""
+        for name, kind in self.fields.items():
+            if isinstance(kind, _Record):
+                yield from ((f"{name}_{inner}", schema) for inner, schema in kind.schemas())
+            else:
+                yield name, _SCHEMAS[kind]
+
+    def made(self, values: Iterator[Any]) -> Any:
+        """Return the record that `_flat` took apart."""
+        fields = []
+        for kind in self.fields.values():
+            if isinstance(kind, _Record):
+                fields.append(kind.made(values))
+                continue
+            value = next(values)
+            if kind == tuple[str, ...]:
+                value = value.split(",") if value else []
+            fields.append(tuple(value) if isinstance(value, (list, tuple)) else value)
+        return self.kind(*fields)
 
 
 class _Transformed(torch.autograd.Function):
@@ -146,9 +157,9 @@ class _Operator:
     def __init__(self, op: Op) -> None:
         self.op = op
         self.function: Any
-        self.record: type = get_type_hints(op.check)["return"]
+        self.record = _Record.of(get_type_hints(op.check)["return"])
         arrays = [f"Tensor{'?' if name in op.optional else ''} {name}" for name in op.arrays]
-        options = [f"{schema} {name}" for name, schema in _fields(self.record)]
+        options = [f"{schema} {name}" for name, schema in self.record.schemas()]
         schema = f"({', '.join(arrays + options)}) -> {'Tensor[]' if op.differentiated else 'Tensor'}"
         definition = torch.library.custom_op(f"cudakit::{op.name}", self.run, mutates_args=(), schema=schema)
         definition.register_fake(self.fake)
@@ -180,7 +191,7 @@ class _Operator:
     def split(self, values: tuple[Any, ...]) -> tuple[Tensors, Any]:
         """Return the tensors and the options among the arguments."""
         count = len(self.op.arrays)
-        return values[:count], _record(self.record, iter(values[count:]))
+        return values[:count], self.record.made(iter(values[count:]))
 
     def results(self, found: tuple[Any, ...]) -> Any:
         """Return results in the form of the schema."""
@@ -205,7 +216,7 @@ class _Operator:
         specs = tuple(x if x is None else _spec(x) for x in tensors)
         if any(isinstance(size, torch.SymInt) for size in _numbers((specs, options))):
             return self.op.outputs(specs, options)
-        return self.op.plan(specs, options, CPU).results  # the same on every device
+        return self.op.results(specs, options, on_host=all(x is None or not x.is_cuda for x in tensors))
 
     def set_up(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep what the gradients are computed from."""

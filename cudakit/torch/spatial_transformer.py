@@ -1,5 +1,6 @@
 """The spatial transformer as a layer for PyTorch."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,6 +10,17 @@ import cudakit
 from cudakit.checks import boolean, choice, integers
 from cudakit.errors import InvalidArgument, raised_by
 from cudakit.sampling_form import MODES, PADDING_MODES
+
+
+class _Affine(nn.Linear):
+    """A linear layer that computes in float32 at least: a position wants more digits than half precision has."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the linear function, wide also under autocast."""
+        dtype, kind = torch.promote_types(self.weight.dtype, torch.float32), input.device.type
+        lowers = torch.amp.is_autocast_available(kind)  # meta tensors know no autocast
+        with torch.autocast(kind, enabled=False) if lowers else nullcontext():
+            return nn.functional.linear(input.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
 
 
 class SpatialTransformer(nn.Module):
@@ -67,7 +79,7 @@ class SpatialTransformer(nn.Module):
             choice("padding_mode", padding_mode, PADDING_MODES)
             boolean("align_corners", align_corners)
         self.localization = localization
-        self.affine = nn.Linear(features, n * (n + 1))
+        self.affine = _Affine(features, n * (n + 1))
         self.size, self.n = size, n
         self.mode, self.padding_mode, self.align_corners = mode, padding_mode, align_corners
         nn.init.zeros_(self.affine.weight)
@@ -77,8 +89,7 @@ class SpatialTransformer(nn.Module):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the input, sampled where the localisation network wants."""
         found = self.localization(input).flatten(1)
-        with torch.autocast(input.device.type, enabled=False):  # a position wants more digits than half precision has
-            theta = self.affine(found.to(self.affine.weight.dtype)).unflatten(1, (self.n, self.n + 1))
+        theta = self.affine(found).unflatten(1, (self.n, self.n + 1))
         size: Any = (*input.shape[:2], *(self.size or input.shape[2:]))
         grid = cudakit.affine_grid(theta, size, self.align_corners)
         return cudakit.grid_sample(input, grid, self.mode, self.padding_mode, self.align_corners)
