@@ -99,7 +99,7 @@ def deform_col2im(
     array, shape (N, C, S...)
         Of the kind, dtype and device of `columns`; sums for half precision are kept in float32. On a CPU the additions
         come in the same order on every run with the same number of threads; on a GPU they are atomic, in no fixed
-        order.
+        order, unless `cudakit.use_deterministic_algorithms` asks for one result.
 
     Raises
     ------

@@ -113,7 +113,8 @@ def grid_sample_backward(
     GridSampleGradients
         A named tuple (input, grid). At a knot of the interpolation the slope is the right-hand one; a clipped
         coordinate has none. Sums for half precision are kept in float32. On a CPU the additions come in the same order
-        on every run with the same number of threads; on a GPU they are atomic, in no fixed order.
+        on every run with the same number of threads; on a GPU they are atomic, in no fixed order, unless
+        `cudakit.use_deterministic_algorithms` asks for one result.
 
     Raises
     ------
