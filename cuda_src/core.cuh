@@ -38,7 +38,6 @@ DEVICE float as_float(unsigned bits) { return __uint_as_float(bits); }
 DEVICE unsigned as_bits(float value) { return __float_as_uint(value); }
 DEVICE unsigned exponent_of(double value) { return (unsigned)__double2hiint(value) >> 20 & 2047u; }  // biased
 DEVICE double power_of_two(int exponent) { return __hiloint2double(exponent + 1023 << 20, 0); }
-DEVICE void raise_to(unsigned* target, unsigned value) { atomicMax(target, value); }
 DEVICE float widen(half_t value) {
     float wide;
     asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
@@ -67,6 +66,15 @@ DEVICE void add_four(float* target, float a, float b, float c, float d) {
 template <typename T> DEVICE T lane_sum(T value) {
     UNROLL for (int step = LANES / 2; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
     return value;
+}
+
+// Raise a number to the largest that lanes have.
+DEVICE void raise_to(unsigned* target, unsigned value) {
+    UNROLL for (int step = LANES / 2; step > 0; step /= 2) {
+        const unsigned other = __shfl_xor_sync(0xffffffffu, value, step);
+        if (other > value) value = other;
+    }
+    if (LANE == 0 && value > 0) atomicMax(target, value);
 }
 #endif
 

@@ -18,10 +18,12 @@ struct DeformDoubleParams {
     const scalar_t* columns_tangent;  // each as what it is the tangent of; null: 0
     scalar_t* samples;                // written, as columns; null: not needed, as all that follow
     scalar_t* samples_tangent;        // likewise
-    acc_t* grad_input;                // tangents of the gradients: as the input, added to
+    sum_t* grad_input;                // tangents of the gradients: as the input, added to
     coord_t* grad_offset;             // written, as the offsets
     coord_t* grad_mask;               // likewise
+    const sum_t* anchors;             // of ROUNDED sums
     long long items;
+    long long batch;
     ColumnLayout layout;
     Geometry geometry;
 };
@@ -35,6 +37,7 @@ DEVICE acc_t load_tangent(const coord_t* from, const long long* stride, index_t 
 KERNEL(deform_double_backward, DeformDoubleParams) {
     const Geometry& g = p.geometry;
     const index_t count = (index_t)(g.channels / g.groups);
+    const Sums grad_input = sums_at(p.grad_input, p.anchors, p.batch * g.input_stride[0]);
     FOR_EACH(item, p.items) {
         index_t n = item;
         const index_t pixel = take_digit(n, (index_t)g.pixels), tap = take_digit(n, (index_t)g.taps);
@@ -53,7 +56,8 @@ KERNEL(deform_double_backward, DeformDoubleParams) {
             const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), count - c);
             const index_t channel = group * count + c, at = column_at(p.layout, n, channel, tap, pixel);
             const DualChannels grad = load_dual(p.columns, p.columns_tangent, at, width);
-            const DualImage x = {p.input, p.input_tangent, p.grad_input, n * (index_t)g.input_stride[0] + channel};
+            const DualImage x = {p.input, p.input_tangent, p.grad_input != nullptr, grad_input,
+                                 n * (index_t)g.input_stride[0] + channel};
             const DualChannels sample = dual_sample(samples.s, velocity, mask, x, width, grad, p.columns_tangent, sums);
             if (p.samples) store_channels(sample.value, width, p.samples + at);
             if (p.samples_tangent) store_channels(sample.tangent, width, p.samples_tangent + at);

@@ -90,10 +90,11 @@ DEVICE acc_t add_up(acc_t* x) {
     return x[0];
 }
 
-// An image at the element `at`: its first channel that is sampled. The gradients by it have tangents, too; null: not needed.
+// An image at the element `at`: its first channel that is sampled. The gradients by it have tangents, too.
 struct DualImage {
     const scalar_t *value, *tangent;
-    acc_t* grad;
+    bool adds;  // whether those are needed
+    Sums grad;
     index_t at;
 };
 
@@ -117,19 +118,18 @@ DEVICE void add_tap(const DualTaps& tap, Dual mask, const DualImage& image, int 
         const Dual slope = times(mask, {tap.slope[d][0], tap.slope_tangent[d][0]});
         sums.coordinate[d] = add_tangent(slope, dot, sums.coordinate[d]);
     }
-    acc_t* by_image = image.grad ? image.grad + at : nullptr;
     if (weight.value != 0) {
         SIMD for (int v = 0; v < width; ++v) {
             sample.value[v] = fused(weight.value, x.value[v], sample.value[v]);
             sample.tangent[v] = fused(weight.value, x.tangent[v], sample.tangent[v]);
         }
-        if (by_image && moves) add_channels(by_image, weight.value, grad.tangent, width);
+        if (image.adds && moves) add_channels(image.grad + at, weight.value, grad.tangent, width);
     }
     if (weight.tangent != 0) {
         SIMD for (int v = 0; v < width; ++v) {
             sample.tangent[v] = fused(weight.tangent, x.value[v], sample.tangent[v]);
         }
-        if (by_image) add_channels(by_image, weight.tangent, grad.value, width);
+        if (image.adds) add_channels(image.grad + at, weight.tangent, grad.value, width);
     }
 }
 

@@ -57,7 +57,7 @@ DEVICE void load_taps(const scalar_t* plane, const DualTaps& taps, acc_t* to) {
 // What a group of channels has: null where it is not there, or not needed.
 struct DualGroup {
     const scalar_t *plane[GROUP], *tangent[GROUP];
-    acc_t* target[GROUP];
+    sum_t* target[GROUP];
     acc_t out_grad[GROUP][TILE], sample[GROUP][TILE];
     int count;
 };
@@ -150,6 +150,7 @@ KERNEL(grid_sample_planar_double_backward, GridSampleDoubleParams) {
 
 KERNEL(grid_sample_double_backward, GridSampleDoubleParams) {
     const GridSampleParams& call = p.call;
+    const Sums grad_input = sums_in(call, call.grad_input);
     FOR_EACH(i, call.items) {
         const Item it = item_of(call, i);
         Samples s;
@@ -162,7 +163,7 @@ KERNEL(grid_sample_double_backward, GridSampleDoubleParams) {
         for (index_t c = LANE * VEC; c < it.channel_end; c += LANES * VEC) {
             const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
             const DualChannels grad = load_dual(call.grad_output, nullptr, pixel + c, width);
-            const DualImage x = {call.input, p.input_tangent, call.grad_input, image + c};
+            const DualImage x = {call.input, p.input_tangent, call.grad_input != nullptr, grad_input, image + c};
             const DualChannels sample = dual_sample(s, velocity, {1, 0}, x, width, grad, false, sums);
             if (call.output) store_channels(sample.tangent, width, call.output + pixel + c);
         }

@@ -78,7 +78,7 @@ class Framework:
     `stream` returns the handle of the stream to launch on for a device ordinal. `temporary` makes workspaces, where the
     framework has memory for them that its CUDA graphs keep. `finish` waits for what was launched, given the ordinal and
     the stream, where that is not the stream that the framework works on. `deterministic` says whether the framework's
-    user wants results that are the same in every run, and `lenient` whether a warning of others is enough.
+    user wants results that are the same in every run, and `threads` on how many CPU threads the framework works.
     """
 
     view: Callable[[Any], View]
@@ -91,7 +91,7 @@ class Framework:
     temporary: Temporary | None = None
     finish: Callable[[int, int], None] | None = None
     deterministic: Callable[[], bool] | None = None
-    lenient: Callable[[], bool] | None = None
+    threads: Callable[[], int] | None = None
 
 
 _NUMPY_NAMES = {np.dtype(name): name for name in ("float16", "float32", "float64")}

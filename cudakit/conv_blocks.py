@@ -14,12 +14,10 @@ from cudakit.array import itemsize
 from cudakit.conv_cut import MOST_WORKSPACES, Convolution
 from cudakit.conv_plan import Slots
 from cudakit.deform_geometry import Deformation
-from cudakit.deform_gradient_plan import corner_terms, flat_masks
 from cudakit.deform_plan import Columns, add_im2col, coordinates_from, wants_copy, wants_neighbours
 from cudakit.layout import Image, add_copy, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.product import is_operand
-from cudakit.rounding import add_anchors, flat
 from cudakit.workspace import ALIGNMENT
 
 # Of a block: its product should have several tiles for every processor of a large GPU, and take longer than to launch.
@@ -94,22 +92,6 @@ def columns_of(d: Deformation, groups: int) -> Columns:
     count = d.channels // groups
     image = d.visited * d.taps * count
     return Columns((image, 1, count, d.taps * count), count, d.batch * image * (groups > 1))
-
-
-def add_conv_anchors(plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot) -> Slot:
-    """Append what finds the anchors of the sums of columns, which are products of outputs' gradients and weights."""
-    d = conv.d
-    factors = [
-        (grad_output, conv.output),
-        (slots.weight, flat(conv.weights, d.dtype)),
-        (slots.mask, flat_masks(d)),
-    ]
-    return add_anchors(plan, target, factors, conv_terms(conv))
-
-
-def conv_terms(conv: Convolution) -> int:
-    """Return how many such products are added to an element of the gradient by the input at most."""
-    return corner_terms(conv.d) * (conv.out_channels // conv.groups)
 
 
 class Work:
@@ -220,6 +202,8 @@ class Work:
         """Return how a block's products see their operands."""
         y = self.outputs.layout
         batch, channel, pixel = (*y.strides[:2], y.strides[-1])
+        if block.pixels == 1:  # whose stride may be anything
+            pixel = batch
         weights, pixels = self.outputs_of_group * self.depth, block.images * block.pixels
         outputs = (pixel, channel, self.outputs_of_group * channel)
         # Of one pixel and one output strides may be anything, but not of several images of that.

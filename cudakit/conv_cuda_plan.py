@@ -4,15 +4,16 @@ Only `Multiply` needs a GPU.
 """
 
 from cudakit.array import itemsize
-from cudakit.conv_blocks import Block, Work, add_conv_anchors, columns_of, conv_terms
+from cudakit.conv_blocks import Block, Work, columns_of
 from cudakit.conv_cut import Convolution
+from cudakit.conv_input_gradient import InputGradient
 from cudakit.conv_plan import Slots
-from cudakit.deform_gradient_plan import Adding, Gradients, add_gradients, gradient_layouts
+from cudakit.deform_gradient_plan import Gradients, add_gradients
 from cudakit.deform_plan import coordinates_from
-from cudakit.layout import Image, accumulator, add_copy, add_sums, part
+from cudakit.layout import Image, accumulator, add_copy, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.product import Multiply, Product
-from cudakit.rounding import anchor_bytes, rounded_parts
+from cudakit.rounding import anchor_bytes
 
 
 def turned(strides: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -53,23 +54,19 @@ class _Backward:
         self.conv, self.grad_output, self.results = conv, grad, results
         d = conv.d
         wide = itemsize(accumulator(d.dtype))
-        self.final, self.grad = gradient_layouts(d, target, columns_of(d, conv.groups))
+        self.by_input = InputGradient(target, conv, columns_of(d, conv.groups), results.input)
         self.slopes = results.offset != NULL or results.mask != NULL
-        self.adding = Adding(rounded=rounded_parts(d.dtype, target, conv_terms(conv)))
-        summed = results.input != NULL and (self.grad != self.final or self.adding.rounded > 0)
-        self.image_bytes = self.grad.strides[0] * self.adding.sums * itemsize(self.grad.dtype) * summed
         weights = conv.out_channels * d.taps * (d.channels // conv.groups) * wide * (results.weight != NULL)
         reads = self.slopes or results.weight != NULL
         self.work = Work(
             *(plan, target, conv, slots),
             reads=reads,
             turns=bool(weights) or conv.groups > 1,
-            grad=None if results.input == NULL else self.grad,
-            image_bytes=self.image_bytes,
+            grad=None if results.input == NULL else self.by_input.layout,
+            image_bytes=self.by_input.image_bytes,
             fixed_bytes=weights + anchor_bytes(target),
         )
-        self.anchors = add_conv_anchors(plan, target, conv, slots, grad) if summed else NULL
-        self.total = plan.workspace(self.work.images * self.image_bytes) if self.image_bytes else NULL
+        self.by_input.allocate(plan, target, self.work.images, slots, grad)
         self.weights = plan.workspace(weights) if weights else NULL
         if weights:
             plan.zero(self.weights, weights, target.device)
@@ -79,16 +76,10 @@ class _Backward:
         work, results, d = self.work, self.results, self.conv.d
         for first, count, blocks in work.rounds():
             work.outputs.move(self.grad_output, first, count)
-            goal = results.input.at(first * self.final.strides[0] * work.item)
-            added = self.total if self.image_bytes else goal
-            if added != NULL:
-                size = self.image_bytes or self.final.strides[0] * work.item
-                work.plan.zero(added, count * size, work.target.device)
+            added = self.by_input.begin(first, count)
             for block in blocks:
                 self._visit(block, added)
-            if self.image_bytes:
-                source = (self.total, part(self.grad, count))
-                add_sums(work.plan, work.target, self.adding.sums, source, (goal, part(self.final, count)))
+            self.by_input.end(first, count)
         if results.weight != NULL:
             tap_fastest, channel_fastest = self.conv.weight_layouts(accumulator(d.dtype))
             source = (self.weights, channel_fastest)
@@ -106,13 +97,14 @@ class _Backward:
             slots = Gradients(
                 *(work.image(block.first) if reads else NULL, offset, mask, work.columns),
                 samples=work.columns if results.weight != NULL else NULL,
-                grad_input=grad_input if results.input != NULL else NULL,
+                grad_input=grad_input,
                 grad_offset=grads[0],
                 grad_mask=grads[1],
-                anchors=self.anchors,
+                anchors=self.by_input.anchors,
             )
-            x, grad = part(work.inputs.layout, block.images), part(self.grad, block.images)
-            add_gradients(work.plan, work.target, d, x, grad, columns_of(d, self.conv.groups), slots, self.adding)
+            x, grad = part(work.inputs.layout, block.images), part(self.by_input.layout, block.images)
+            columns, adding = columns_of(d, self.conv.groups), self.by_input.adding
+            add_gradients(work.plan, work.target, d, x, grad, columns, slots, adding)
         else:
             work.sample(block)
         if results.weight != NULL:

@@ -9,8 +9,9 @@ from cudakit.conv_cut import Convolution
 from cudakit.conv_double_plan import DoubleBackward
 from cudakit.conv_plan import Slots
 from cudakit.conv_targets import plan_backward, plan_forward
+from cudakit.deform_double_plan import input_gradient
 from cudakit.deform_geometry import Window, deformation, window
-from cudakit.double_backward import Result, check_directions, wanting
+from cudakit.double_backward import check_directions, wanting
 from cudakit.errors import InvalidArgument
 from cudakit.layout import DATA_FORMATS, Image, add_sum, checked_image, image, ordered, packed, unreadable
 from cudakit.op import Op
@@ -172,7 +173,7 @@ def _prepare_double(n: int, specs: tuple[Any, ...], options: ConvOptions, target
     contiguous = packed(conv.output.shape, conv.output.dtype, channels_last=conv.d.last)
     conv = conv._replace(output=contiguous._replace(aligned=conv.output.aligned))
     empty = 0 in output.shape
-    total = Result.of(conv.input.shape, conv.input.dtype, last=conv.d.last, added=True)
+    total = input_gradient(conv.d, conv.input, target)
     gradients = list(_results(arrays, options.needs, empty))
     gradients[0] = gradients[0] and total.output(arrays[0].shape, empty=empty)
     gradients[3] = gradients[3] and gradients[3]._replace(zero=True)  # no gradient depends on the bias

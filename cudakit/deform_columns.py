@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from cudakit import checks
 from cudakit.array import Spec
-from cudakit.deform_double_plan import DoubleSlots, plan_double_columns
+from cudakit.deform_double_plan import DoubleSlots, input_gradient, plan_double_columns
 from cudakit.deform_geometry import (
     Deformation,
     Integers,
@@ -19,7 +19,7 @@ from cudakit.deform_geometry import (
 )
 from cudakit.deform_gradient_plan import Gradients, gradient_layouts, plan_gradients
 from cudakit.deform_plan import plain_columns, plan_columns
-from cudakit.double_backward import Result, check_directions, wanting
+from cudakit.double_backward import check_directions, wanting
 from cudakit.errors import InvalidArgument
 from cudakit.layout import DATA_FORMATS, Image, checked_image, image, ordered, packed, unreadable
 from cudakit.op import Op
@@ -217,7 +217,7 @@ def _prepare_double(adjoint: bool, specs: tuple[Any, ...], options: DeformOption
     copies = unreadable(specs, {0: turn, picture: x})
     if copies:
         return Plan(7, copies=copies)
-    empty, total = 0 in columns_shape(d), Result.of(x.shape, x.dtype, last=d.last, added=True)
+    empty, total = 0 in columns_shape(d), input_gradient(d, x, target)
     outputs = [spec and Output(spec.shape, spec.dtype, zero=empty) for spec in specs[3:]]
     outputs[picture - 3] = total.output(specs[picture].shape, empty=empty)
     named = zip(names[3:], outputs, strict=True)

@@ -191,8 +191,13 @@ def plan_gradients(
 
 def _add_anchors(plan: Plan, target: Target, d: Deformation, slots: Gradients) -> Slot:
     """Append what finds the anchors of sums of columns."""
-    columns = flat(d.batch * d.channels * d.taps * d.pixels, d.dtype)
-    return add_anchors(plan, target, [(slots.columns, columns), (slots.mask, flat_masks(d))], corner_terms(d))
+    factors = [(slots.columns, flat_columns(d)), (slots.mask, flat_masks(d))]
+    return add_anchors(plan, target, [factors], corner_terms(d))
+
+
+def flat_columns(d: Deformation) -> Image:
+    """Return the columns as one row of numbers."""
+    return flat(d.batch * d.channels * d.taps * d.pixels, d.dtype)
 
 
 def flat_masks(d: Deformation) -> Image:

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 from cudakit import checks
 from cudakit.array import itemsize
-from cudakit.conv_blocks import Staged, add_conv_anchors, conv_terms
+from cudakit.conv_blocks import Staged
 from cudakit.conv_cut import Convolution
+from cudakit.conv_input_gradient import InputGradient
 from cudakit.conv_plan import Slots
 from cudakit.deform_geometry import GEOMETRY_FIELDS, Deformation, geometry_values
-from cudakit.deform_gradient_plan import Adding, Gradients, add_gradients, gradient_layouts
+from cudakit.deform_gradient_plan import Gradients, add_gradients
 from cudakit.deform_plan import (
     Columns,
     Form,
@@ -27,13 +28,12 @@ from cudakit.layout import (
     accumulator,
     add_copy,
     add_sum,
-    add_sums,
     cuda_lanes,
     packed,
     part,
 )
 from cudakit.plan import NULL, Plan, Slot, Target
-from cudakit.rounding import anchor_bytes, rounded_parts
+from cudakit.rounding import anchor_bytes
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail
 from cudakit.workspace import ALIGNMENT
@@ -175,23 +175,18 @@ class _Backward:
         d = conv.d
         self.grad_output, self.results = grad, results
         last = _as_columns(packed(conv.output.shape, d.dtype, channels_last=True))
-        self.final, self.grad = gradient_layouts(d, target, last)
+        self.by_input = InputGradient(target, conv, last, results.input)
         self.slopes = results.offset != NULL or results.mask != NULL
-        wide = accumulator(d.dtype)
-        self.adding = Adding(rounded=rounded_parts(d.dtype, target, conv_terms(conv)))
-        summed = results.input != NULL and (self.grad != self.final or self.adding.rounded > 0)
-        self.image_bytes = self.grad.strides[0] * self.adding.sums * itemsize(self.grad.dtype) * summed
-        self.sum_bytes = d.channels * d.taps * itemsize(wide)
+        self.sum_bytes = d.channels * d.taps * itemsize(accumulator(d.dtype))
         weights = (self.sum_bytes + d.channels * d.taps * itemsize(d.dtype)) * (results.weight != NULL)
         self.work = work = _Work(
             *(plan, target, conv, slots),
             reads=self.slopes or results.weight != NULL,
-            grad=None if results.input == NULL else self.grad,
-            image_bytes=self.image_bytes,
+            grad=None if results.input == NULL else self.by_input.layout,
+            image_bytes=self.by_input.image_bytes,
             fixed_bytes=weights + anchor_bytes(target),
         )
-        self.anchors = add_conv_anchors(plan, target, conv, slots, grad) if summed else NULL
-        self.total = plan.workspace(work.images * self.image_bytes) if summed else NULL
+        self.by_input.allocate(plan, target, work.images, slots, grad)
         if weights:
             self.totals = plan.workspace(weights - self.sum_bytes)
             self.form = work.form(d.taps * -(-work.images * d.pixels // FEWEST_PIXELS))
@@ -226,29 +221,20 @@ class _Backward:
     def _add_gradients(self, first: int, count: int, image: Slot, grad_output: Slot) -> None:
         """Append the gradients of a round by the input, offsets and masks."""
         work, results, d = self.work, self.results, self.work.conv.d
-        plan, target = work.plan, work.target
-        goal = results.input.at(first * self.final.strides[0] * work.item)
-        added = self.total if self.image_bytes else goal
-        if added != NULL:
-            size = count * (self.image_bytes or self.final.strides[0] * work.item)
-            plan.zero(added, size, target.device)
         coordinates = coordinates_from(d, first, work.slots.offset, work.slots.mask)
         grads = coordinates_from(d, first, results.offset, results.mask)
         slots = Gradients(
             *(image if self.slopes else NULL, *coordinates, grad_output),
             weight=work.weight,
-            grad_input=added,
+            grad_input=self.by_input.begin(first, count),
             grad_offset=grads[0],
             grad_mask=grads[1],
-            anchors=self.anchors,
+            anchors=self.by_input.anchors,
         )
         y = part(work.outputs.layout, count)
-        layouts = (part(work.inputs.layout, count), part(self.grad, count), _as_columns(y))
-        add_gradients(plan, target, d.part(count), *layouts, slots, self.adding)
-        if self.image_bytes:
-            add_sums(
-                plan, target, self.adding.sums, (self.total, part(self.grad, count)), (goal, part(self.final, count))
-            )
+        layouts = (part(work.inputs.layout, count), part(self.by_input.layout, count), _as_columns(y))
+        add_gradients(work.plan, work.target, d.part(count), *layouts, slots, self.by_input.adding)
+        self.by_input.end(first, count)
 
     def _add_up(self) -> None:
         """Append the weights' gradients from the sums of chunks."""

@@ -6,14 +6,15 @@ channels as neighbours, or, where there are few, the data format's.
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from math import gcd
+from math import gcd, prod
 from typing import Any, NamedTuple
 
 from cudakit import checks
 from cudakit.array import CPU, Spec, itemsize
 from cudakit.errors import InvalidArgument
-from cudakit.layout import CUDA_VECTOR_BYTES, HOST_VECTOR, Image, accumulator, add_copy, cuda_lanes, packed
+from cudakit.layout import CUDA_VECTOR_BYTES, HOST_VECTOR, Image, add_copy, add_sums, cuda_lanes, packed
 from cudakit.plan import NULL, Output, Plan, Slot, Target
+from cudakit.rounding import rounded_parts, sum_dtype
 
 FEW = 16  # channels up to which it takes exactly as many
 
@@ -51,36 +52,50 @@ def add_packed(plan: Plan, target: Target, slot: Slot, x: Image, *, last: bool =
 
 
 class Result(NamedTuple):
-    """A result that may lie otherwise while it is made; kernels may add to it."""
+    """A result that may lie otherwise while it is made: written, or added to, in so many `sums` for each element."""
 
     made: Image
     final: Image
-    added: bool
+    sums: int
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], dtype: str, *, last: bool, added: bool, neighbours: bool = True) -> "Result":
-        """Return that of shape (N, C, S...), made with neighbouring channels or not; sums have the dtype for them."""
-        made = packed(shape, accumulator(dtype) if added else dtype, channels_last=neighbours)
-        return cls(made, packed(shape, dtype, channels_last=last), added)
+    def written(cls, shape: tuple[int, ...], dtype: str, *, last: bool, neighbours: bool = True) -> "Result":
+        """Return that of shape (N, C, S...), made with neighbouring channels or not."""
+        made, final = (packed(shape, dtype, channels_last=order) for order in (neighbours, last))
+        return cls(made, final, 0)
+
+    @classmethod
+    def added(
+        cls, shape: tuple[int, ...], dtype: str, target: Target, terms: int, *, last: bool, neighbours: bool = True
+    ) -> "Result":
+        """Return one to which up to so many `terms` are added, in the dtype and the number of parts for them."""
+        made, final = cls.written(shape, dtype, last=last, neighbours=neighbours)[:2]
+        made = made._replace(dtype=sum_dtype(dtype, target))
+        return cls(made, final, max(rounded_parts(dtype, target, terms), 1))
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it is made where it is wanted."""
+        return self.made == self.final and self.sums <= 1
 
     def output(self, shape: tuple[int, ...], *, empty: bool) -> Output:
         """Return what to allocate: with zeros, where it is added to, or nothing is written."""
-        return Output(shape, self.final.dtype, zero=empty or (self.added and self.made == self.final))
+        return Output(shape, self.final.dtype, zero=empty or (self.sums > 0 and self.in_place))
 
     def begin(self, plan: Plan, target: Target, result: Slot) -> Slot:
         """Return the slot to make it in."""
-        if result == NULL or self.made == self.final:
+        if result == NULL or self.in_place:
             return result
-        size = self.made.shape[0] * self.made.strides[0] * itemsize(self.made.dtype)
+        size = max(self.sums, 1) * prod(self.made.shape) * itemsize(self.made.dtype)
         space = plan.workspace(size)
-        if self.added:
+        if self.sums:
             plan.zero(space, size, target.device)
         return space
 
     def end(self, plan: Plan, target: Target, made: Slot, result: Slot) -> None:
         """Append what brings it to where it is wanted."""
         if made != result:
-            add_copy(plan, target, (made, self.made), (result, self.final))
+            add_sums(plan, target, max(self.sums, 1), (made, self.made), (result, self.final))
 
 
 def choose_vector(channels: int, dtype: str, items: int, target: Target, run: int = 0) -> tuple[int, int]:

@@ -52,14 +52,6 @@ def no_derivatives(name: str, kind: str = "third derivatives") -> RuntimeError:
     return RuntimeError(f"{name}: there are no {kind}")
 
 
-def varying(name: str) -> RuntimeError:
-    """Return the exception to raise where an operator's results vary, and its user wants that they do not."""
-    return RuntimeError(
-        f"{name}: deterministic algorithms are asked for, and on a GPU the last bits of its results vary from run to "
-        "run; on a CPU they do not"
-    )
-
-
 @contextmanager
 def raised_by(name: str) -> Iterator[None]:
     """Let what is refused inside say which public function or class refuses it."""

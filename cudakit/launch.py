@@ -20,7 +20,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-_threads = min(MOST_THREADS, cores())
+_cores = min(MOST_THREADS, cores())
+_threads: int | None = None  # what the user set
 _deterministic = False
 
 
@@ -33,11 +34,21 @@ def get_num_threads() -> int:
     >>> cudakit.get_num_threads() >= 1
     True
     """
-    return _threads
+    return _threads or _cores
+
+
+def num_threads_of(library: Callable[[], int] | None) -> int:
+    """Return how many may be used for arrays of a library: what was set, else as many as it takes itself."""
+    if library is None or _threads is not None:
+        return _threads or _cores
+    return min(library(), _cores)
 
 
 def set_num_threads(threads: int) -> None:
-    """Set how many CPU threads an operator may use; the default is every core that this process may run on.
+    """Set how many CPU threads an operator may use.
+
+    Until then they are as many as PyTorch takes (``torch.get_num_threads()``, 1 in a worker of a ``DataLoader``) for
+    its tensors, and for other arrays as many as there are cores that this process may run on.
 
     Parameters
     ----------
@@ -79,10 +90,9 @@ def use_deterministic_algorithms(mode: bool) -> None:
     By default they are not where gradients by an image are added up, in any order. In this mode numbers are first
     rounded to multiples of a power of two of which float64 holds all sums exactly (Demmel and Nguyen, "Fast
     reproducible floating-point summation", 2013). That changes each by less than 1e-9 of the largest that there may be,
-    or 1e-18 where they are float64, and takes more time and temporary memory. Gradients of gradients are refused where
-    they would vary. Matrix products are cuBLAS's, the same in every run on one stream. PyTorch's
-    ``torch.use_deterministic_algorithms`` counts, too, for its tensors. On a CPU results are always the same with the
-    same number of threads.
+    or 1e-18 where they are float64, and takes more time and temporary memory. Matrix products are cuBLAS's, the same in
+    every run on one stream. PyTorch's ``torch.use_deterministic_algorithms`` counts, too, for its tensors. On a CPU
+    results are always the same with the same number of threads.
 
     Parameters
     ----------

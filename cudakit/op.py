@@ -5,7 +5,6 @@ is made once for each combination of shapes, strides, dtypes, options and target
 launch. The adapters of frameworks read these records and know no family.
 """
 
-import warnings
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -15,9 +14,9 @@ import numpy as np
 
 from cudakit.adapters import adapter, is_traced
 from cudakit.array import CPU, Device, Framework, Spec, View, contiguous_strides
-from cudakit.errors import UNREADABLE, InvalidArgument, varying
+from cudakit.errors import UNREADABLE, InvalidArgument
 from cudakit.frameworks import framework_of, kind_of
-from cudakit.launch import are_deterministic_algorithms_enabled, get_num_threads
+from cudakit.launch import are_deterministic_algorithms_enabled, get_num_threads, num_threads_of
 from cudakit.plan import Output, Plan, Target
 
 PLANS = 4096  # kept at a time
@@ -138,7 +137,7 @@ class Op:
 
     def run(self, framework: Framework, arrays: Arrays, options: Any) -> tuple[Any, ...]:
         """Run on arrays of one framework, without regard to autograd."""
-        threads = get_num_threads()  # once: another thread may set it meanwhile
+        threads = num_threads_of(framework.threads)  # once: another thread may set it meanwhile
         try:
             key = (
                 self,
@@ -157,7 +156,10 @@ class Op:
         if plan.copies:
             return self.run(framework, _replace(arrays, plan.copies, framework.contiguous), options)
         if device != CPU and plan.varies and _wants_reproducible(framework):
-            plan, device, makers = self._reproducible(key, framework, arrays, options, threads)
+            recipe = _recipes.get((key, True))
+            if recipe is None:
+                recipe = _remember((key, True), self._recipe(framework, arrays, options, threads, reproducible=True))
+            plan, device, makers = recipe
         results = tuple([None if make is None else make() for make in makers])
         pointer = framework.pointer
         pointers = [0 if array is None else pointer(array) for array in (*arrays, *results)]
@@ -166,17 +168,6 @@ class Op:
         if framework.finish is not None and device != CPU:
             framework.finish(device[1], stream)
         return results
-
-    def _reproducible(self, key: Any, framework: Framework, arrays: Arrays, options: Any, threads: int) -> "Recipe":
-        """Return a recipe whose results are the same in every run on a GPU; where there is none, refuse or warn."""
-        recipe = _recipes.get((key, True))
-        if recipe is None:
-            recipe = _remember((key, True), self._recipe(framework, arrays, options, threads, reproducible=True))
-        if recipe[0].varies:
-            if framework.lenient is None or not framework.lenient():
-                raise varying(self.name)
-            warnings.warn(str(varying(self.name)), UserWarning, stacklevel=2)
-        return recipe
 
     def _recipe(
         self, framework: Framework, arrays: Arrays, options: Any, threads: int, *, reproducible: bool = False
@@ -205,6 +196,12 @@ class Op:
             return _plan(self, specs, options, target)
         except InvalidArgument as error:
             self.refuse(error)
+
+    def results(self, specs: Specs, options: Any, *, on_host: bool) -> tuple[Output | None, ...]:
+        """Return what the results look like, checked; on devices other than the host without regard to `workspace`."""
+        if not on_host and getattr(options, "workspace", None) is not None:
+            options = options._replace(workspace=None)  # the least that is enough is the device's own
+        return self.plan(specs, options, CPU).results
 
     def outputs(self, specs: tuple[Any, ...], options: Any) -> tuple[Output | None, ...]:
         """Return what the results look like, without checks."""
@@ -241,7 +238,7 @@ class Op:
         except InvalidArgument as error:
             self.refuse(error, name)
         except UNREADABLE as error:
-            self.refuse(InvalidArgument(name, "be readable through DLPack", str(error), TypeError))
+            raise InvalidArgument(name, "be readable through DLPack", str(error), TypeError).named(self.name) from error
 
 
 Adapter = Callable[[Op, tuple[Any, ...], tuple[Any, ...]], tuple[Any, ...]]

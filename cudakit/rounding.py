@@ -3,6 +3,7 @@
 See `Sums` in core.cuh. Parts of sums lie one behind the other.
 """
 
+from collections.abc import Sequence
 from math import prod
 
 from cudakit.launch import Launch, load
@@ -12,14 +13,16 @@ from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
 from cudakit.workspace import ALIGNMENT
 
+MOST_PRODUCTS = 3
 FIELDS = (
-    *((name, 1) for name in ("from", "exponents", "anchors", "items")),
-    *(("size", 3), ("from_stride", 3), ("factors", 1), ("terms", 1)),
+    *((name, 1) for name in ("from", "exponents", "anchors", "items", "count")),
+    *(("size", 3), ("from_stride", 3), ("products", MOST_PRODUCTS), ("power", 1), ("terms", 1)),
 )
 LARGEST_EXPONENT, MAKE_ANCHORS = (
     Kernel("rounding.cu", name, "RoundingParams", FIELDS, pointers=3) for name in ("largest_exponent", "make_anchors")
 )
-EXPONENT_BYTES, ANCHORS_AT, ANCHOR_BYTES = 4, 16, 8
+EXPONENT_LANES = 32
+EXPONENT_BYTES, ANCHORS_AT, ANCHOR_BYTES = 4, 32, 8
 DIGITS = {"float64": 60}  # bits of the largest number that are kept at least
 FEWEST_DIGITS = 30
 MOST_PARTS = 8
@@ -57,20 +60,23 @@ def flat(count: int, dtype: str) -> Image:
     return packed((1, 1, count), dtype, channels_last=False)
 
 
-def add_anchors(plan: Plan, target: Target, factors: list[Factor], terms: int) -> Slot:
-    """Append what finds anchors for sums of up to `terms` products of numbers of arrays, and return their slot.
+def add_anchors(plan: Plan, target: Target, products: Sequence[Sequence[Factor]], terms: int, power: int = 0) -> Slot:
+    """Append what finds anchors for sums of up to `terms` numbers, and return their slot.
 
-    An array that is not there, and a target that does not need anchors, count for nothing.
+    Each is below 2^`power` times one of the `products` of numbers of arrays. An array that is not there, and a target
+    that does not need anchors, count for nothing.
     """
     if not target.reproducible:
         return NULL
-    factors = [(slot, x) for slot, x in factors if slot != NULL]
+    given = [[(slot, x) for slot, x in product if slot != NULL] for product in products]
+    factors = list(dict.fromkeys(factor for product in given for factor in product))
     space = plan.workspace(ANCHORS_AT + MOST_PARTS * ANCHOR_BYTES)
     plan.zero(space, ANCHORS_AT, target.device)
     for k, (slot, x) in enumerate(factors):
         _add_exponent(plan, target, slot, x, space.at(k * EXPONENT_BYTES))
-    tail = pack_tail(MAKE_ANCHORS, MOST_PARTS, (), (), len(factors), _bits(terms))
-    kernel = load(MAKE_ANCHORS, _constants("float64", wide=False), target.device)
+    flags = tuple(sum(1 << factors.index(factor) for factor in product) for product in given)
+    tail = pack_tail(MAKE_ANCHORS, MOST_PARTS, 0, (), (), flags, power, _bits(terms))
+    kernel = load(MAKE_ANCHORS, _constants("float64", 1, wide=False), target.device)
     plan.launch(Launch(kernel, tail, MOST_PARTS, 1, 1, 1), NULL, space, space.at(ANCHORS_AT))
     return space.at(ANCHORS_AT)
 
@@ -80,12 +86,13 @@ def _add_exponent(plan: Plan, target: Target, source: Slot, x: Image, goal: Slot
     sizes, strides = (*x.shape[:2], prod(x.space)), (*x.strides[:2], x.strides[-1])
     order = sorted(range(3), key=lambda i: -abs(strides[i]))  # threads are neighbours as what they read is
     size, stride = (tuple(values[i] for i in order) for values in (sizes, strides))
-    items = prod(size)
-    wide = is_wide((size, stride), ((items,), (1,)))
-    tail = pack_tail(LARGEST_EXPONENT, items, size, stride, 0, 0)
-    kernel = load(LARGEST_EXPONENT, _constants(x.dtype, wide=wide), target.device)
-    plan.launch(Launch(kernel, tail, items, 1, items, 1), source, goal, NULL)
+    count = prod(size)
+    items = -(-count // EXPONENT_LANES)
+    wide = is_wide((size, stride), ((count,), (1,)))
+    tail = pack_tail(LARGEST_EXPONENT, items, count, size, stride, (), 0, 0)
+    kernel = load(LARGEST_EXPONENT, _constants(x.dtype, EXPONENT_LANES, wide=wide), target.device)
+    plan.launch(Launch(kernel, tail, items, 1, count, 1), source, goal, NULL)
 
 
-def _constants(dtype: str, *, wide: bool) -> tuple[tuple[str, str | int], ...]:
-    return tuple((type_constants(dtype, dtype, wide) | {"TILE": 1, "LANES": 1, "VEC": 1}).items())
+def _constants(dtype: str, lanes: int, *, wide: bool) -> tuple[tuple[str, str | int], ...]:
+    return tuple((type_constants(dtype, dtype, wide) | {"TILE": 1, "LANES": lanes, "VEC": 1}).items())

@@ -6,7 +6,8 @@ from cudakit.array import CPU, Spec
 from cudakit.double_backward import Result, add_packed, choose_vector
 from cudakit.launch import Launch, load
 from cudakit.layout import Image, is_wide, packed
-from cudakit.plan import NULL, Output, Plan, Target
+from cudakit.plan import NULL, Output, Plan, Slot, Target
+from cudakit.rounding import add_anchors, flat, rounded_parts
 from cudakit.sampling_form import HOST_TILE, MODE_CONSTANTS, even_group
 from cudakit.sampling_plan import SAMPLE_FIELDS, Sampling
 from cudakit.source import Kernel, type_constants
@@ -40,8 +41,8 @@ def plan_double_backward(
     empty = 0 in grad.shape or 0 in x.shape
     planar = target.device == CPU and x.shape[1] <= FEW_CHANNELS
     neighbours = last or not planar
-    sample = Result.of(grad.shape, x.dtype, last=last, added=False, neighbours=neighbours)
-    total = Result.of(x.shape, x.dtype, last=last, added=True, neighbours=neighbours)
+    sample = Result.written(grad.shape, x.dtype, last=last, neighbours=neighbours)
+    total = Result.added(x.shape, x.dtype, target, _terms(call), last=last, neighbours=neighbours)
     results = (
         sample.output(grad_spec.shape, empty=empty) if "grad_output" in needs else None,
         total.output(input.shape, empty=empty) if "input" in needs else None,
@@ -59,13 +60,26 @@ def plan_double_backward(
         plan.input(4),
         made,
         add_packed(plan, target, read, grad, last=neighbours),
-        *(sums, plan.result(2), NULL),
+        *(sums, plan.result(2), NULL if sums == NULL else _add_anchors(plan, target, call, grad)),
     )
     layout = packed(x.shape, x.dtype, channels_last=neighbours)
     plan.launch(_launch(call._replace(input=layout), sample.made, target, planar, "input" in needs), *slots)
     sample.end(plan, target, made, plan.result(0))
     total.end(plan, target, sums, plan.result(1))
     return plan
+
+
+def _terms(call: Sampling) -> int:
+    """Return how many products are added to an element of the gradient by the input at most: see `_add_anchors`."""
+    return call.terms * len(call.input.space)
+
+
+def _add_anchors(plan: Plan, target: Target, call: Sampling, grad: Image) -> Slot:
+    """Append what finds the anchors of sums of (s_1 w_1 p_1' + ...) g, where w_i < 2, and scales s_i <= size / 2."""
+    x = call.input
+    velocities = flat(x.shape[0] * call.pixels * len(x.space), call.grid_dtype)
+    product = [(plan.input(1), velocities), (plan.input(2), grad)]
+    return add_anchors(plan, target, [product], _terms(call), power=max(x.space).bit_length())
 
 
 def _launch(call: Sampling, output: Image, target: Target, planar: bool, added: bool) -> Launch:
@@ -79,6 +93,8 @@ def _launch(call: Sampling, output: Image, target: Target, planar: bool, added: 
     constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
     constants |= {"TILE": tile, "LANES": lanes, "VEC": vector, "GROUP": even_group(x.shape[1]) if planar else 1}
     constants |= {"WINDOW": 0, "SLABS": 0, "NEAR": 0}
+    if added and target.reproducible:
+        constants["ROUNDED"] = rounded_parts(x.dtype, target, _terms(call))
     kernel = KERNELS["grid_sample_planar_double_backward" if planar else "grid_sample_double_backward"]
     tail = pack_tail(
         kernel,

@@ -197,7 +197,7 @@ def plan_backward(
     space = plan.workspace(size * itemsize(x.dtype)) if copied else NULL
     parts, wide = max(rounded, 1), itemsize(grad.dtype)
     total = plan.workspace(size * parts * wide) if summed else NULL
-    anchors = add_anchors(plan, target, [(plan.input(0), output)], call.terms) if summed else NULL
+    anchors = add_anchors(plan, target, [[(plan.input(0), output)]], call.terms) if summed else NULL
     grads = plan.result(0), plan.result(1) if sloped else NULL
     pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), *grads, anchors)
     if not sloped or copied:  # without its gradient the grid's image is not read, but says where pixels lie

@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from cudakit import checks
-from cudakit.array import CPU, Spec, contiguous_strides
+from cudakit.array import Spec, contiguous_strides
 from cudakit.errors import InvalidArgument, no_derivatives, raised_by
 from cudakit.frameworks import wrapping_framework
 from cudakit.op import Op, compact, spread
@@ -91,7 +91,7 @@ def _looks(op: Op, options: Any, tensors: tuple[Any, ...]) -> list[tuple[Any, st
     """Return shape and dtype of each result; where all sizes are known, the arguments are checked as well."""
     first, second = (tuple(None if x is None else _spec(x, unknown) for x in tensors) for unknown in STAND_INS)
     if first == second:
-        results = op.plan(first, options, CPU).results
+        results = op.results(first, options, on_host=not tf.config.list_physical_devices("GPU"))
         return [None if x is None else (x.shape, x.dtype) for x in results]
     pairs = zip(op.outputs(first, options), op.outputs(second, options), strict=True)
     return [None if x is None or y is None else (_agreed(x.shape, y.shape), x.dtype) for x, y in pairs]

@@ -162,11 +162,16 @@ class Specialisation(NamedTuple):
 
 @cache
 def specialisations(target: Target = CUDA) -> tuple[Specialisation, ...]:
-    """Return what all these calls would have compiled for a GPU or a CPU, each once, in the order of the calls."""
+    """Return what all these calls would have compiled for a GPU or a CPU, each once, in the order of the calls.
+
+    Results that must be the same in every run are.
+    """
     found: dict[Specialisation, None] = {}
     for name, op in OPS.items():
         for specs, options in CALLS[name]():
-            for step in op.prepare(specs, options, target).steps:
+            plan = op.prepare(specs, options, target)
+            assert not (plan.varies and target.reproducible)
+            for step in plan.steps:
                 loaded = step.launch.kernel if isinstance(step.launch, Launch) else None  # the filling of a workspace
                 if loaded is not None and loaded._device == target.device:
                     found[Specialisation(loaded._kernel, tuple(loaded._constants.items()))] = None

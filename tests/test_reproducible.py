@@ -1,24 +1,23 @@
 """Gradients that are the same bits in every run on a GPU, as a CPU's always are."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
 import cudakit
 from cudakit import rounding
-from cudakit.array import Framework
-from cudakit.frameworks import framework_of
+from cudakit.conv_ops import NAMES as CONVOLUTION
 from cudakit.op import OPS
-from cudakit.sampling import GridSampleOptions
 
 from .conftest import OUT, SIZES, Arrays, devices, draw, forget, require
 from .deformable_problems import GEOMETRIES, call, check
 from .deformable_problems import draw as draw_deformable
 from .specialisations import REPRODUCIBLE
 from .test_deformable import check_channels_last
+from .test_deformable_double_backward import case_of, deform_twice
+from .test_double_backward import SAMPLING, sample_twice
 from .test_sampling_gradients import check_gradients, make
 from .tolerances import assert_close
 
@@ -141,18 +140,55 @@ def test_convolutions_have_the_same_bits(
     assert all((other[key] == first[key]).all() for other in others for key in first)
 
 
-def test_gradients_of_gradients_are_refused_where_they_vary(arrays: Arrays, rng: np.random.Generator) -> None:
-    grad_output, x, grid = make(arrays, draw(rng, (5, 7), (6, 5)))
-    op, options = OPS["grid_sample_double_backward"], GridSampleOptions("bilinear", "zeros", False, "channels_first")
-    framework, given = cast(Framework, framework_of(x)), (None, grid, grad_output, x, grid)
-    op.run(framework, given, options._replace(needs=("grid",)))
-    if arrays.device == "cpu":
-        op.run(framework, given, options)
-        return
-    with pytest.raises(RuntimeError, match=r"^grid_sample_double_backward: deterministic algorithms are asked for"):
-        op.run(framework, given, options)
-    with pytest.warns(UserWarning, match=r"^grid_sample_double_backward: deterministic algorithms are asked for"):
-        op.run(replace(framework, lenient=lambda: True), given, options)
-    cudakit.use_deterministic_algorithms(False)
-    with pytest.raises(RuntimeError, match=r"^grid_sample_double_backward"):
-        op.run(replace(framework, deterministic=lambda: True), given, options)
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize(("n", "mode"), [(1, "bilinear"), (2, "bicubic"), (3, "bilinear")])
+@DTYPES
+def test_gradients_of_samples_gradients(
+    arrays: Arrays, rng: np.random.Generator, dtype: str, n: int, mode: str, channels: int
+) -> None:
+    attributes = (mode, "reflection", True)
+    sample_twice(arrays, rng, SIZES[n], OUT[n], attributes, dtypes=(dtype, dtype), channels=channels)
+
+
+@pytest.mark.parametrize("geometry", ["1-D asymmetric, grouped, no bias", NAMES[0], "3-D asymmetric, no mask"])
+@pytest.mark.parametrize("operator", ["deform_im2col", "deform_col2im", "deform_conv"])
+@DTYPES
+def test_gradients_of_deformable_gradients(
+    arrays: Arrays, rng: np.random.Generator, dtype: str, operator: str, geometry: str
+) -> None:
+    deform_twice(arrays, rng, operator, GEOMETRIES[geometry], (dtype, dtype), last=False)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_gradients_of_gradients_of_any_magnitude(arrays: Arrays, rng: np.random.Generator, scale: float) -> None:
+    """A product of small and large numbers."""
+    x, grid, grad_output = draw(rng, (5, 7), (6, 5))
+    tangent, other = rng.standard_normal(grid.shape), np.float32(1 / scale)
+    small, large = (
+        OPS["grid_sample_double_backward"](tuple(map(arrays.make, (x, by_grid, grad, x, grid))), *SAMPLING)[1]
+        for by_grid, grad in ((tangent, grad_output), (tangent * scale, grad_output * other))
+    )
+    assert_close(arrays.back(large), arrays.back(small), "float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradients_of_gradients_have_the_same_bits(
+    arrays: Arrays, rng: np.random.Generator, turn: Callable[[bool], None], dtype: str
+) -> None:
+    x, grid, grad_output = draw(rng, (3, 4), (40, 50), channels=16, dtype=dtype)
+    values = (x, rng.standard_normal(grid.shape), grad_output, x, grid)
+    given = tuple(arrays.make(one, dtype) for one in values)
+    op = OPS["grid_sample_double_backward"]
+    first, *others = runs(turn, lambda: arrays.back(op(given, *SAMPLING)[1]))
+    assert all((other == first).all() for other in others)
+    if hasattr(arrays.xp, "EMULATED"):  # the order would be seen
+        cudakit.use_deterministic_algorithms(False)
+        first, *others = runs(turn, lambda: arrays.back(op(given, *SAMPLING)[1]))
+        assert not all((other == first).all() for other in others)
+        cudakit.use_deterministic_algorithms(True)
+    p = draw_deformable(rng, GEOMETRIES["2-D"], dtype)
+    *_, options = case_of("deform_conv", p, "channels_first")
+    found = [None if x is None else arrays.make(x, dtype) for x in (getattr(p, name) for name in CONVOLUTION)]
+    given = (*found, arrays.make(p.output, dtype), *found)
+    first, *others = runs(turn, lambda: arrays.back(OPS["deform_conv2d_double_backward"](given, *options)[1]))
+    assert all((other == first).all() for other in others)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import cudakit
+from cudakit import launch
 
 from .conftest import MODES, PADDING_MODES, require
 from .deformable_problems import GEOMETRIES, OPERATORS, Geometry, Problem, call, draw
@@ -228,9 +229,25 @@ def test_deterministic_mode_counts_for_a_gpu(deterministic: Any) -> None:
     from cudakit.torch import FRAMEWORK
 
     assert not FRAMEWORK.deterministic()
-    deterministic(True, warn_only=True)
-    assert (FRAMEWORK.deterministic(), FRAMEWORK.lenient()) == (True, True)
-    deterministic(True)
-    assert (FRAMEWORK.deterministic(), FRAMEWORK.lenient()) == (True, False)
+    for warn_only in (True, False):
+        deterministic(True, warn_only=warn_only)
+        assert FRAMEWORK.deterministic()
     image, grid = arrays(2)
     torch.autograd.gradgradcheck(cudakit.grid_sample, (image, grid))  # a CPU adds up in order
+
+
+def test_threads_are_as_many_as_pytorch_s_until_they_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cudakit.torch import FRAMEWORK
+
+    monkeypatch.setattr(launch, "_threads", None)
+    monkeypatch.setattr(launch, "_cores", 4)
+    before = torch.get_num_threads()
+    try:
+        for number, expected in ((1, 1), (3, 3), (5, 4)):
+            torch.set_num_threads(number)
+            assert launch.num_threads_of(FRAMEWORK.threads) == expected
+            assert launch.num_threads_of(None) == cudakit.get_num_threads() == 4
+        cudakit.set_num_threads(2)
+        assert launch.num_threads_of(FRAMEWORK.threads) == launch.num_threads_of(None) == 2
+    finally:
+        torch.set_num_threads(before)

@@ -10,9 +10,8 @@ from typing import Any
 
 import jax
 
-from cudakit.array import CPU
 from cudakit.errors import InvalidArgument
-from cudakit.jax.execution import dense_specs
+from cudakit.jax.execution import checked_results, dense_specs
 from cudakit.jax.placing import alike
 from cudakit.jax.primitives import apply
 from cudakit.op import PLANS, Op
@@ -27,7 +26,7 @@ def _function(op: Op, options: Any) -> Callable[..., tuple[Any, ...]]:
 def call(op: Op, arrays: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Run an operator on JAX arrays or tracers."""
     options = op.options(arguments)
-    op.plan(dense_specs(op, arrays), options, CPU)  # refuses bad arguments here, not inside XLA
+    checked_results(op, options, dense_specs(op, arrays))  # refuses bad arguments here, not inside XLA
     try:
         return _function(op, options)(*arrays)
     except ValueError:

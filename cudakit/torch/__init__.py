@@ -21,6 +21,7 @@ from torch.autograd import forward_ad
 from cudakit.array import CPU, Device, Framework, Memory, Spec, View
 from cudakit.derivatives import directions, pulled_back, pushed_forward
 from cudakit.errors import InvalidArgument, no_derivatives
+from cudakit.frameworks import kind_of
 from cudakit.op import PLANS, Op
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
@@ -82,7 +83,7 @@ FRAMEWORK = Framework(
     stream=lambda ordinal: torch.cuda.current_stream(ordinal).cuda_stream,
     temporary=_temporary,
     deterministic=torch.are_deterministic_algorithms_enabled,
-    lenient=torch.is_deterministic_algorithms_warn_only_enabled,
+    threads=torch.get_num_threads,
 )
 
 
@@ -185,6 +186,9 @@ def call(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     if torch.compiler.is_compiling() or _watched(tensors):
         from cudakit.torch.operators import dispatch
 
+        for name, x in zip(op.arrays, tensors, strict=True):
+            if not isinstance(x, torch.Tensor) and (x is not None or name not in op.optional):
+                op.refuse(InvalidArgument(name, "be a tensor", kind_of(x), TypeError))
         return dispatch(op, _autocast(op, tensors), arguments)
     if torch._C._is_any_autocast_enabled():
         tensors = _autocast(op, tensors)
