@@ -151,11 +151,13 @@ DEVICE void locate_beside(Axis& axis, int j, index_t whole, acc_t delta, index_t
     }
 }
 
-// Whether every tap of a sample at x lies inside, whatever the padding.
+// Whether every tap of a sample at x lies inside, and the padding neither moves it nor takes its slope, as a linear one's
+// at the first pixel.
 DEVICE int is_interior(acc_t x, index_t size) {
     const acc_t low = MODE == CUBIC ? acc_t(1) : acc_t(0);
     const acc_t high = acc_t(size - 1) - low;
-    const int above = x >= low, below = MODE == NEAREST ? x <= high : x < high;
+    const int above = MODE == LINEAR && PADDING != ZEROS ? x > low : x >= low;
+    const int below = MODE == NEAREST ? x <= high : x < high;
     return above & below;
 }
 

@@ -132,6 +132,25 @@ def test_exact_knots(
     compare(arrays, x, grid, mode, padding_mode, align_corners)
 
 
+# Of the 70 samples a CPU takes 32 at a time; where none of them is beyond the edge, their slopes need no look at it but
+# for those at the edge itself.
+@pytest.mark.parametrize("beyond", [0, 3])
+@pytest.mark.parametrize("channels", [3, 16])
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_exact_knots_of_many_samples(
+    arrays: Arrays, rng: np.random.Generator, n: int, mode: str, padding_mode: str, channels: int, beyond: int
+) -> None:
+    sizes = (4, 8, 4)[:n]
+    drawn = [rng.integers(-beyond, 2 * size - 2 + beyond, size=(1, 70)) for size in sizes[::-1]]
+    twice = np.stack(drawn, axis=-1)
+    grid = ((twice + 1) / np.array(sizes[::-1]) - 1).reshape(1, 70, *(1,) * (n - 1), n)
+    assert (2 * pixel_coordinates(grid, sizes, False) == twice.reshape(grid.shape)).all()
+    x = rng.integers(-9, 9, size=(1, channels, *sizes)).astype(np.float64)
+    compare(arrays, x, grid, mode, padding_mode, False)
+
+
 @pytest.mark.parametrize("needs", [("grid",), ("input", "grid")])
 def test_nearest_neighbours_have_no_slope(arrays: Arrays, needs: tuple[str, ...]) -> None:
     grid = arrays.make(np.linspace(-1, 1, 24).reshape(2, 3, 2, 2))
