@@ -4,8 +4,8 @@ A family is one file with a `Family` in it (`sampling.py`), its name in `familie
 nothing else knows what is computed.
 """
 
-from collections.abc import Callable, Container
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -34,8 +34,9 @@ class Row:
         the formula takes, however it is computed.
     make : callable
         Returns the arrays that are read, by name; the same ones every time.
-    flips : float
-        Share of elements that may differ by more than the tolerance: those beside a discontinuity.
+    flips : dict
+        Number of a result -> share of its elements that may differ by more than the tolerance: those beside a
+        discontinuity.
     dtype : str
         What the arrays, which are made in float32, are turned into.
     """
@@ -44,7 +45,7 @@ class Row:
     section: str
     case: Any
     make: Callable[[], Arrays]
-    flips: float = 0.0
+    flips: Mapping[int, float] = field(default_factory=dict, hash=False)
     dtype: str = "float32"
 
     @property
@@ -165,6 +166,6 @@ def disagreement(row: Row, found: tuple[Array, ...], expected: tuple[Array, ...]
             return f"result {position} has shape {one.shape} instead of {other.shape}"
         difference = _differences(one, other)
         share = np.mean(~(difference <= row.tolerance * slack))
-        if share > row.flips:
+        if share > row.flips.get(position, 0.0) or np.isnan(difference).any():
             return f"{share:.2%} of result {position} differ, by up to {difference.max():.2g} of the largest element"
     return ""

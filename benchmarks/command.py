@@ -63,8 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write; return 1 if any row fails or any two sides disagree."""
     _check(args)
-    before = _earlier(args.against) if args.against else None
-    record, report = import_module(".record", __package__), import_module(".report", __package__)
+    names = (".record", ".report", ".comparison")
+    record, report, comparison = (import_module(name, __package__) for name in names)
+    before = _earlier(args.against, comparison) if args.against else None
     choice = record.Choice(
         families=args.family or (tuple(FAMILIES) if args.rows else NAMES),
         device=args.device,
@@ -80,12 +81,12 @@ def run(args: argparse.Namespace) -> int:
     if families and len(empty) == len(families):
         raise UserError(f"no row of {', '.join(empty)} has a name with {args.rows!r} in it")
     choice = choice._replace(families=[name for name in choice.families if name not in empty])
-    results = record.measure_all(choice)
+    results = record.measure_all(choice) | {"command": _recipe(args)}
+    _write(args, results, report)  # first: who reads the output may leave before its end
     console = make_console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
     report.show(results, console)
     if before is not None:
-        report.show_table(import_module(".comparison", __package__).compare(results, before), console)
-    _write(args, results, report)
+        report.show_table(comparison.compare(results, before), console)
     wrong = record.complaints(results)
     for line in wrong:
         print(f"wrong: {line}", file=sys.stderr)
@@ -109,14 +110,30 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--device cuda needs PyTorch with CUDA, CuPy, and a GPU that both can use")
 
 
-def _earlier(path: Path) -> dict[str, Any]:
-    """Return an earlier record."""
+def _recipe(args: argparse.Namespace) -> str:
+    """Return the command that measures the same, without the files it writes."""
+    options = {
+        "device": args.device if args.device != "cpu" else None,
+        "dtype": args.dtype and " ".join(args.dtype),
+        "peers": args.peers and ",".join(args.peers),
+        "threads": args.threads and " ".join(map(str, args.threads)),
+        "rows": args.rows and f"'{args.rows}'",
+    }
+    flags = [flag for flag in ("small", "no_extras") if getattr(args, flag)]
+    words = [*args.family, *(f"--{name} {value}" for name, value in options.items() if value)]
+    return " ".join(["python -m cudakit bench", *words, *(f"--{flag.replace('_', '-')}" for flag in flags)])
+
+
+def _earlier(path: Path, comparison: Any) -> dict[str, Any]:
+    """Return an earlier record, once it can be compared with."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is no JSON'}") from None
-    if not isinstance(found, dict) or "families" not in found:
-        raise UserError(f"{path} is no record of cudakit bench")
+    try:
+        comparison.compare(found, found)
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"{path} is no record of cudakit bench") from None
     return found
 
 

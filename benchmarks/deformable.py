@@ -12,7 +12,7 @@ import cudakit
 from . import deformable_peers as peers
 from .cases import OURS, Array, Arrays, Family, Prepared, Row, Side, Tiny, in_layout, to_numpy
 
-FLIPS = 2e-3  # share of the gradients of offsets that stem from a sample so near to a knot that rounding picks its side
+FLIPS = {1: 2e-3}  # share of gradients by offsets of samples so near to a knot that rounding picks their side
 
 
 class Deform(NamedTuple):
@@ -119,7 +119,7 @@ def row(size: str, case: Deform) -> Row:
         section = f"deform_conv2d, {'backward (all gradients)' if case.backward else 'forward'}"
     if case.last:
         name, section = f"{name}_last", f"{section}, channels last"
-    return Row(name, section, case, lambda: arrays(case), flips=FLIPS if case.backward else 0.0)
+    return Row(name, section, case, lambda: arrays(case), flips=FLIPS if case.backward else {})
 
 
 def _variants(sizes: dict[str, Deform], masks: tuple[bool, ...]) -> Iterator[tuple[str, Deform]]:

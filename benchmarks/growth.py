@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
+from math import nan
 from typing import Any, NamedTuple
 
 from cudakit.launch import cores
@@ -60,12 +61,15 @@ AXES = (
 )
 
 
-def point(case: Deform, threads: int, peers: Sequence[str], device: Device) -> dict[str, float]:
-    """Return the median milliseconds of every side."""
+def point(case: Deform, threads: int, peers: Sequence[str], device: Device) -> Result:
+    """Return the median milliseconds of every side, and what is wrong with sides."""
     set_threads(threads)
     this = row("growth", case)
-    calls = check(FAMILY.only(peers), this, device.copies(this), threads, device).calls
-    return {side: summary(turns)["median_ms"] for side, turns in interleaved(calls, device, ROUNDS).items()}
+    checked = check(FAMILY.only(peers), this, device.copies(this), threads, device)
+    times = interleaved(checked.calls, device, ROUNDS)
+    # Without a spread every sample is at a knot, where slopes are a convention.
+    wrong = checked.wrong if case.spread or not case.backward else {}
+    return {"ms": {side: summary(turns)["median_ms"] for side, turns in times.items()}, "wrong": wrong}
 
 
 def curves(base: Deform, threads: int, peers: Sequence[str], axes: Sequence[Axis], device: Device) -> list[Result]:
@@ -79,11 +83,24 @@ def curves(base: Deform, threads: int, peers: Sequence[str], axes: Sequence[Axis
             for value in axis.values:
                 bar.update(task, description=f"growth, {way}: {axis.name} {value}")
                 case = axis.change(base, value)._replace(backward=way == "backward")
-                times = point(case, int(value) if axis is THREADS else threads, peers, device)
-                points[-1].append({"value": value, "ms": times})
-                bar.console.print(f"{way}, {axis.name} {value}: {times[OURS]:.3f} ms")
+                try:
+                    found = point(case, int(value) if axis is THREADS else threads, peers, device)
+                except Exception as error:  # cudakit's own; the other points are worth having
+                    found = {"ms": {}, "wrong": {OURS: f"{type(error).__name__}: {error}"}}
+                points[-1].append({"value": value} | found)
+                bar.console.print(f"{way}, {axis.name} {value}: {found['ms'].get(OURS, nan):.3f} ms")
                 bar.advance(task)
-    return [{"way": way, "axis": axis.name, "points": found} for (way, axis), found in zip(work, points, strict=True)]
+    return [{"way": way, "axis": axis.name, "points": all_of} for (way, axis), all_of in zip(work, points, strict=True)]
+
+
+def complaints(results: Result) -> list[str]:
+    """Return a line for every side that failed or computes something else."""
+    every = ((curve, found) for curve in results["curves"] for found in curve["points"])
+    return [
+        f"growth, {curve['way']}: {curve['axis']} {found['value']:g}: {title(side)}: {message}"
+        for curve, found in every
+        for side, message in found["wrong"].items()
+    ]
 
 
 def measure(where: str, threads: int, peers: Sequence[str], small: bool) -> Result:
@@ -111,7 +128,7 @@ def notes(results: Result) -> list[str]:
 def tables(results: Result) -> Iterator[Table]:
     """Yield a table for each curve."""
     for curve in results["curves"]:
-        sides = [side for side in (OURS, *SIDES) if side in curve["points"][0]["ms"]]
+        sides = [side for side in (OURS, *SIDES) if any(side in point["ms"] for point in curve["points"])]
         cells = [
             [f"{point['value']:g}", *(number(point["ms"][side]) if side in point["ms"] else NOTHING for side in sides)]
             for point in curve["points"]

@@ -37,10 +37,12 @@ def draw_growth(curves: list[dict[str, Any]]) -> Figure:
         Each with the "way" and the name of an "axis", and "points", which hold a "value" and the "ms" of every side.
     """
     figure = Figure(SIZE, dpi=DPI, layout="constrained")
-    panels = figure.subplots(-(-len(curves) // COLUMNS), COLUMNS, sharey=True, squeeze=False).flat
+    panels = list(figure.subplots(-(-len(curves) // COLUMNS), COLUMNS, sharey=True, squeeze=False).flat)
     for panel, curve in zip(panels, curves, strict=False):
         _panel(panel, curve)
-    for panel in list(panels)[::COLUMNS]:
+    for panel in panels[len(curves) :]:
+        panel.remove()
+    for panel in panels[::COLUMNS]:
         panel.set_ylabel("ms")
     figure.suptitle(f"deform_conv2d, {curves[0]['way']}: time of a call", x=0.01, ha="left", color=INK)
     handles, labels = figure.axes[0].get_legend_handles_labels()

@@ -1,6 +1,7 @@
 """Interleaved rounds of timed calls."""
 
 import gc
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import cycle
@@ -216,8 +217,14 @@ class Checked(NamedTuple):
 
 def in_turn(ready: list[Prepared]) -> Callable[[], Any]:
     """Return a call that takes the copies of the arrays one after another."""
-    calls = cycle(prepared.call for prepared in ready)
-    return ready[0].call if len(ready) == 1 else lambda: next(calls)()
+    if len(ready) == 1:
+        return ready[0].call
+    calls, held = cycle(prepared.call for prepared in ready), deque[Any](maxlen=len(ready))
+
+    def call() -> None:
+        held.append(next(calls)())  # so that results, too, lie elsewhere every time
+
+    return call
 
 
 def check(family: Family, row: Row, copies: list[Arrays], threads: int, device: Device = CPU) -> Checked:

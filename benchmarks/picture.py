@@ -1,6 +1,7 @@
 """Pictures of a record: ratios to the peers, the roofline, and growth."""
 
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def _roofline(panel: Any, run: Result) -> None:
             label, (span[-1], rates[dtype]), (0, 2), textcoords="offset points", ha="right", size=8, color=INK
         )
     panel.annotate("copy", (span[0] * 1.1, span[0] * bandwidth * 2), size=8, color=INK)
-    for shape, (section, rows) in zip("os^vD<>PX*p", _by_section(run).items(), strict=False):
+    for shape, (section, rows) in zip(cycle("os^vD<>PX*p"), _by_section(run).items(), strict=False):
         x, y = [row["flop"] / row["bytes"] for row in rows], [row["gflop_per_s"] for row in rows]
         panel.plot(x, y, shape, ms=6, mec="white", mew=0.6, ls="none", label=section)
     panel.set(xscale="log", yscale="log")

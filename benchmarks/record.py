@@ -70,7 +70,7 @@ def _output(*command: str) -> str:
 
 def machine(device: str) -> Result:
     """Return what the times depend on besides the sides' versions."""
-    from cudakit.host import compiler
+    from cudakit.host import compilers
     from cudakit.info import processor
 
     return {
@@ -79,7 +79,7 @@ def machine(device: str) -> Result:
         "cores": cores(),
         "system": platform.system(),
         "python": platform.python_version(),
-        "compiler": (_output(*compiler(), "--version").splitlines() or ["unknown compiler"])[0],
+        "compiler": (_output(*next(iter(compilers()), ("c++",)), "--version").splitlines() or ["no compiler"])[0],
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
     }
 
@@ -264,4 +264,4 @@ def complaints(results: Result) -> list[str]:
         for row in run["rows"]:
             wrong = row["disagreements"].items()
             found += [f"{run['label']}: {row['row']}: {title(side)}: {message}" for side, message in wrong]
-    return found
+    return found + (growth.complaints(results[GROWTH]) if GROWTH in results else [])

@@ -193,7 +193,7 @@ def markdown(results: Result, pictures: Sequence[str] = ()) -> str:
     lines = [
         f"# cudakit and its peers on a {'GPU' if cuda else 'CPU'}",
         "",
-        f"Reproduce with `python -m cudakit bench{' --device cuda' * cuda}`.",
+        f"Reproduce with `{results['command']}`.",
     ]
     if results["small"]:
         lines += ["", "**Small sizes: a check of the programme, not a measurement.**"]

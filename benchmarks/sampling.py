@@ -18,7 +18,7 @@ SMALL_SIZES = ((2, 3, 24, 24), (2, 32, 12, 12), (1, 8, 8, 8, 8))
 AFFINE_SIZES = ((8, 1, 512, 512), (1, 1, 64, 64, 64))
 SMALL_AFFINE_SIZES = ((2, 1, 24, 24), (1, 1, 8, 8, 8))
 TORCH_MODES = {"bilinear": 0, "bicubic": 2}
-FLIPS = 2e-3  # share of samples so near to a knot that rounding decides on which side
+FLIPS = {1: 2e-3}  # share of samples so near to a knot that rounding picks the side of gradients by the grid
 OPENCV_CHANNELS = 4  # beyond these its bilinear weights are multiples of 1/32, and bicubic is an error
 OPENCV_SLACK = 500.0
 
@@ -109,7 +109,7 @@ def _sampling_row(case: Sampling) -> Row:
     name = f"gs_{batch}x{channels}x{_size_name(tuple(space))}_{mode}_{way}" + ("_last" if case.last else "")
     section = "grid_sample, " + ("backward (input and grid)" if case.backward else "forward")
     section += ", channels last" if case.last else ""
-    return Row(name, section, case, lambda: _sampling_arrays(case), flips=FLIPS if case.backward else 0.0)
+    return Row(name, section, case, lambda: _sampling_arrays(case), flips=FLIPS if case.backward else {})
 
 
 def _affine_row(case: Affine) -> Row:

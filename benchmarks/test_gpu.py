@@ -96,7 +96,7 @@ def test_every_side_runs_and_agrees() -> None:
 def test_the_record_becomes_a_page_and_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(measure, "SIDE_SECONDS", 1e-3)
     monkeypatch.setattr(growth, "AXES", growth.AXES[3:4])
-    results = json.loads(json.dumps(record.measure_all(CHOICE)))
+    results = json.loads(json.dumps(record.measure_all(CHOICE))) | {"command": "python -m cudakit bench"}
     assert not record.complaints(results)
     page = report.markdown(results)
     for line in (

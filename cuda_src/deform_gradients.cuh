@@ -83,7 +83,9 @@ DEVICE void make_gradients(const TapSamples& samples, const Dots& dots, SampleGr
             by_mask = add_product(row_weight(s, r, j), value, by_mask);
         }
         grads.mask[j] = by_mask;
-        UNROLL for (int d = 0; d < NDIM; ++d) grads.offset[d][j] = by_offset[d] * samples.mask[j];
+        UNROLL for (int d = 0; d < NDIM; ++d) {
+            grads.offset[d][j] = add_product(by_offset[d], samples.mask[j], acc_t(0));  // 0 outside, beside any mask
+        }
     }
 }
 

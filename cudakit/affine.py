@@ -8,7 +8,7 @@ from cudakit.array import CPU, Spec, is_contiguous
 from cudakit.double_backward import wanting
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, load
-from cudakit.layout import CUDA_THREADS, SUM_BYTES, is_wide
+from cudakit.layout import CUDA_THREADS, MOST_ELEMENTS, SUM_BYTES, is_wide
 from cudakit.op import Op
 from cudakit.plan import NULL, Output, Plan, Target
 from cudakit.source import Kernel, type_constants
@@ -24,7 +24,6 @@ FORWARD, PARTIAL, TOTAL = (
     for name in ("affine_grid", "affine_grid_backward_partial", "affine_grid_backward_total")
 )
 HOST_TILE = 64
-MOST_PIXELS = 2**56  # whose coordinates have 64-bit addresses
 SUM_LANES = 32  # that share an item on a GPU
 CHUNK_PIXELS = 4096  # pixels that one item of the backward pass sums
 FEWEST_PIXELS = 256  # of a chunk, where a GPU has too few of them
@@ -129,7 +128,7 @@ def _prepare_affine_grid(specs: tuple[Spec, ...], options: AffineGridOptions, ta
     (theta,), n = specs, len(options.space)
     checks.floating("theta", theta)
     checks.shape("theta", theta, (f"N={options.batch}", n, n + 1))
-    if options.batch * prod(options.space) >= MOST_PIXELS:
+    if max(options.batch, 1) * prod(options.space) >= MOST_ELEMENTS:
         shape = (options.batch, "C", *options.space)
         raise InvalidArgument("size", "have fewer than 2**56 pixels in all", checks.shown(shape))
     if not is_contiguous(theta):

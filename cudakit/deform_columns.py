@@ -21,7 +21,7 @@ from cudakit.deform_gradient_plan import Gradients, gradient_layouts, plan_gradi
 from cudakit.deform_plan import plain_columns, plan_columns
 from cudakit.double_backward import check_directions, wanting
 from cudakit.errors import InvalidArgument
-from cudakit.layout import DATA_FORMATS, Image, checked_image, image, ordered, packed, unreadable
+from cudakit.layout import DATA_FORMATS, MOST_ELEMENTS, Image, checked_image, image, ordered, packed, unreadable
 from cudakit.op import Op
 from cudakit.plan import NULL, Output, Plan, Target, clears
 
@@ -151,6 +151,8 @@ def _added(columns: Spec, offset: Spec, mask: Spec | None, options: DeformOption
         order = f"N, L, K*C={prod(kernel)}*C" if last else f"N, C*K=C*{prod(kernel)}, L"
         raise InvalidArgument("columns", f"have shape ({order})", columns.shape)
     x = packed((columns.shape[0], count // prod(kernel), *space), columns.dtype, channels_last=last)
+    if prod(filter(None, x.shape)) >= MOST_ELEMENTS:
+        raise InvalidArgument("input_size", "make fewer than 2**56 elements in all", checks.shown(space))
     d = deformation(x, offset, mask, kernel, options.moves, options.data_format, ("columns", "input_size"))
     _check_columns("columns", columns, d)
     return d

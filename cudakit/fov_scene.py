@@ -116,14 +116,14 @@ def given_scene(
     places = places or choose_places(steer)
     layers, first = deformable(offsets, kernels), places[0]
     moved = Stack("deformable", note, layers, photo.size)
-    warped = matching_transformer(layers, kernels, first.pixel, photo.size, f"one θ, which fits {first.letter}")
+    warped, fits = matching_transformer(layers, kernels, first.pixel, photo.size, first.letter)
     paths = int(np.prod([kernel**2 for kernel in kernels]))
     subtitle = (
         f"What one unit sees through {layers_of(kernels)}, {paths} paths. Offsets give every place a field of its own; "
         "one transform gives all places the same."
     )
-    origin += f". The transformer's θ gives it the second moments of the deformable stack's field at {first.letter}."
-    return Scene([*plain_stacks(kernels, dilation, photo.size), moved, warped], places, subtitle, origin)
+    stacks = [*plain_stacks(kernels, dilation, photo.size), moved, warped]
+    return Scene(stacks, places, subtitle, f"{origin}. {fits}")
 
 
 def learnt_scene(photo: Photo, places: list[Place], kernels: Sequence[int], dilation: int, steps: Any) -> Scene:

@@ -106,12 +106,13 @@ def deformable(offsets: Sequence[Any], kernels: Sequence[int]) -> list[Layer]:
 
 
 def matching_transformer(
-    layers: list[Layer], kernels: Sequence[int], pixel: Sequence[int], size: tuple[int, int], note: str
-) -> Stack:
+    layers: list[Layer], kernels: Sequence[int], pixel: Sequence[int], size: tuple[int, int], name: str
+) -> tuple[Stack, str]:
     """Return a spatial transformer whose field at a pixel has the second moments of other layers' field there.
 
     With the covariance C of that field and c I of the plain one, the transform is the square root of C / c, and no axis
-    of it is below a half. One unit looks at the very pixel, and the output has units for every pixel of the input.
+    of it is below a half. One unit looks at the very pixel, and the output has units for every pixel of the input. A
+    sentence says what the transform is; `name` is the pixel's.
     """
     field, plain = _spread(layers, pixel, size), _spread(convolutions(kernels), [side // 2 for side in size], size)
     varies = field.mass > 0 and plain.covariance[0, 0] > 0  # not so for kernels of one tap
@@ -124,7 +125,15 @@ def matching_transformer(
     shift = pixels - linear @ unit
     theta = _theta(linear, shift, size, out)
     stack: list[Layer] = [SpatialTransformer(theta[None], size=tuple(out.tolist())), *convolutions(kernels)]
-    return Stack("spatial transformer", note, stack, tuple(out.tolist()), linear, shift)
+    if not varies:
+        note, said = "one θ, the identity", f"The transformer's θ is the identity: the field at {name} is empty."
+    elif values.min() < 0.25:
+        note = f"one θ, which nearly fits {name}"
+        said = f"The transformer's θ comes near to the deformable stack's field at {name}, an axis of which is short."
+    else:
+        note = f"one θ, which fits {name}"
+        said = f"The transformer's θ gives it the second moments of the deformable stack's field at {name}."
+    return Stack("spatial transformer", note, stack, tuple(out.tolist()), linear, shift), said
 
 
 def _theta(linear: Floats, shift: Floats, size: Sequence[int], out: Any) -> Transform:

@@ -35,6 +35,7 @@ HOST_VECTOR = 64  # channels in one pass on a CPU
 CUDA_VECTOR_BYTES = 16  # that a thread loads at once
 CUDA_LANES = 8  # each of which reads 16 bytes: a line of the cache
 SECTOR_BYTES = 32  # of a GPU's memory, the least that is read or written
+MOST_ELEMENTS = 2**56  # of a result, so that a few of each have 64-bit addresses
 CUDA_THREADS = 1 << 18  # that a large GPU runs at the same time
 SUMS_BYTES = 128 << 20  # that CPU threads may take for sums of their own
 COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time, for a CPU's caches

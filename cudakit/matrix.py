@@ -142,7 +142,7 @@ def _cupy(x: Array) -> Any:
 
 BRIDGES = {
     "numpy": Bridge(np.array, strided=True),
-    "cupy": Bridge(_cupy, ("float16", "float32", "float64"), strided=True),
+    "cupy": Bridge(_cupy, strided=True),
     "torch": Bridge(_torch, strided=True),
     "jax": Bridge(_jax),
     "tensorflow": Bridge(lambda x: import_module("tensorflow").constant(x)),

@@ -88,23 +88,14 @@ class Arrays:
     def __init__(self, device: str) -> None:
         self.device = device
         self.xp = np if device == "cpu" else importlib.import_module("cupy")
-        # Not every CuPy has it; the one that emulates a GPU (`emulated`) does.
-        self.has_bfloat16 = self.xp is np or hasattr(self.xp, "EMULATED")
 
     def make(self, values: Any, dtype: str = "float32") -> Any:
         """Return a new contiguous array of `dtype` holding `values`."""
-        if dtype == "bfloat16" and not self.has_bfloat16:
-            torch = require("torch")
-            return torch.tensor(np.asarray(values, np.float64), dtype=torch.bfloat16, device="cuda")
         return self.xp.asarray(np.array(values, order="C").astype(NUMPY_DTYPES[dtype]))
 
     def back(self, array: Any) -> Floats:
         """Return the values of `array` as a float64 NumPy array."""
-        if hasattr(array, "cpu"):
-            array = array.double().cpu().numpy()
-        elif hasattr(array, "get"):
-            array = array.get()
-        return np.asarray(array).astype(np.float64)
+        return np.asarray(array.get() if hasattr(array, "get") else array).astype(np.float64)
 
 
 class Problem(NamedTuple):

@@ -33,6 +33,7 @@ class Setting(NamedTuple):
     data_format: str = "channels_first"
 
 
+AFFINE_SETTINGS = [(2, "float32"), (3, "bfloat16")]
 SETTINGS = [
     Setting("float16", 1, "bilinear", "reflection", 2, "channels_last"),
     Setting("float64", 1, "bicubic", "border", 17, "channels_last"),
@@ -268,7 +269,7 @@ def main(calls: int, part: int, parts: int, device: str) -> None:
     fuzzer = Fuzzer(part, device)
     sampling = [(fuzzer.sample, (setting,)) for setting in SETTINGS]
     deforming = [(fuzzer.deform, (setting,)) for setting in DEFORM_SETTINGS]
-    affine = [(fuzzer.affine, arguments) for arguments in ((2, "float32"), (3, "bfloat16"))]
+    affine = [(fuzzer.affine, setting) for setting in AFFINE_SETTINGS]
     draws = [*sampling, *deforming, *affine][part::parts]
     for i, (make, arguments) in enumerate(draws):
         cudakit.set_num_threads(1 + i % 3)  # once for each setting, because kernels depend on it

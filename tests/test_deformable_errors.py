@@ -241,7 +241,7 @@ def test_two_frameworks(arrays: Arrays, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["offset", "weight", "bias", "mask"])
-def test_two_devices(name: str) -> None:
+def test_arrays_on_cpu_and_cuda(name: str) -> None:
     cupy = require("cupy")
     check(conv(**{name: cupy.asarray(CONVOLUTION[name])}), TypeError, name, "")
 
@@ -251,3 +251,15 @@ def test_the_good_arguments_are_good(dtype: Any) -> None:
     # Otherwise the tables could pass for another reason than the one they name.
     for function, _, arguments in (conv(), conv_backward(), im2col(), im2col_backward(), col2im()):
         function(**{name: v.astype(dtype) if isinstance(v, np.ndarray) else v for name, v in arguments.items()})
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.parametrize("size", [2**31, 2**40, 2**59])
+def test_sizes_beyond_all_memory(batch: int, size: int) -> None:
+    columns, offset = np.ones((batch, 1, 1), np.float32), np.zeros((batch, 2, 1, 1), np.float32)
+    with pytest.raises(
+        ValueError, match=r"^deform_col2im: input_size must make fewer than 2\*\*56 elements in all, got"
+    ):
+        cudakit.deform_col2im(columns, offset, (size, size), 1, stride=size)
+    with pytest.raises(ValueError, match=r"^affine_grid: size must have fewer than 2\*\*56 pixels in all, got"):
+        cudakit.affine_grid(np.ones((batch, 2, 3), np.float32), (batch, 1, size, size))

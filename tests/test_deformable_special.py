@@ -244,10 +244,16 @@ def test_images_that_are_parts_of_others(rng: np.random.Generator, dtype: str, l
     assert np.array_equal(found, cudakit.deform_conv2d(part.copy(order="C"), offset, weight, padding=1))
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("operator", ["deform_im2col_backward", "deform_conv_backward"])
-def test_outside_no_gradient_counts(arrays: Arrays, rng: np.random.Generator, operator: str, bad: float) -> None:
+def test_outside_no_gradient_and_no_mask_counts(
+    arrays: Arrays, rng: np.random.Generator, operator: str, bad: float, masked: bool
+) -> None:
     problem = draw(rng, GEOMETRIES["2-D"])
+    assert problem.mask is not None
+    if masked:
+        problem = problem._replace(mask=np.full_like(problem.mask, bad))
     offset = np.full_like(problem.offset, np.nan)
     offset[:, :2] = 1e6
     columns, output = np.full_like(problem.columns, bad), np.full_like(problem.output, bad)

@@ -144,7 +144,7 @@ def test_two_frameworks(arrays: Arrays) -> None:
     check(sample(x, arrays.make(GRID)), TypeError, "grid", "")
 
 
-def test_two_devices() -> None:
+def test_arrays_on_cpu_and_cuda() -> None:
     cupy = require("cupy")
     check(sample(X, cupy.asarray(GRID)), TypeError, "grid", "")
 

@@ -72,7 +72,8 @@ def test_the_matching_transformer_has_the_moments(kernels: tuple[int, ...]) -> N
     size, at = (64, 80), (30, 43)
     steer = steering(edge(30))
     layers = deformable([steered_offsets(steer, kernel) for kernel in kernels], kernels)
-    stack = matching_transformer(layers, kernels, at, size, "")
+    stack, said = matching_transformer(layers, kernels, at, size, "A")
+    assert said.endswith("gives it the second moments of the deformable stack's field at A.")
     assert stack.unit(at) != at
     expected, found = (
         moments(*sampling_positions(these, size, unit)[::-1])
@@ -85,11 +86,23 @@ def test_the_matching_transformer_has_the_moments(kernels: tuple[int, ...]) -> N
 def test_a_narrowing_transformer_has_units_for_the_whole_picture() -> None:
     size, narrow = (40, 50), np.zeros((1, 9, 2, 40, 50))
     narrow[:] = -0.3 * np.mgrid[-1:2, -1:2].reshape(2, 9).T[None, :, :, None, None]
-    stack = matching_transformer(deformable([narrow.reshape(1, 18, *size)], [3]), [3], (20, 25), size, "")
+    stack, _ = matching_transformer(deformable([narrow.reshape(1, 18, *size)], [3]), [3], (20, 25), size, "A")
     np.testing.assert_allclose(stack.linear, 0.7 * np.eye(2), atol=1e-9)
     for pixel in ((2, 2), (37, 3), (20, 25), (37, 47)):
         positions, weights = sampling_positions(stack.layers, size, stack.unit(pixel))
         np.testing.assert_allclose(moments(weights, positions).centre, pixel, atol=0.36)
+
+
+@pytest.mark.parametrize(
+    ("shift", "note", "said"),
+    [(-0.7, "one θ, which nearly fits A", "an axis of which is short."), (99, "one θ, the identity", "A is empty.")],
+)
+def test_what_no_transformer_matches_is_said(shift: float, note: str, said: str) -> None:
+    size, offset = (40, 50), np.zeros((1, 9, 2, 40, 50))
+    offset[:] = shift * np.mgrid[-1:2, -1:2].reshape(2, 9).T[None, :, :, None, None] if shift < 0 else shift
+    stack, found = matching_transformer(deformable([offset.reshape(1, 18, *size)], [3]), [3], (20, 25), size, "A")
+    assert stack.note == note
+    assert found.endswith(said)
 
 
 def test_the_swirl_turns_about_the_middle() -> None:

@@ -16,7 +16,7 @@ from .conftest import devices, require
 pytestmark = pytest.mark.skipif("cuda" not in devices(), reason="there is no GPU")
 
 SHAPE = (2, 8, 32, 32)
-REPEATS = 20
+FACTORS = tuple(range(1, 21))  # of the input, so that what is left of an earlier call is wrong
 SLOW = 1 << 28  # bytes
 
 
@@ -29,6 +29,12 @@ def problem() -> tuple[Any, ...]:
     return image, offset, weight, cudakit.deform_conv2d(image, offset, weight, padding=1)
 
 
+def check(found: Any, expected: Any) -> None:
+    """Compare twice the results with those of multiplied inputs."""
+    for factor, one in zip(FACTORS, found, strict=True):
+        np.testing.assert_allclose(one / (2 * factor), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_cupy() -> None:
     cupy = require("cupy")
     image, offset, weight, expected = problem()
@@ -36,14 +42,15 @@ def test_cupy() -> None:
     new, offset, weight = map(cupy.asarray, (image, offset, weight))
     x = cupy.zeros_like(new)
     cupy.cuda.Device().synchronize()
+    found = []
     with cupy.cuda.Stream(non_blocking=True) as stream:
-        for _ in range(REPEATS):
+        for factor in FACTORS:
             x.fill(0)
             target[...] = source
-            x[...] = new
-            twice = 2 * cudakit.deform_conv2d(x, offset, weight, padding=1)
+            x[...] = factor * new
+            found.append(2 * cudakit.deform_conv2d(x, offset, weight, padding=1))
         stream.synchronize()
-    np.testing.assert_allclose(twice.get(), 2 * expected, rtol=1e-4, atol=1e-4)
+    check([one.get() for one in found], expected)
 
 
 def test_torch() -> None:
@@ -54,14 +61,15 @@ def test_torch() -> None:
     x = torch.zeros_like(new)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
+    found = []
     with torch.cuda.stream(stream):
-        for _ in range(REPEATS):
+        for factor in FACTORS:
             x.zero_()
             target.copy_(source)
-            x.copy_(new)
-            twice = 2 * cudakit.deform_conv2d(x, offset, weight, padding=1)
+            x.copy_(factor * new)
+            found.append(2 * cudakit.deform_conv2d(x, offset, weight, padding=1))
     stream.synchronize()
-    np.testing.assert_allclose(twice.cpu().numpy(), 2 * expected, rtol=1e-4, atol=1e-4)
+    check([one.cpu().numpy() for one in found], expected)
 
 
 def test_jax() -> None:
@@ -71,14 +79,12 @@ def test_jax() -> None:
     image, offset, weight, expected = problem()
 
     @jax.jit
-    def step(x: Any, offset: Any, weight: Any, large: Any) -> Any:
+    def step(factor: Any, x: Any, offset: Any, weight: Any, large: Any) -> Any:
         slow = jax.lax.fori_loop(0, 50, lambda _, matrix: matrix @ matrix, large)
-        return 2 * cudakit.deform_conv2d(x + slow[0, 1], offset, weight, padding=1)
+        return 2 * cudakit.deform_conv2d(factor * x + slow[0, 1], offset, weight, padding=1)
 
     given = [*(jax.numpy.asarray(a) for a in (image, offset, weight)), jax.numpy.eye(2048)]
-    for _ in range(REPEATS):
-        twice = step(*given)
-    np.testing.assert_allclose(np.asarray(twice), 2 * expected, rtol=1e-4, atol=1e-4)
+    check([np.asarray(one) for one in [step(factor, *given) for factor in FACTORS]], expected)
 
 
 def test_tensorflow() -> None:
@@ -89,13 +95,13 @@ def test_tensorflow() -> None:
     *arrays, expected = problem()
     with tf.device("GPU:0"):
         new, offset, weight = map(tf.constant, arrays)
-        large = tf.eye(2048)
-        for _ in range(REPEATS):
+        large, found = tf.eye(2048), []
+        for factor in FACTORS:
             slow = large
             for _ in range(20):
                 slow = slow @ large
-            twice = 2 * cudakit.deform_conv2d(new + slow[0, 1], offset, weight, padding=1)
-    np.testing.assert_allclose(twice.numpy(), 2 * expected, rtol=1e-4, atol=1e-4)
+            found.append(2 * cudakit.deform_conv2d(factor * new + slow[0, 1], offset, weight, padding=1))
+    check([one.numpy() for one in found], expected)
 
 
 def test_paddle() -> None:
@@ -105,14 +111,15 @@ def test_paddle() -> None:
     *arrays, expected = problem()
     new, offset, weight = (paddle.to_tensor(x, place="gpu:0") for x in arrays)
     large = paddle.to_tensor(np.eye(2048, dtype=np.float32), place="gpu:0")
+    found = []
     with paddle.device.stream_guard(paddle.device.Stream("gpu:0")):
-        for _ in range(REPEATS):
+        for factor in FACTORS:
             slow = large
             for _ in range(20):
                 slow = slow @ large
-            twice = 2 * cudakit.deform_conv2d(new + slow[0, 1], offset, weight, padding=1)
-        result = twice.numpy()
-    np.testing.assert_allclose(result, 2 * expected, rtol=1e-4, atol=1e-4)
+            found.append(2 * cudakit.deform_conv2d(factor * new + slow[0, 1], offset, weight, padding=1))
+        results = [one.numpy() for one in found]
+    check(results, expected)
 
 
 def test_a_cuda_graph_of_torch_holds_a_training_step() -> None:

@@ -1,15 +1,17 @@
 """64-bit index arithmetic: the same bits as 32-bit where both do, and right where only it can."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 import cudakit
-from cudakit import deform_plan, layout, op, sampling_plan
+from cudakit import affine, deform_plan, launch, layout, op, rounding, sampling_double_plan, sampling_plan
 
 from .conftest import Arrays
 from .deformable_problems import GEOMETRIES, OPERATORS, call, draw
+from .test_double_backward import SAMPLING
 
 
 def sampled(channels: int) -> list[np.ndarray]:
@@ -18,7 +20,10 @@ def sampled(channels: int) -> list[np.ndarray]:
     image = rng.standard_normal((2, channels, 9, 11)).astype(np.float32)
     grid = rng.uniform(-1.3, 1.3, (2, 8, 7, 2)).astype(np.float32)
     samples = cudakit.grid_sample(image, grid)
-    return [samples, *cudakit.grid_sample_backward(samples, image, grid)]
+    twice = op.OPS["grid_sample_double_backward"]((image, grid, samples, image, grid), *SAMPLING)
+    theta = cudakit.affine_grid_backward(grid, (2, channels, 8, 7))
+    moved = cudakit.affine_grid(theta, (2, channels, 8, 7))
+    return [samples, *cudakit.grid_sample_backward(samples, image, grid), *twice, theta, moved]
 
 
 def deformed(channels: int) -> list[np.ndarray]:
@@ -34,13 +39,18 @@ def test_wide_arithmetic_gives_the_same_bits(
     results: Callable[[int], list[np.ndarray]], channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     narrow = results(channels)
-    for module in (sampling_plan, layout, deform_plan):
+    for module in (sampling_plan, layout, deform_plan, affine, sampling_double_plan, rounding):
         monkeypatch.setattr(module, "is_wide", lambda *_: True)
+    preludes: list[Any] = []
+    render = launch.render
+    monkeypatch.setattr(launch, "render", lambda *a, **options: preludes.append(a[1]) or render(*a, **options))
+    launch.load.cache_clear()
     op._recipes.clear()
     op._plan.cache_clear()
     try:
         for one, other in zip(narrow, results(channels), strict=True):
             np.testing.assert_array_equal(one, other)
+        assert {prelude["INDEX"] for prelude in preludes} == {"long long"}
     finally:
         op._recipes.clear()
         op._plan.cache_clear()
