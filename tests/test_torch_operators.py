@@ -238,60 +238,6 @@ def test_compiled_autograd() -> None:
     torch.testing.assert_close((image.grad, grid.grad), expected)
 
 
-def test_what_is_no_tensor_is_refused_by_name_inside_compile() -> None:
-    torch._dynamo.reset()
-    compiled = torch.compile(lambda image, grid: cudakit.grid_sample(image, grid), backend="eager")
-    with pytest.raises(TypeError, match=r"grid_sample: input must be a tensor, got list"):
-        compiled([1.0], torch.zeros(1, 2, 2, 2))
-    with pytest.raises(TypeError, match=r"grid_sample: grid must be an? .*, got NoneType"):
-        compiled(torch.zeros(1, 1, 2, 2), None)
-
-
-def test_the_least_workspace_is_the_device_s_own() -> None:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    def convolve(device: str) -> Any:
-        shapes = (1, 4, 8, 8), (1, 18, 8, 8), (4, 4, 3, 3)
-        return cudakit.deform_conv2d(*[torch.empty(x, device=device) for x in shapes], padding=1, workspace=50_000)
-
-    with FakeTensorMode():
-        assert convolve("cuda").shape == (1, 4, 8, 8)
-        with pytest.raises(ValueError, match="deform_conv2d: workspace must be at least"):
-            convolve("cpu")
-
-
-def test_tensors_without_memory() -> None:
-    class Model(torch.nn.Module):
-        def forward(self, image: Any, grid: Any) -> Any:
-            return cudakit.grid_sample(image, grid)
-
-    image, grid = torch.empty(2, 3, 4, 5, device="meta"), torch.empty(2, 4, 3, 2, device="meta")
-    (found,) = torch.export.export(Model(), (image, grid)).graph_signature.user_outputs
-    assert found
-    assert torch.func.vmap(cudakit.grid_sample)(image[None], grid[None]).shape == (1, 2, 3, 4, 3)
-    found = cudakit.grid_sample(image, grid.requires_grad_())
-    found.sum().backward()
-    assert (found.shape, found.device.type, grid.grad.shape) == ((2, 3, 4, 3), "meta", grid.shape)
-    with pytest.raises(TypeError, match="grid_sample: input must be a dense tensor on a CPU or CUDA device"):
-        cudakit.grid_sample(image, torch.zeros(grid.shape))
-
-
-@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_tensors_of_tensors_are_refused() -> None:
-    for layout in (torch.strided, torch.jagged):
-        nested = torch.nested.nested_tensor([torch.zeros(3, 3, 2)], layout=layout)
-        with pytest.raises(TypeError, match=r"^grid_sample: input must be a dense tensor, got a nested one$"):
-            cudakit.grid_sample(nested, torch.zeros(1, 3, 3, 2))
-
-
-def test_fake_tensors() -> None:
-    from torch._subclasses import FakeTensorMode
-
-    with FakeTensorMode():
-        found = transformed(torch.rand(2, 3, 5, 7), torch.rand(2, 2, 3))
-    assert (found.shape, type(found).__name__) == ((2, 3, 5, 7), "FakeTensor")
-
-
 @pytest.mark.parametrize("compiled", [False, True])
 def test_autocast_keeps_coordinates_in_float32(compiled: bool) -> None:
     torch._dynamo.reset()
