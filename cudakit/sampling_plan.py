@@ -179,10 +179,11 @@ def plan_backward(
 ) -> Plan:
     """Plan the gradients of `grid_sample`; `final` is the layout of the input's gradient."""
     x, wanted = call.input, needs[0] is not None
-    if not x.flat:
-        return Plan(3, copies=(1,))
     together = not wanted or len(x.space) > 1 or _shares(x, target) == 1
     form, layout = _backward_form(call, output, target, together)
+    alone = not wanted and not form.channels  # no gradient has to lie as the image does
+    if not (x.flat or alone):
+        return Plan(3, copies=(1,))
     grad, rounded = layout._replace(dtype=sum_dtype(x.dtype, target)), rounded_parts(x.dtype, target, call.terms)
     empty = 0 in output.shape or 0 in x.shape
     direct = empty or (grad == final and not rounded)
@@ -191,7 +192,7 @@ def plan_backward(
     plan = Plan(3, _zeroed(needs, (empty or (direct and not clears(target)), level)))
     if empty or not (wanted or sloped):
         return plan
-    copied, summed = sloped and not _readable(x, layout, form), wanted and not direct
+    copied, summed = sloped and not (alone or _readable(x, layout, form)), wanted and not direct
     rounds = list(chunks(x, target)) if copied or summed else [(0, x.shape[0])]
     size = rounds[0][1] * layout.strides[0]
     space = plan.workspace(size * itemsize(x.dtype)) if copied else NULL

@@ -113,6 +113,18 @@ def test_every_layout(arrays: Arrays, rng: np.random.Generator, channels: int, l
     expected = reference.grid_sample_backward(*(arrays.back(array) for array in made))
     for actual, values in zip(cudakit.grid_sample_backward(*made), expected, strict=True):
         assert_close(arrays.back(actual), values, dtype)
+    assert_close(arrays.back(cudakit.grid_sample_backward(*made, needs=("grid",)).grid), expected[1], dtype)
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_an_image_of_which_little_is_read_is_not_copied(layout: str) -> None:
+    """It would take terabytes."""
+    last = layout == "channels_last"
+    large = np.broadcast_to(np.float32(1), (1, 1 << 20, 1 << 20, 1) if last else (1, 1, 1 << 20, 1 << 20))
+    grid = np.linspace(-0.9, 0.9, 80, dtype=np.float32).reshape(1, 1, 40, 2)
+    grad = np.ones((1, 1, 40, 1) if last else (1, 1, 1, 40), np.float32)
+    found = cudakit.grid_sample_backward(grad, large, grid, needs=("grid",), data_format=layout)
+    assert not found.grid.any()
 
 
 @pytest.mark.parametrize(("n", "mode", "channels"), CHANNELS_LAST)
