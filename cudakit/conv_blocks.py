@@ -202,7 +202,7 @@ class Work:
         """Return how a block's products see their operands."""
         y = self.outputs.layout
         batch, channel, pixel = (*y.strides[:2], y.strides[-1])
-        if block.pixels == 1:  # whose stride may be anything
+        if block.images > block.pixels == 1:  # the stride of a single pixel may be anything, as that of a single image
             pixel = batch
         weights, pixels = self.outputs_of_group * self.depth, block.images * block.pixels
         outputs = (pixel, channel, self.outputs_of_group * channel)

@@ -59,6 +59,30 @@ def test_needs(arrays: Arrays, rng: np.random.Generator, geometry: Geometry, siz
         assert_close(arrays.back(some[name]), arrays.back(every[name]), "float32")
 
 
+@pytest.fixture
+def products(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> list[product.Product]:
+    """Return the products that are multiplied during the test."""
+    if arrays.device == "cpu":
+        pytest.skip("a CPU multiplies tile by tile")
+    found: list[product.Product] = []
+
+    def noted(one: product.Product, device: tuple[str, int]) -> product.Multiply:
+        found.append(one)
+        return product.Multiply(one, device)
+
+    monkeypatch.setattr(conv_cuda_plan, "Multiply", noted)
+    return found
+
+
+@pytest.mark.parametrize("size", [1 << 21])
+def test_images_of_one_pixel_are_one_product(
+    arrays: Arrays, rng: np.random.Generator, size: int, products: list[product.Product]
+) -> None:
+    problem = draw(rng, Geometry((3, 3), (3, 3), batch=5, channels=4, out_channels=9)).on(arrays)
+    check(arrays, "deform_conv", problem)
+    assert [(one.sizes, one.batch) for one in products] == [((5, 9, 36), 1)]
+
+
 @pytest.mark.parametrize("size", [1 << 21])
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("last", [False, True], ids=["channels_first", "channels_last"])
@@ -70,17 +94,8 @@ def test_all_images_and_groups_are_one_product(
     operator: str,
     last: bool,
     groups: int,
-    monkeypatch: pytest.MonkeyPatch,
+    products: list[product.Product],
 ) -> None:
-    if arrays.device == "cpu":
-        pytest.skip("a CPU multiplies tile by tile")
-    products: list[product.Product] = []
-
-    def noted(one: product.Product, device: tuple[str, int]) -> product.Multiply:
-        products.append(one)
-        return product.Multiply(one, device)
-
-    monkeypatch.setattr(conv_cuda_plan, "Multiply", noted)
     problem = draw(rng, Geometry((13, 11), (3, 3), padding=1, groups=groups, batch=5, channels=12, out_channels=9))
     if last:
         check_channels_last(arrays, operator, problem, lambda array: array)

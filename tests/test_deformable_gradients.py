@@ -92,6 +92,7 @@ CHANGES = {
     "with channels last, and pixels backwards": lambda xp, x: xp.moveaxis(
         xp.moveaxis(x, 1, -1)[:, ::-1, ::-1].copy(order="C")[:, ::-1, ::-1], -1, 1
     ),
+    "with channels apart": lambda xp, x: xp.repeat(x, 2, axis=1)[:, ::2],
     "with gaps": LAYOUTS["sliced"],
 }
 
@@ -103,7 +104,7 @@ CHANGES = {
         *(Geometry((3, 4), (2, 2), groups=groups, out_channels=count) for groups, count in ((1, 3), (2, 2), (2, 6))),
         *(Geometry((3, 3), (3, 3), groups=groups, out_channels=count) for groups, count in ((1, 1), (1, 3), (2, 2))),
         *(Geometry((4, 2), (2, 2), batch=1, out_channels=count) for count in (1, 3)),
-        Geometry((3, 3), (3, 3), batch=1, out_channels=1),
+        *(Geometry((3, 3), (3, 3), batch=1, out_channels=count) for count in (1, 3)),
     ],
     ids=lambda g: f"{g.batch}x{g.out_channels}x{g.out}, {g.groups} groups",
 )
