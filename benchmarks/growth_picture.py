@@ -46,17 +46,17 @@ def draw_growth(curves: list[dict[str, Any]]) -> Figure:
         panel.set_ylabel("ms")
     figure.suptitle(f"deform_conv2d, {curves[0]['way']}: time of a call", x=0.01, ha="left", color=INK)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=max(len(labels), 1), frameon=False)
     return figure
 
 
 def _panel(panel: Any, curve: dict[str, Any]) -> None:
     values = [point["value"] for point in curve["points"]]
     for side, colour in COLOURS.items():
-        if all(side in point["ms"] for point in curve["points"]):
-            times = [point["ms"][side] for point in curve["points"]]
+        found = [(point["value"], point["ms"][side]) for point in curve["points"] if side in point["ms"]]
+        if found:
             style = {"lw": 2.6, "zorder": 3} if side == OURS else {"lw": 1.3, "ls": "--" if side in DASHED else "-"}
-            panel.plot(values, times, color=colour, marker="o", ms=3.5, label=title(side), **style)
+            panel.plot(*zip(*found, strict=True), color=colour, marker="o", ms=3.5, label=title(side), **style)
     panel.set_xscale("symlog" if 0 in values else "log", **({"linthresh": 0.5} if 0 in values else {}))
     panel.set_yscale("log")
     panel.xaxis.set_major_locator(FixedLocator(values))

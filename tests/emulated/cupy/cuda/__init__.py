@@ -14,10 +14,6 @@ from .stream import Stream, get_current_stream
 __all__ = ["Device", "Stream", "alloc", "compiler", "cublas", "device", "get_current_stream", "is_available", "runtime"]
 
 
-class _Allocators(threading.local):
-    current: Callable[[int], Any]
-
-
 def _from_pool(size: int) -> Any:
     stream = get_current_stream()
     assert not runtime.streamIsCapturing(stream.ptr)  # when the graph is launched, it would be somebody else's
@@ -31,16 +27,21 @@ def malloc_async(size: int) -> Any:
     return Block(size)
 
 
+class _Allocators(threading.local):
+    def __init__(self) -> None:
+        self.current: Callable[[int], Any] = _from_pool
+
+
 _allocators = _Allocators()
 
 
 def alloc(size: int) -> Any:
-    return getattr(_allocators, "current", _from_pool)(size)
+    return _allocators.current(size)
 
 
 @contextmanager
 def using_allocator(allocator: Callable[[int], Any]) -> Iterator[None]:
-    before = getattr(_allocators, "current", _from_pool)
+    before = _allocators.current
     _allocators.current = allocator
     try:
         yield
