@@ -13,8 +13,9 @@ FUZZ = Path(__file__).with_name("fuzz.py")
 CALLS, PARTS = 75, 2
 LIBRARIES = ("libasan.so", "libubsan.so")
 
-# Its options come after the library's, so that they hold.
+# Its options come after the library's, so that they hold. The compiler itself runs without the sanitizers.
 COMPILER = """#!/bin/sh
+unset LD_PRELOAD
 exec g++ "$@" -O0 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all \\
     -fsanitize=address,undefined,float-cast-overflow
 """

@@ -1,8 +1,11 @@
 // Stands in for a CUDA compiler: a kernel as NVRTC sees it, compiled by g++, for the GPU that processor.cpp emulates.
 //
-// Its loads and stores are calls of what an address sanitizer would be called, so that processor.cpp sees them.
-#include <math.h>
-#include <string.h>
+// Its loads and stores are calls of what an address sanitizer would be called, so that processor.cpp sees them. What
+// CUDA has of C's library is declared here: <math.h> of C++ takes as long to read as most kernels take to compile.
+extern "C" {
+float floorf(float), rintf(float);
+double floor(double), rint(double);
+}
 
 #define __CUDA_ARCH__ 900
 #define __CUDACC_VER_MAJOR__ 12
@@ -24,7 +27,7 @@ void emulated_grid(unsigned blocks, unsigned threads, bool shuffles, void (*kern
 template <typename To, typename From> static inline To same_bits(From from) {
     static_assert(sizeof(To) == sizeof(From));
     To to;
-    memcpy(&to, &from, sizeof to);
+    __builtin_memcpy(&to, &from, sizeof to);
     return to;
 }
 static inline float __uint_as_float(unsigned bits) { return same_bits<float>(bits); }
@@ -69,6 +72,6 @@ static inline void emulated_four(float* target, float a, float b, float c, float
     static void launched() { name(launched_with); }                                                                    \
     extern "C" __attribute__((visibility("default"))) void launch(const void* params, unsigned blocks,                 \
                                                                   unsigned threads) {                                  \
-        memcpy((void*)&launched_with, params, sizeof launched_with);                                                   \
+        __builtin_memcpy((void*)&launched_with, params, sizeof launched_with);                                         \
         emulated_grid(blocks, threads, LANES > 1, launched);                                                           \
     }
