@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cudakit.command import UserError, check_writable, make_console, require
+from cudakit.cli.command import UserError, check_writable, make_console, require
 from cudakit.launch import MOST_THREADS, cores
 
 from .cases import TOLERANCES

@@ -70,8 +70,8 @@ def _output(*command: str) -> str:
 
 def machine(device: str) -> Result:
     """Return what the times depend on besides the sides' versions."""
+    from cudakit.cli.info import processor
     from cudakit.host import compilers
-    from cudakit.info import processor
 
     return {
         **(gpu.describe() if device == "cuda" else {}),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cudakit.command import UserError
+from cudakit.cli.command import UserError
 
 from . import command, record
 from .cases import OURS

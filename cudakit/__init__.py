@@ -1,9 +1,18 @@
 """Deformable convolution and spatial-transformer sampling for every array framework, with no build step."""
 
-from cudakit.affine import affine_grid, affine_grid_backward
-from cudakit.deform_conv import DeformConvGradients, deform_conv1d, deform_conv2d, deform_conv3d
-from cudakit.deform_conv_backward import deform_conv1d_backward, deform_conv2d_backward, deform_conv3d_backward
-from cudakit.deformable import DeformIm2colGradients, deform_col2im, deform_im2col, deform_im2col_backward
+from cudakit.deformable import (
+    DeformConvGradients,
+    DeformIm2colGradients,
+    deform_col2im,
+    deform_conv1d,
+    deform_conv1d_backward,
+    deform_conv2d,
+    deform_conv2d_backward,
+    deform_conv3d,
+    deform_conv3d_backward,
+    deform_im2col,
+    deform_im2col_backward,
+)
 from cudakit.errors import BackendUnavailable, CompileError
 from cudakit.launch import (
     are_deterministic_algorithms_enabled,
@@ -11,7 +20,13 @@ from cudakit.launch import (
     set_num_threads,
     use_deterministic_algorithms,
 )
-from cudakit.sampling import GridSampleGradients, grid_sample, grid_sample_backward
+from cudakit.sampling import (
+    GridSampleGradients,
+    affine_grid,
+    affine_grid_backward,
+    grid_sample,
+    grid_sample_backward,
+)
 
 __all__ = [
     "BackendUnavailable",

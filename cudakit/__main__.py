@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import NamedTuple, NoReturn
 
 from cudakit import BackendUnavailable, CompileError, __version__
-from cudakit.command import UserError, write_plainly
+from cudakit.cli.command import UserError, write_plainly
 
 MISUSED, INTERRUPTED, UNREAD = 2, 130, 141  # the last two as a shell says it of signals
 
@@ -27,13 +27,13 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "info": Command(
-        "cudakit.info",
+        "cudakit.cli.info",
         "what cudakit finds here: devices, compiler, kernel cache, frameworks",
         "  cudakit info                            what works here, and what to install for the rest\n"
         "  CUDAKIT_CACHE_DIR=/tmp/k cudakit info   with another folder for compiled kernels\n",
     ),
     "demo": Command(
-        "cudakit.demo",
+        "cudakit.cli.demo",
         "warp a photograph, check it, and let a spatial transformer undo the warp",
         "  cudakit demo                               with the photograph that Matplotlib ships\n"
         "  cudakit demo --image cat.jpg --out cat.png\n"
@@ -48,7 +48,7 @@ COMMANDS = {
         "  cudakit bench --device cuda --json gpu.json --plot gpu.png       on a GPU\n",
     ),
     "fov": Command(
-        "cudakit.fov_command",
+        "cudakit.cli.fov",
         "what plain, dilated and deformable convolutions and a spatial transformer see of a photograph",
         "  cudakit fov                             with the photograph that Matplotlib ships\n"
         "  cudakit fov cat.jpg --at 120,80 --layers 3,3,3,3\n"

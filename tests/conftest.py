@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import cudakit
 from cudakit import layout, op
-from cudakit.matrix import BRIDGES
+from cudakit.cli.matrix import BRIDGES
 
 from .tolerances import NUMPY_DTYPES, grid_away_from_knots, rounded
 

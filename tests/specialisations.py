@@ -9,16 +9,16 @@ from functools import cache, partial
 from math import prod
 from typing import Any, NamedTuple
 
-from cudakit.affine import AffineGridOptions
 from cudakit.array import CPU, Spec, contiguous_strides
-from cudakit.conv_ops import ConvOptions
-from cudakit.deform_columns import DeformOptions
-from cudakit.deform_geometry import Window
+from cudakit.deformable.column_ops import DeformOptions
+from cudakit.deformable.conv_ops import ConvOptions
+from cudakit.deformable.geometry import Window
 from cudakit.launch import Launch
 from cudakit.op import OPS
 from cudakit.plan import Target
-from cudakit.sampling import GridSampleOptions
-from cudakit.sampling_form import MODES, PADDING_MODES
+from cudakit.sampling.affine import AffineGridOptions
+from cudakit.sampling.grid import GridSampleOptions
+from cudakit.sampling.grid_form import MODES, PADDING_MODES
 from cudakit.source import Kernel, render
 
 CUDA, HOST = Target(("cuda", 0), 1), Target(CPU, 2)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import host, info
+from cudakit import host
 from cudakit.__main__ import COMMANDS, main
+from cudakit.cli import info
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("torch", "jax", "onnxruntime", "openvino", "matplotlib", "rich", "PIL")
@@ -207,7 +208,7 @@ def test_demo_fails_when_it_does_not_learn(
 def test_demo_fails_when_it_disagrees_with_the_oracle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], demo_extra: None
 ) -> None:
-    from cudakit import demo
+    from cudakit.cli import demo
 
     monkeypatch.setattr(demo, "TOLERANCE", 1e-12)
     out = str(tmp_path / "picture.png")

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from cudakit import conv_blocks, conv_cuda_plan, conv_ops, layout, product
+from cudakit import layout, product
+from cudakit.deformable import conv_blocks, conv_cuda_plan, conv_ops
 
 from .conftest import Arrays, devices, forget
 from .deformable_problems import Geometry, call, check, draw

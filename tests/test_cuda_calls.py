@@ -13,7 +13,7 @@ import cudakit
 from cudakit import frameworks
 from cudakit.op import OPS
 from cudakit.product import Product
-from cudakit.sampling import GridSampleOptions
+from cudakit.sampling.grid import GridSampleOptions
 
 from .conftest import devices, require
 from .deformable_problems import GEOMETRIES, Problem, call, draw

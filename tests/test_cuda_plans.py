@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 
 import cudakit
-from cudakit import conv_ops, layout, rounding
-from cudakit.depthwise_plan import FEWEST_PIXELS
+from cudakit import layout, rounding
+from cudakit.deformable import conv_ops
+from cudakit.deformable.depthwise_plan import FEWEST_PIXELS
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch
 from cudakit.op import OPS
 from cudakit.plan import Plan, Target
-from cudakit.sampling import GridSampleOptions
+from cudakit.sampling.grid import GridSampleOptions
 
 from .specialisations import CONVOLUTION, CUDA, REPRODUCIBLE, convolution_options, deformable_arrays, spec
 

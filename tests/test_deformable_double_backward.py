@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cudakit import reference
-from cudakit.conv_ops import NAMES
+from cudakit.deformable.conv_ops import NAMES
 from cudakit.op import OPS
 
 from .conftest import Arrays

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit.deform_columns import COLUMN_NAMES, DEFORM_COL2IM_BACKWARD
+from cudakit.deformable.column_ops import COLUMN_NAMES, DEFORM_COL2IM_BACKWARD
 from cudakit.frameworks import framework_of
 
 from .conftest import LAYOUTS, NEAR_BOUNDARIES, Arrays, require

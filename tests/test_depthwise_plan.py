@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cudakit import conv_ops, depthwise_plan
+from cudakit.deformable import conv_ops, depthwise_plan
 
 from .conftest import Arrays, forget
 from .deformable_problems import Geometry, call, check, draw

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import conv_backward_plan, conv_cut, conv_sharing, conv_tiles
+from cudakit.deformable import conv_backward_plan, conv_cut, conv_sharing, conv_tiles
 
 from .conftest import Arrays, forget
 from .deformable_problems import Geometry, call, check, draw

@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cudakit import fov_command, reference
+from cudakit import reference
 from cudakit.__main__ import main
+from cudakit.cli import fov
+from cudakit.cli.fov_learning import learn_offsets, smooth, swirl, swirled
+from cudakit.cli.fov_stacks import (
+    choose_places,
+    convolutions,
+    deformable,
+    matching_transformer,
+    steered_offsets,
+    steering,
+)
 from cudakit.fov import moments, sampling_positions
-from cudakit.fov_learning import learn_offsets, smooth, swirl, swirled
-from cudakit.fov_stacks import choose_places, convolutions, deformable, matching_transformer, steered_offsets, steering
 
 from .processes import python
 from .test_cli import mistake
@@ -208,7 +216,7 @@ def test_learning(photograph: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_learning_has_a_number_of_steps() -> None:
     parser = argparse.ArgumentParser()
-    fov_command.add_arguments(parser)
+    fov.add_arguments(parser)
     assert "--steps N steps of learning, with --learn (default: 100)" in " ".join(parser.format_help().split())
     assert parser.parse_args(["--learn"]).steps is None
 

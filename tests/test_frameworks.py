@@ -12,7 +12,7 @@ import pytest
 import cudakit
 from cudakit import dlpack
 from cudakit.array import numpy_pointer
-from cudakit.matrix import BRIDGES, bits
+from cudakit.cli.matrix import BRIDGES, bits
 
 from .conftest import CPU_FRAMEWORKS, devices, require
 from .deformable_problems import COORDINATES, GEOMETRIES, OPERATORS, call, draw

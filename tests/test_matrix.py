@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cudakit.matrix import BRIDGES, OPERATORS, arguments, bits, call
+from cudakit.cli.matrix import BRIDGES, OPERATORS, arguments, bits, call
 from cudakit.plan import Plan
 
 from .conftest import CPU_FRAMEWORKS, require
@@ -85,7 +85,9 @@ def test_cell(framework: str, operator: str, dtype: str, layout: str, pointers: 
 
 
 def test_as_info_tries_it() -> None:
-    done = subprocess.run([sys.executable, "-m", "cudakit.matrix", "numpy"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "cudakit.cli.matrix", "numpy"], capture_output=True, text=True, check=True
+    )
     found = json.loads(done.stdout)
     cells = [(operator, dtype) for operator in OPERATORS for dtype in BRIDGES["numpy"].dtypes]
     assert [(operator, dtype) for operator, dtype, _ in found] == cells

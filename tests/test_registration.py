@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cudakit.registration import corner_error, inverse, placement, plan_stages, register, warp, with_coverage
+from cudakit.cli.registration import corner_error, inverse, placement, plan_stages, register, warp, with_coverage
 
 
 def _photo(size: tuple[int, int]) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 
 import cudakit
 from cudakit import rounding
-from cudakit.conv_ops import NAMES as CONVOLUTION
+from cudakit.deformable.conv_ops import NAMES as CONVOLUTION
 from cudakit.op import OPS
 
 from .conftest import OUT, SIZES, Arrays, devices, draw, forget, require

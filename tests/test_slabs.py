@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import reference, sampling_plan
+from cudakit import reference
 from cudakit.array import CPU
 from cudakit.layout import packed
 from cudakit.plan import Target
+from cudakit.sampling import grid_plan
 
 from .conftest import PADDING_MODES, Arrays
 from .tolerances import assert_close, grid_away_from_knots, rounded
@@ -81,4 +82,4 @@ def test_places_far_outside_are_somebodys(
 )
 def test_how_many_slabs(batch: int, rows: int, threads: int, shares: int) -> None:
     image = packed((batch, 3, rows, 32), "float32", channels_last=False)
-    assert sampling_plan._shares(image, Target(CPU, threads)) == shares
+    assert grid_plan._shares(image, Target(CPU, threads)) == shares

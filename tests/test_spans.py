@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import conv_backward_plan, conv_sharing, deform_gradient_plan
-from cudakit.conv_cut import Convolution
-from cudakit.conv_sharing import Sharing
+from cudakit.deformable import conv_backward_plan, conv_sharing, gradient_plan
+from cudakit.deformable.conv_cut import Convolution
+from cudakit.deformable.conv_sharing import Sharing
 
 from .conftest import Arrays, forget
 from .deformable_problems import Geometry, call, check, draw
@@ -79,7 +79,7 @@ def test_columns_of_large_images(
     arrays: Arrays, rng: np.random.Generator, shared: list[Sharing], monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     """Where there is no room for sums of their own, threads share out channels."""
-    monkeypatch.setattr(deform_gradient_plan, "SUMS_BYTES", room)
+    monkeypatch.setattr(gradient_plan, "SUMS_BYTES", room)
     cudakit.set_num_threads(3)
     for operator in ("deform_col2im", "deform_im2col_backward"):
         check(arrays, operator, draw(rng, IMAGE).on(arrays))

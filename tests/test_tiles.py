@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import conv_cut, conv_plan, host, launch, splitting, units
+from cudakit import host, launch, units
+from cudakit.deformable import conv_cut, conv_plan, splitting
 
 from .conftest import Arrays
 from .conftest import forget as forget_plans

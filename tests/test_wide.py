@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import affine, deform_plan, launch, layout, op, rounding, sampling_double_plan, sampling_plan
+from cudakit import launch, layout, op, rounding
+from cudakit.deformable import column_plan
+from cudakit.sampling import affine, grid_double_plan, grid_plan
 
 from .conftest import Arrays
 from .deformable_problems import GEOMETRIES, OPERATORS, call, draw
@@ -39,7 +41,7 @@ def test_wide_arithmetic_gives_the_same_bits(
     results: Callable[[int], list[np.ndarray]], channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     narrow = results(channels)
-    for module in (sampling_plan, layout, deform_plan, affine, sampling_double_plan, rounding):
+    for module in (grid_plan, layout, column_plan, affine, grid_double_plan, rounding):
         monkeypatch.setattr(module, "is_wide", lambda *_: True)
     preludes: list[Any] = []
     render = launch.render

@@ -8,14 +8,14 @@ import numpy as np
 
 from cudakit import checks, reference
 from cudakit.array import Spec, contiguous_strides
-from cudakit.deform_geometry import Integers, deformation, numbers, output_sizes, per_dimension, window
+from cudakit.deformable.geometry import Integers, deformation, numbers, output_sizes, per_dimension, window
 from cudakit.errors import InvalidArgument
 from cudakit.fov.arrays import Floats, read
 from cudakit.fov.layers import Conv, DeformConv, Layer, SpatialTransformer
 from cudakit.fov.steps import Convolution, Step, Warp
 from cudakit.fov.windows import Box, Window, around
 from cudakit.layout import Image
-from cudakit.sampling_form import MODES, PADDING_MODES
+from cudakit.sampling.grid_form import MODES, PADDING_MODES
 
 REACHED = 1e-9  # of the largest weight: less is rounding in the coordinates of a grid
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cudakit.deform_geometry import Integers
+from cudakit.deformable.geometry import Integers
 from cudakit.fov.arrays import Floats
 from cudakit.fov.windows import Box, ConvolutionWindow, WarpWindow, around
 

@@ -5,9 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cudakit.deform_conv import deform_conv1d, deform_conv2d, deform_conv3d
-from cudakit.deform_conv_backward import deform_conv1d_backward, deform_conv2d_backward, deform_conv3d_backward
-from cudakit.deform_geometry import Integers
+from cudakit.deformable import (
+    deform_conv1d,
+    deform_conv1d_backward,
+    deform_conv2d,
+    deform_conv2d_backward,
+    deform_conv3d,
+    deform_conv3d_backward,
+)
+from cudakit.deformable.geometry import Integers
 from cudakit.fov.arrays import Floats
 from cudakit.sampling import grid_sample, grid_sample_backward
 

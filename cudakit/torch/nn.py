@@ -8,7 +8,7 @@ from torch import nn
 
 import cudakit
 from cudakit.checks import integers
-from cudakit.deform_geometry import numbers, per_dimension
+from cudakit.deformable.geometry import numbers, per_dimension
 from cudakit.errors import InvalidArgument, raised_by
 from cudakit.torch.spatial_transformer import SpatialTransformer as SpatialTransformer
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cudakit.deform_geometry import Integers, Window, paddings, per_dimension
+from cudakit.deformable.geometry import Integers, Window, paddings, per_dimension
 from cudakit.op import Op
 from cudakit.torch import Tensors
 

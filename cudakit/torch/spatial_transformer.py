@@ -9,7 +9,7 @@ from torch import nn
 import cudakit
 from cudakit.checks import boolean, choice, integers
 from cudakit.errors import InvalidArgument, raised_by
-from cudakit.sampling_form import MODES, PADDING_MODES
+from cudakit.sampling.grid_form import MODES, PADDING_MODES
 
 
 class _Affine(nn.Linear):

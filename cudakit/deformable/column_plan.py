@@ -1,0 +1,183 @@
+"""How the samples of a deformable convolution are launched; the host's and a GPU's kernels alike.
+
+The columns may lie in either data format, or in groups of the convolution one after the other.
+"""
+
+from math import gcd
+from typing import NamedTuple
+
+from cudakit.array import CPU, itemsize
+from cudakit.deformable.geometry import (
+    GEOMETRY_FIELDS,
+    Deformation,
+    Integers,
+    columns_strides,
+    geometry_values,
+)
+from cudakit.launch import Launch, load
+from cudakit.layout import CUDA_VECTOR_BYTES, Image, add_copy, chunks, cuda_lanes, host_vector, is_wide, packed, part
+from cudakit.plan import Plan, Slot, Target
+from cudakit.source import Kernel, type_constants
+from cudakit.structs import pack_tail
+
+HOST_TILE = 32
+FEW = 16  # channels that loops of constant length pay for
+LAYOUT_FIELDS = (("layout.stride", 4), ("layout.block", 1), ("layout.block_stride", 1))
+IM2COL = Kernel(
+    "deform_im2col.cu",
+    "deform_im2col",
+    "DeformIm2colParams",
+    (
+        *((name, 1) for name in ("input", "offset", "mask", "columns", "items", "tap_block")),
+        *LAYOUT_FIELDS,
+        *GEOMETRY_FIELDS,
+    ),
+    pointers=4,
+)
+
+
+class Form(NamedTuple):
+    """A kernel's compile-time sizes: pixels planned together, lanes of a pixel, channels of a lane.
+
+    `width` is the number of channels that a host always works on together, 0 where it is none or changes.
+    """
+
+    tile: int
+    lanes: int
+    vector: int
+    width: int = 0
+
+
+class Columns(NamedTuple):
+    """Columns in memory: strides (batch, channel, tap, pixel) and blocks of channels (deform.cuh: `ColumnLayout`).
+
+    `aligned` is that of a `Spec`.
+    """
+
+    strides: Integers
+    block: int
+    block_stride: int = 0
+    aligned: bool = True
+
+    @property
+    def neighbours(self) -> bool:
+        """Whether the channels of a block lie next to each other."""
+        return self.strides[1] == 1
+
+    @property
+    def fields(self) -> tuple[Integers, int, int]:
+        """The values of `LAYOUT_FIELDS`."""
+        return self.strides, self.block, self.block_stride
+
+    def span(self, d: Deformation) -> tuple[Integers, Integers]:
+        """Return (shape, strides)."""
+        blocks = d.channels // self.block
+        return (d.batch, blocks, self.block, d.taps, d.visited), (self.strides[0], self.block_stride, *self.strides[1:])
+
+
+def plain_columns(d: Deformation, aligned: bool = True) -> Columns:
+    """Return the layout of columns in the data format."""
+    return Columns(columns_strides(d), d.channels, aligned=aligned)
+
+
+def few(channels: int) -> int:
+    """Return a number of channels that kernels are compiled for, 0 where that is not worth it."""
+    return channels if channels <= FEW else 0
+
+
+def choose_form(d: Deformation, x: Image, columns: Columns, target: Target, run: int) -> Form:
+    """Choose how to read an image whose channels lie next to each other, or anyhow on a GPU; `run` of them an item."""
+    count = d.channels // d.groups
+    if target.device == CPU:
+        vector = host_vector(count)
+        if columns.block < d.channels:  # a vector does not reach into the next block
+            vector = min(vector, _power_of_two_in(gcd(count, columns.block)))
+        # Longer runs of memory where a channel's pixels are neighbours: channels are far apart.
+        even = count % run == 0 and (run <= vector or run % vector == 0)
+        width = few(min(run, vector)) if even else 0
+        return Form(2 * HOST_TILE if columns.strides[3] == 1 else HOST_TILE, 1, vector, width)
+    vector = CUDA_VECTOR_BYTES // itemsize(d.dtype)
+    steps = (count, columns.block, columns.block_stride, columns.strides[0], *columns.strides[2:])
+    neighbours = columns.neighbours and columns.aligned and x.strides[1] == 1
+    if not (neighbours and x.in_vectors(vector)) or any(step % vector for step in steps):
+        return Form(1, 1, 1)
+    return Form(1, cuda_lanes(count, vector, d.batch * d.groups * d.taps * d.visited), vector)
+
+
+def _power_of_two_in(number: int) -> int:
+    """Return the largest power of two that divides a number."""
+    return number & -number
+
+
+def wants_neighbours(d: Deformation, columns: Columns, target: Target) -> bool:
+    """Whether an image should be copied so that its channels lie next to each other."""
+    if target.device == CPU:
+        return True
+    return columns.neighbours and (d.channels // d.groups) % (CUDA_VECTOR_BYTES // itemsize(d.dtype)) == 0
+
+
+def constants(
+    d: Deformation, form: Form, *layouts: tuple[Integers, Integers], large: bool = False
+) -> dict[str, str | int]:
+    """Return the prelude of a kernel; `layouts` are the arrays that it indexes besides offsets and masks."""
+    offsets = d.batch * d.offset_channels * d.pixels
+    far = 4 * max(d.reach, *d.space)  # `FAR` of `interpolate.cuh` lies beyond such places, and sums with it fit
+    wide = is_wide(*layouts, ((offsets,), (1,)), ((far,), (1,)))
+    found = type_constants(d.dtype, d.coordinates, wide, large)
+    found |= {"NDIM": d.n, "MODE": "LINEAR", "PADDING": "ZEROS"}
+    found |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector}
+    return found | {"WIDTH": form.width} if form.width else found
+
+
+def add_im2col(
+    plan: Plan, target: Target, d: Deformation, x: Image, columns: Columns, slots: tuple[Slot, Slot, Slot, Slot]
+) -> None:
+    """Append `deform_im2col`; `slots` are those of input, offset, mask and columns."""
+    form = choose_form(d, x, columns, target, d.channels // d.groups)
+    pairs, places = d.groups * d.taps, d.batch * -(-d.visited // form.tile)
+    # One tap at a time gives a GPU the most threads, and keeps to few pages where the pixels of columns are neighbours;
+    # else more of them share what a tile's pixels have in common.
+    alone = target.device != CPU or columns.strides[3] == 1
+    block = 1 if alone else -(-pairs // max(1, -(-4 * target.threads // places)))
+    items = places * -(-pairs // block)
+    layouts = (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,))
+    defined = constants(d, form, *layouts, large=target.bypasses_cache(slots[3]))
+    tail = pack_tail(IM2COL, items, block, *columns.fields, *geometry_values(d, x.strides))
+    kernel = load(IM2COL, tuple(defined.items()), target.device)
+    work = d.batch * d.channels * d.taps * d.visited
+    plan.launch(Launch(kernel, tail, items, 1, work, target.threads), *slots)
+
+
+def plan_columns(plan: Plan, target: Target, d: Deformation, x: Image, slots: tuple[Slot, Slot, Slot, Slot]) -> None:
+    """Append `deform_im2col` with an input in any `flat` layout; `slots` are those of input, offset, mask, columns."""
+    columns, item = plain_columns(d), itemsize(d.dtype)
+    if x.strides[1] == 1 or not wants_neighbours(d, columns, target):
+        add_im2col(plan, target, d, x, columns, slots)
+        return
+    last = packed(x.shape, x.dtype, channels_last=True)
+    rounds = list(chunks(x, target))
+    space = plan.workspace(rounds[0][1] * last.strides[0] * item)
+    for first, count in rounds:
+        source = (slots[0].at(first * x.strides[0] * item), part(x, count))
+        add_copy(plan, target, source, (space, part(last, count)))
+        offset, mask = coordinates_from(d, first, slots[1], slots[2])
+        to = slots[3].at(first * columns.strides[0] * item)
+        add_im2col(plan, target, d.part(count), part(last, count), columns, (space, offset, mask, to))
+
+
+def wants_copy(x: Image, grad: Image | None, *, neighbours: bool) -> bool:
+    """Whether an image must be copied before it is read.
+
+    That is where its channels should be neighbours and are not, or beside a gradient that lies otherwise: a tap has one
+    offset in both, so their dimensions must have the same strides.
+    """
+    apart = grad is not None and x.strides[2:] != grad.strides[2:]
+    return apart or (neighbours and x.strides[1] != 1)
+
+
+def coordinates_from(d: Deformation, first: int, offset: Slot, mask: Slot) -> tuple[Slot, Slot]:
+    """Return the slots of offsets and masks, or of their gradients, from the image `first` on."""
+    return (
+        offset.at(first * d.coordinate_bytes(d.offset_channels)),
+        mask.at(first * d.coordinate_bytes(d.mask_channels)),
+    )

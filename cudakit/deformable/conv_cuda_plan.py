@@ -1,0 +1,154 @@
+"""How a deformable convolution and its gradients are launched on a GPU: columns, and matrix products by cuBLAS.
+
+Only `Multiply` needs a GPU.
+"""
+
+from cudakit.array import itemsize
+from cudakit.deformable.column_plan import coordinates_from
+from cudakit.deformable.conv_blocks import Block, Work, columns_of
+from cudakit.deformable.conv_cut import Convolution
+from cudakit.deformable.conv_input_gradient import InputGradient
+from cudakit.deformable.conv_plan import Slots
+from cudakit.deformable.gradient_plan import Gradients, add_gradients
+from cudakit.layout import Image, accumulator, add_copy, part
+from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.product import Multiply, Product
+from cudakit.rounding import anchor_bytes
+
+
+def turned(strides: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the strides of the transposed matrices."""
+    row, column, matrix = strides
+    return column, row, matrix
+
+
+def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
+    """Append the convolution."""
+    work = Work(plan, target, conv, slots, turns=conv.groups > 1)
+    d, depth = conv.d, work.depth
+    for first, count, blocks in work.rounds():
+        if slots.bias != NULL:
+            goal = part(work.outputs.layout, count)
+            spread = Image(goal.shape, (0, 1, *(0,) * d.n), d.dtype)
+            add_copy(plan, target, (slots.bias, spread), (work.outputs.at(output, first), goal))
+        for block in blocks:
+            work.sample(block)
+            of = work.operands(block)
+            product = Product(
+                *(d.dtype, d.dtype, (of.pixels, work.outputs_of_group, depth), of.matrices),
+                a=of.columns,
+                b=(1, depth, of.weights),
+                c=of.outputs,
+                add=slots.bias != NULL,
+                tf32=conv.tf32,
+            )
+            to = work.outputs.at(output, block.first, block.first_pixel)
+            plan.multiply(Multiply(product, target.device), work.columns, work.weight, to)
+        work.outputs.move(output, first, count, back=True)
+
+
+class _Backward:
+    """Appends the gradients of one call; `results` are the slots of the gradients, null where not wanted."""
+
+    def __init__(self, plan: Plan, target: Target, conv: Convolution, slots: Slots, grad: Slot, results: Slots) -> None:
+        self.conv, self.grad_output, self.results = conv, grad, results
+        d = conv.d
+        wide = itemsize(accumulator(d.dtype))
+        self.by_input = InputGradient(target, conv, columns_of(d, conv.groups), results.input)
+        self.slopes = results.offset != NULL or results.mask != NULL
+        weights = conv.out_channels * d.taps * (d.channels // conv.groups) * wide * (results.weight != NULL)
+        reads = self.slopes or results.weight != NULL
+        self.work = Work(
+            *(plan, target, conv, slots),
+            reads=reads,
+            turns=bool(weights) or conv.groups > 1,
+            grad=None if results.input == NULL else self.by_input.layout,
+            image_bytes=self.by_input.image_bytes,
+            fixed_bytes=weights + anchor_bytes(target),
+        )
+        self.by_input.allocate(plan, target, self.work.images, slots, grad)
+        self.weights = plan.workspace(weights) if weights else NULL
+        if weights:
+            plan.zero(self.weights, weights, target.device)
+
+    def run(self) -> None:
+        """Append all launches."""
+        work, results, d = self.work, self.results, self.conv.d
+        for first, count, blocks in work.rounds():
+            work.outputs.move(self.grad_output, first, count)
+            added = self.by_input.begin(first, count)
+            for block in blocks:
+                self._visit(block, added)
+            self.by_input.end(first, count)
+        if results.weight != NULL:
+            tap_fastest, channel_fastest = self.conv.weight_layouts(accumulator(d.dtype))
+            source = (self.weights, channel_fastest)
+            add_copy(work.plan, work.target, source, (results.weight, tap_fastest))
+
+    def _visit(self, block: Block, grad_input: Slot) -> None:
+        """Append what one block's columns are for."""
+        work, results = self.work, self.results
+        if self.slopes or results.input != NULL:
+            self._multiply_columns(block)
+            d = work.visit(block)
+            offset, mask = coordinates_from(self.conv.d, block.first, work.slots.offset, work.slots.mask)
+            grads = coordinates_from(self.conv.d, block.first, results.offset, results.mask)
+            reads = self.slopes or results.weight != NULL
+            slots = Gradients(
+                *(work.image(block.first) if reads else NULL, offset, mask, work.columns),
+                samples=work.columns if results.weight != NULL else NULL,
+                grad_input=grad_input,
+                grad_offset=grads[0],
+                grad_mask=grads[1],
+                anchors=self.by_input.anchors,
+            )
+            x, grad = part(work.inputs.layout, block.images), part(self.by_input.layout, block.images)
+            columns, adding = columns_of(d, self.conv.groups), self.by_input.adding
+            add_gradients(work.plan, work.target, d, x, grad, columns, slots, adding)
+        else:
+            work.sample(block)
+        if results.weight != NULL:
+            self._multiply_weights(block)
+
+    def _multiply_columns(self, block: Block) -> None:
+        """Append columns = grad_output @ weights."""
+        work, d, of = self.work, self.conv.d, self.work.operands(block)
+        product = Product(
+            *(d.dtype, d.dtype, (of.pixels, work.depth, work.outputs_of_group), of.matrices),
+            a=of.outputs,
+            b=(work.depth, 1, of.weights),
+            c=of.columns,
+            add=False,
+            tf32=self.conv.tf32,
+        )
+        self._multiply(product, self._grad_of(block), work.weight, work.columns)
+
+    def _multiply_weights(self, block: Block) -> None:
+        """Append weights += grad_output.T @ columns.
+
+        The pixels of all images are one sum: its length can occupy a GPU, where the size of the weights cannot.
+        """
+        work, d, of = self.work, self.conv.d, self.work.operands(block)
+        product = Product(
+            *(d.dtype, accumulator(d.dtype), (work.outputs_of_group, work.depth, of.pixels), of.matrices),
+            a=turned(of.outputs),
+            b=of.columns,
+            c=(work.depth, 1, of.weights),
+            add=True,
+            tf32=self.conv.tf32,
+        )
+        self._multiply(product, self._grad_of(block), work.columns, self.weights)
+
+    def _grad_of(self, block: Block) -> Slot:
+        """Return the slot of the outputs' gradients."""
+        return self.work.outputs.at(self.grad_output, block.first, block.first_pixel)
+
+    def _multiply(self, product: Product, *slots: Slot) -> None:
+        self.work.plan.multiply(Multiply(product, self.work.target.device), *slots)
+
+
+def plan_backward(
+    plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
+) -> None:
+    """Append the gradients that `results` has slots for; that of the bias is not among them."""
+    _Backward(plan, target, conv, slots, grad_output, results).run()

@@ -1,0 +1,254 @@
+"""How a deformable convolution whose channels are groups of their own is launched on a GPU, without columns."""
+
+from collections.abc import Iterator
+
+from cudakit import checks
+from cudakit.array import itemsize
+from cudakit.deformable.column_plan import (
+    Columns,
+    Form,
+    choose_form,
+    constants,
+    coordinates_from,
+    wants_copy,
+    wants_neighbours,
+)
+from cudakit.deformable.conv_blocks import Staged
+from cudakit.deformable.conv_cut import Convolution
+from cudakit.deformable.conv_input_gradient import InputGradient
+from cudakit.deformable.conv_plan import Slots
+from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
+from cudakit.deformable.gradient_plan import Gradients, add_gradients
+from cudakit.launch import Launch, load
+from cudakit.layout import (
+    CUDA_COPY_BYTES,
+    CUDA_THREADS,
+    CUDA_VECTOR_BYTES,
+    Image,
+    accumulator,
+    add_copy,
+    add_sum,
+    cuda_lanes,
+    packed,
+    part,
+)
+from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.rounding import anchor_bytes
+from cudakit.source import Kernel
+from cudakit.structs import pack_tail
+from cudakit.workspace import ALIGNMENT
+
+WORKSPACES = 7  # at most
+FEWEST_PIXELS = 4  # of a thread that adds up gradients of weights
+FIELDS = (
+    *((name, 1) for name in ("input", "offset", "mask", "weight", "bias", "output", "sums")),
+    *((name, 1) for name in ("items", "blocks", "chunks", "opens")),
+    ("output_stride", 3),
+    *GEOMETRY_FIELDS,
+)
+FORWARD, WEIGHTS = (
+    Kernel("deform_depthwise.cu", name, "DepthwiseParams", FIELDS, pointers=7)
+    for name in ("deform_depthwise", "deform_depthwise_weights")
+)
+
+
+def _as_columns(y: Image) -> Columns:
+    """Return an output's layout as that of columns which all taps share."""
+    return Columns((y.strides[0], y.strides[1], 0, y.strides[-1]), y.shape[1])
+
+
+class _Work:
+    """What the launches of one call share.
+
+    Parameters
+    ----------
+    plan, target
+        What to append to, and for what.
+    conv : Convolution
+        The call.
+    slots : Slots
+        Of its arrays.
+    reads : bool
+        Whether the input is read.
+    grad : Image, optional
+        How the gradient of the input is added up, where it is wanted.
+    image_bytes, fixed_bytes : int
+        Temporary memory besides what is copied, for an image and for all.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        target: Target,
+        conv: Convolution,
+        slots: Slots,
+        *,
+        reads: bool = True,
+        grad: Image | None = None,
+        image_bytes: int = 0,
+        fixed_bytes: int = 0,
+    ) -> None:
+        self.plan, self.target, self.conv, self.slots = plan, target, conv, slots
+        d, x, y = conv.d, conv.input, conv.output
+        self.item = itemsize(d.dtype)
+        last = packed(y.shape, d.dtype, channels_last=True)
+        self.vectors = wants_neighbours(d, _as_columns(last), target)
+        apart = wants_copy(x, grad, neighbours=False)
+        image = packed(x.shape, d.dtype, channels_last=d.last or self.vectors)
+        copied, turned = reads and (apart or self._scattered(x)), self._scattered(y)
+        image_bytes += (image.strides[0] * copied + last.strides[0] * turned) * self.item
+        weight_bytes = d.channels * d.taps * self.item
+        self.images = self._images(image_bytes, fixed_bytes + WORKSPACES * ALIGNMENT + weight_bytes)
+        self.inputs = Staged(plan, target, x if reads else image, image if copied else None, self.images)
+        self.outputs = Staged(plan, target, y, last if turned else None, self.images)
+        self.weight = plan.workspace(weight_bytes)
+        source, goal = self.weight_layouts
+        add_copy(plan, target, (slots.weight, source), (self.weight, goal))
+
+    def _scattered(self, one: Image) -> bool:
+        """Whether channels should be read in vectors, and are not where that is possible."""
+        return self.vectors and not (one.strides[1] == 1 and one.in_vectors(CUDA_VECTOR_BYTES // self.item))
+
+    def _images(self, image_bytes: int, fixed: int) -> int:
+        """Return how many images are visited at a time."""
+        limit, batch = self.conv.workspace, self.conv.d.batch
+        checks.workspace(limit, fixed + image_bytes)
+        if not image_bytes:
+            return batch
+        room = CUDA_COPY_BYTES if limit is None else min(CUDA_COPY_BYTES, limit - fixed)
+        return min(batch, max(1, room // image_bytes))
+
+    @property
+    def weight_layouts(self) -> tuple[Image, Image]:
+        """Weights as an image with taps for pixels: as the caller has them, and with the channel fastest."""
+        shape, dtype = (1, self.conv.d.channels, self.conv.d.taps), self.conv.d.dtype
+        return packed(shape, dtype, channels_last=False), packed(shape, dtype, channels_last=True)
+
+    def rounds(self) -> Iterator[tuple[int, int, Slot]]:
+        """Yield (first image, images, slot of these images) after appending their copy."""
+        for first, count in self.inputs.rounds(self.slots.input, self.conv.d.batch):
+            yield first, count, self.inputs.at(self.slots.input, first)
+
+    def form(self, places: int) -> Form:
+        """Return how threads share out the channels of so many places."""
+        d = self.conv.d
+        count = d.channels // d.groups
+        form = choose_form(d, self.inputs.layout, _as_columns(self.outputs.layout), self.target, count)
+        return form if form.lanes == 1 else form._replace(lanes=cuda_lanes(count, form.vector, places))
+
+    def launch(
+        self, kernel: Kernel, form: Form, places: int, d: Deformation, *slots: Slot, chunks: int = 1, opens: bool = True
+    ) -> None:
+        """Append a launch that visits so many places in blocks of channels; `slots` are its pointers."""
+        blocks = self.blocks(form)
+        items = places * blocks * d.groups
+        x, y = self.inputs.layout, part(self.outputs.layout, d.batch)
+        sizes = (items * form.lanes, chunks * d.taps * d.channels)
+        defined = constants(d, form, (x.shape, x.strides), (y.shape, y.strides), *(((size,), (1,)) for size in sizes))
+        strides = (*y.strides[:2], y.strides[-1])
+        tail = pack_tail(kernel, items, blocks, chunks, int(opens), strides, *geometry_values(d, x.strides))
+        loaded = load(kernel, tuple(defined.items()), self.target.device)
+        work = d.batch * d.channels * d.taps * d.pixels
+        self.plan.launch(Launch(loaded, tail, items, 1, work, self.target.threads), *slots)
+
+    def blocks(self, form: Form) -> int:
+        """Return in how many blocks the channels of an offset group come."""
+        return -(-self.conv.d.channels // (self.conv.d.groups * form.lanes * form.vector))
+
+
+def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
+    """Append the convolution."""
+    work = _Work(plan, target, conv, slots)
+    d = conv.d
+    for first, count, image in work.rounds():
+        offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
+        places = count * d.pixels
+        pointers = (image, offset, mask, work.weight, slots.bias, work.outputs.at(output, first), NULL)
+        work.launch(FORWARD, work.form(places), places, d.part(count), *pointers)
+        work.outputs.move(output, first, count, back=True)
+
+
+class _Backward:
+    """Appends the gradients of one call; `results` are the slots of the gradients, null where not wanted."""
+
+    def __init__(self, plan: Plan, target: Target, conv: Convolution, slots: Slots, grad: Slot, results: Slots) -> None:
+        d = conv.d
+        self.grad_output, self.results = grad, results
+        last = _as_columns(packed(conv.output.shape, d.dtype, channels_last=True))
+        self.by_input = InputGradient(target, conv, last, results.input)
+        self.slopes = results.offset != NULL or results.mask != NULL
+        self.sum_bytes = d.channels * d.taps * itemsize(accumulator(d.dtype))
+        weights = (self.sum_bytes + d.channels * d.taps * itemsize(d.dtype)) * (results.weight != NULL)
+        self.work = work = _Work(
+            *(plan, target, conv, slots),
+            reads=self.slopes or results.weight != NULL,
+            grad=None if results.input == NULL else self.by_input.layout,
+            image_bytes=self.by_input.image_bytes,
+            fixed_bytes=weights + anchor_bytes(target),
+        )
+        self.by_input.allocate(plan, target, work.images, slots, grad)
+        if weights:
+            self.totals = plan.workspace(weights - self.sum_bytes)
+            self.form = work.form(d.taps * -(-work.images * d.pixels // FEWEST_PIXELS))
+            self.chunks = self._chunks()
+            self.sums = plan.workspace(self.chunks * self.sum_bytes)
+
+    def _chunks(self) -> int:
+        """Return in how many chunks the pixels of a round are, each with sums of its own."""
+        work, d = self.work, self.work.conv.d
+        most = -(-work.images * d.pixels // FEWEST_PIXELS)
+        if work.conv.workspace is not None:
+            room = work.conv.workspace - work.plan.taken
+            most = min(most, room // ALIGNMENT * ALIGNMENT // self.sum_bytes)
+        return min(most, -(-CUDA_THREADS // (d.taps * d.groups * work.blocks(self.form) * self.form.lanes)))
+
+    def run(self) -> None:
+        """Append all launches."""
+        work = self.work
+        for first, count, image in work.rounds():
+            work.outputs.move(self.grad_output, first, count)
+            grad = work.outputs.at(self.grad_output, first)
+            if self.slopes or self.results.input != NULL:
+                self._add_gradients(first, count, image, grad)
+            if self.results.weight != NULL:
+                offset, mask = coordinates_from(work.conv.d, first, work.slots.offset, work.slots.mask)
+                pointers = (image, offset, mask, NULL, NULL, grad, self.sums)
+                places, d = self.chunks * work.conv.d.taps, work.conv.d.part(count)
+                work.launch(WEIGHTS, self.form, places, d, *pointers, chunks=self.chunks, opens=first == 0)
+        if self.results.weight != NULL:
+            self._add_up()
+
+    def _add_gradients(self, first: int, count: int, image: Slot, grad_output: Slot) -> None:
+        """Append the gradients of a round by the input, offsets and masks."""
+        work, results, d = self.work, self.results, self.work.conv.d
+        coordinates = coordinates_from(d, first, work.slots.offset, work.slots.mask)
+        grads = coordinates_from(d, first, results.offset, results.mask)
+        slots = Gradients(
+            *(image if self.slopes else NULL, *coordinates, grad_output),
+            weight=work.weight,
+            grad_input=self.by_input.begin(first, count),
+            grad_offset=grads[0],
+            grad_mask=grads[1],
+            anchors=self.by_input.anchors,
+        )
+        y = part(work.outputs.layout, count)
+        layouts = (part(work.inputs.layout, count), part(self.by_input.layout, count), _as_columns(y))
+        add_gradients(work.plan, work.target, d.part(count), *layouts, slots, self.by_input.adding)
+        self.by_input.end(first, count)
+
+    def _add_up(self) -> None:
+        """Append the weights' gradients from the sums of chunks."""
+        work, d = self.work, self.work.conv.d
+        size, limit = d.taps * d.channels, work.conv.workspace
+        room = None if limit is None else limit - work.plan.taken
+        source, goal = (self.sums, accumulator(d.dtype)), (self.totals, d.dtype)
+        add_sum(work.plan, work.target, source, goal, (size, 1, self.chunks), (1, 0, size), room=room)
+        layout, packed_layout = work.weight_layouts
+        add_copy(work.plan, work.target, (self.totals, packed_layout), (self.results.weight, layout))
+
+
+def plan_backward(
+    plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
+) -> None:
+    """Append the gradients that `results` has slots for; that of the bias is not among them."""
+    _Backward(plan, target, conv, slots, grad_output, results).run()

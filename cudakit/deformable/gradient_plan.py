@@ -1,0 +1,210 @@
+"""How the gradients of a deformable convolution's samples are launched; the host's and a GPU's kernels alike."""
+
+from math import gcd, prod
+from typing import NamedTuple
+
+from cudakit.array import CPU, itemsize
+from cudakit.deformable.column_plan import (
+    HOST_TILE,
+    LAYOUT_FIELDS,
+    Columns,
+    choose_form,
+    constants,
+    coordinates_from,
+    wants_copy,
+    wants_neighbours,
+)
+from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
+from cudakit.launch import Launch, load
+from cudakit.layout import SUMS_BYTES, Image, add_copy, add_sums, chunks, packed, part
+from cudakit.plan import NULL, Plan, Slot, Target, clears
+from cudakit.rounding import add_anchors, flat, rounded_parts, sum_dtype
+from cudakit.source import Kernel
+from cudakit.structs import pack_tail
+
+COL2IM = Kernel(
+    "deform_col2im.cu",
+    "deform_col2im",
+    "DeformCol2imParams",
+    (
+        *((name, 1) for name in ("input", "offset", "mask", "columns", "weight")),
+        *((name, 1) for name in ("samples", "grad_input", "grad_offset", "grad_mask", "anchors")),
+        *((name, 1) for name in ("items", "spans", "span_stride", "opens", "channel_block")),
+        ("grad_stride", 5),
+        *LAYOUT_FIELDS,
+        *GEOMETRY_FIELDS,
+    ),
+    pointers=10,
+)
+
+
+class Gradients(NamedTuple):
+    """The slots of `deform_col2im`, in the order of its parameters; with weights, columns are gradients of outputs."""
+
+    input: Slot = NULL
+    offset: Slot = NULL
+    mask: Slot = NULL
+    columns: Slot = NULL
+    weight: Slot = NULL
+    samples: Slot = NULL
+    grad_input: Slot = NULL
+    grad_offset: Slot = NULL
+    grad_mask: Slot = NULL
+    anchors: Slot = NULL
+
+
+class Adding(NamedTuple):
+    """How the gradient by the input is added up.
+
+    `spans` parts of each image's pixels add to gradients of the image of their own, one behind the other. `opens`: the
+    gradient is not there yet, rather than added to; on a CPU only. `rounded`: in how many parts numbers are added up
+    that are rounded, 0 if they are not.
+    """
+
+    spans: int = 1
+    opens: bool = False
+    rounded: int = 0
+
+    @property
+    def sums(self) -> int:
+        """Sums for each element, in as many images one behind the other."""
+        return self.spans * max(self.rounded, 1)
+
+
+def add_gradients(
+    plan: Plan,
+    target: Target,
+    d: Deformation,
+    x: Image,
+    grad: Image,
+    columns: Columns,
+    slots: Gradients,
+    adding: Adding,
+) -> None:
+    """Append `deform_col2im`, in two launches where one would leave CPU threads without work."""
+    groups = d.batch * d.groups * adding.spans
+    together = target.device != CPU or groups % target.threads == 0 or groups >= 4 * target.threads
+    if slots.grad_input == NULL or slots.input == NULL or together:
+        _add_col2im(plan, target, d, x, grad, columns, slots, adding)
+        return
+    alone = Gradients(NULL, slots.offset, slots.mask, slots.columns, grad_input=slots.grad_input)
+    _add_col2im(plan, target, d, x, grad, columns, alone, adding)
+    _add_col2im(plan, target, d, x, grad, columns, slots._replace(grad_input=NULL), Adding())
+
+
+def _add_col2im(
+    plan: Plan,
+    target: Target,
+    d: Deformation,
+    x: Image,
+    grad: Image,
+    columns: Columns,
+    slots: Gradients,
+    adding: Adding,
+) -> None:
+    count, spans = d.channels // d.groups, adding.spans
+    blocks = 1
+    if target.device == CPU and slots.input == NULL:
+        blocks = min(count, -(-target.threads // (d.batch * d.groups * spans)))
+    block = -(-count // blocks)
+    form = choose_form(d, x if slots.input != NULL else grad, columns, target, block)
+    tiles = -(-d.visited // form.tile)
+    together = d.taps * -(-tiles // spans)  # items of a span
+    items = d.groups * -(-count // block) * d.batch * spans * together
+    layouts = [(x.shape, x.strides), (grad.shape, grad.strides), columns.span(d)]
+    defined = constants(d, form, *layouts, ((items * form.lanes,), (1,)))
+    if slots.weight != NULL:
+        defined["WEIGHTED"] = 1
+    if slots.grad_input != NULL and adding.rounded:
+        defined["ROUNDED"] = adding.rounded
+    places = (items, spans, d.batch * grad.strides[0], int(adding.opens), block)
+    tail = pack_tail(COL2IM, *places, grad.strides, *columns.fields, *geometry_values(d, x.strides))
+    kernel = load(COL2IM, tuple(defined.items()), target.device)
+    work = d.batch * d.channels * d.taps * d.visited
+    grain = 1 if slots.grad_input == NULL else together
+    plan.launch(Launch(kernel, tail, items, grain, work, target.threads), *slots)
+
+
+def _spans(d: Deformation, grad: Image, target: Target) -> int:
+    """Return into how many spans to cut the pixels of images, so that all threads have as much to do."""
+    groups = d.batch * d.groups
+    if target.device != CPU or groups >= 4 * target.threads:
+        return 1
+    room = SUMS_BYTES // (d.batch * grad.strides[0] * itemsize(grad.dtype))
+    tiles = -(-d.visited // (2 * HOST_TILE))
+    return max(1, min(target.threads // gcd(groups, target.threads), tiles, room))
+
+
+def gradient_layouts(d: Deformation, target: Target, columns: Columns) -> tuple[Image, Image]:
+    """Return how the gradient of the input lies in the end and while it is added up."""
+    shape = (d.batch, d.channels, *d.space)
+    last = d.last or wants_neighbours(d, columns, target)
+    return (
+        packed(shape, d.dtype, channels_last=d.last),
+        packed(shape, sum_dtype(d.dtype, target), channels_last=last),
+    )
+
+
+def plan_gradients(
+    plan: Plan, target: Target, d: Deformation, x: Image | None, columns: Columns, slots: Gradients
+) -> None:
+    """Append what `deform_col2im` and the gradients of `deform_im2col` launch.
+
+    `x` is the layout of the input, None where it is not read; columns and `slots.grad_input`, a result, are in the data
+    format.
+    """
+    item = itemsize(d.dtype)
+    final, grad = gradient_layouts(d, target, columns)
+    wanted, turned = slots.grad_input != NULL, grad != final
+    copied = x is not None and wants_copy(x, grad if wanted else None, neighbours=wants_neighbours(d, columns, target))
+    layout = x if x is not None and not copied else grad._replace(dtype=d.dtype)
+    rounds = list(chunks(final, target)) if copied or (wanted and turned) else [(0, d.batch)]
+    image, most = d.channels * prod(d.space), rounds[0][1]
+    spans = _spans(d.part(most), grad, target) if wanted else 1
+    adding = Adding(spans, clears(target), rounded_parts(d.dtype, target, corner_terms(d)))
+    parts = adding.sums
+    space = plan.workspace(most * image * item) if copied else NULL
+    summed = wanted and (turned or parts > 1)
+    total = plan.workspace(parts * most * image * itemsize(grad.dtype)) if summed else NULL
+    anchors = _add_anchors(plan, target, d, slots) if summed else NULL
+    for first, count in rounds:
+        source = slots.input.at(first * (x.strides[0] if x else 0) * item)
+        if copied and x is not None:
+            add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)))
+        goal = slots.grad_input.at(first * final.strides[0] * item)
+        if summed and not clears(target):
+            plan.zero(total, parts * count * image * itemsize(grad.dtype), target.device)
+        offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
+        grad_offset, grad_mask = coordinates_from(d, first, slots.grad_offset, slots.grad_mask)
+        where = Gradients(
+            *(space if copied else source, offset, mask, slots.columns.at(first * columns.strides[0] * item)),
+            grad_input=total if summed else goal,
+            grad_offset=grad_offset,
+            grad_mask=grad_mask,
+            anchors=anchors,
+        )
+        some = d.part(count), part(layout, count), part(grad, count)
+        add_gradients(plan, target, *some, columns, where, adding)
+        if summed:
+            add_sums(plan, target, parts, (total, part(grad, count)), (goal, part(final, count)))
+
+
+def _add_anchors(plan: Plan, target: Target, d: Deformation, slots: Gradients) -> Slot:
+    """Append what finds the anchors of sums of columns."""
+    factors = [(slots.columns, flat_columns(d)), (slots.mask, flat_masks(d))]
+    return add_anchors(plan, target, [factors], corner_terms(d))
+
+
+def flat_columns(d: Deformation) -> Image:
+    """Return the columns as one row of numbers."""
+    return flat(d.batch * d.channels * d.taps * d.pixels, d.dtype)
+
+
+def flat_masks(d: Deformation) -> Image:
+    """Return the masks as one row of numbers."""
+    return flat(d.batch * d.groups * d.taps * d.pixels, d.coordinates)
+
+
+def corner_terms(d: Deformation) -> int:
+    """Return how many numbers are added to an element of an image's gradient at most."""
+    return d.taps * d.pixels << d.n

@@ -1,0 +1,107 @@
+"""How the gradients of `grid_sample`'s gradients are launched."""
+
+from math import prod
+
+from cudakit.array import CPU, Spec
+from cudakit.double_backward import Result, add_packed, choose_vector
+from cudakit.launch import Launch, load
+from cudakit.layout import Image, is_wide, packed
+from cudakit.plan import NULL, Output, Plan, Slot, Target
+from cudakit.rounding import add_anchors, flat, rounded_parts
+from cudakit.sampling.grid_form import HOST_TILE, MODE_CONSTANTS, even_group
+from cudakit.sampling.grid_plan import SAMPLE_FIELDS, Sampling
+from cudakit.source import Kernel, type_constants
+from cudakit.structs import pack_tail
+
+FIELDS = (("input_tangent", 1), ("grid_tangent", 1), *((f"call.{name}", count) for name, count in SAMPLE_FIELDS))
+KERNELS = {
+    name: Kernel("grid_sample_double_backward.cu", name, "GridSampleDoubleParams", FIELDS, pointers=9)
+    for name in ("grid_sample_planar_double_backward", "grid_sample_double_backward")
+}
+FEW_CHANNELS = 15  # up to here a CPU takes a tile of samples at a time rather than all channels of one
+
+
+def plan_double_backward(
+    call: Sampling,
+    images: tuple[Image | None, Image],
+    specs: tuple[Spec | None, ...],
+    needs: tuple[str, ...],
+    target: Target,
+    *,
+    last: bool,
+) -> Plan:
+    """Plan the gradients of `grid_sample`'s gradients.
+
+    `specs` are those of the operator's arrays; `images` are how the gradient by the gradient of the input lies, if
+    there is one, and the gradient by the output.
+    """
+    (tangent, grad), (_, by_grid, grad_spec, input, grid) = images, specs
+    assert grad_spec is not None and input is not None and grid is not None
+    x = call.input
+    empty = 0 in grad.shape or 0 in x.shape
+    planar = target.device == CPU and x.shape[1] <= FEW_CHANNELS
+    neighbours = last or not planar
+    sample = Result.written(grad.shape, x.dtype, last=last, neighbours=neighbours)
+    total = Result.added(x.shape, x.dtype, target, _terms(call), last=last, neighbours=neighbours)
+    results = (
+        sample.output(grad_spec.shape, empty=empty) if "grad_output" in needs else None,
+        total.output(input.shape, empty=empty) if "input" in needs else None,
+        Output(grid.shape, grid.dtype, zero=empty) if "grid" in needs else None,
+    )
+    plan = Plan(5, results)
+    if empty or not needs:
+        return plan
+    made, sums = sample.begin(plan, target, plan.result(0)), total.begin(plan, target, plan.result(1))
+    read = NULL if needs == ("grad_output",) else plan.input(2)
+    slots = (
+        NULL if tangent is None else add_packed(plan, target, plan.input(0), tangent, last=neighbours),
+        NULL if by_grid is None else plan.input(1),
+        add_packed(plan, target, plan.input(3), x, last=neighbours),
+        plan.input(4),
+        made,
+        add_packed(plan, target, read, grad, last=neighbours),
+        *(sums, plan.result(2), NULL if sums == NULL else _add_anchors(plan, target, call, grad)),
+    )
+    layout = packed(x.shape, x.dtype, channels_last=neighbours)
+    plan.launch(_launch(call._replace(input=layout), sample.made, target, planar, "input" in needs), *slots)
+    sample.end(plan, target, made, plan.result(0))
+    total.end(plan, target, sums, plan.result(1))
+    return plan
+
+
+def _terms(call: Sampling) -> int:
+    """Return how many products are added to an element of the gradient by the input at most: see `_add_anchors`."""
+    return call.terms * len(call.input.space)
+
+
+def _add_anchors(plan: Plan, target: Target, call: Sampling, grad: Image) -> Slot:
+    """Append what finds the anchors of sums of (s_1 w_1 p_1' + ...) g, where w_i < 2, and scales s_i <= size / 2."""
+    x = call.input
+    velocities = flat(x.shape[0] * call.pixels * len(x.space), call.grid_dtype)
+    product = [(plan.input(1), velocities), (plan.input(2), grad)]
+    return add_anchors(plan, target, [product], _terms(call), power=max(x.space).bit_length())
+
+
+def _launch(call: Sampling, output: Image, target: Target, planar: bool, added: bool) -> Launch:
+    x, n = call.input, len(call.input.space)
+    tile = HOST_TILE if planar else 1
+    tiles = -(-call.pixels // tile)
+    items = x.shape[0] * tiles
+    lanes, vector = (1, 1) if planar else choose_vector(x.shape[1], x.dtype, items, target)
+    layouts = (x.shape, x.strides), (output.shape, output.strides), ((items * max(lanes, n) * tile,), (1,))
+    constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts))
+    constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
+    constants |= {"TILE": tile, "LANES": lanes, "VEC": vector, "GROUP": even_group(x.shape[1]) if planar else 1}
+    constants |= {"WINDOW": 0, "SLABS": 0, "NEAR": 0}
+    if added and target.reproducible:
+        constants["ROUNDED"] = rounded_parts(x.dtype, target, _terms(call))
+    kernel = KERNELS["grid_sample_planar_double_backward" if planar else "grid_sample_double_backward"]
+    tail = pack_tail(
+        kernel,
+        *(items, *x.shape[:2], x.shape[1], 1, call.pixels, int(call.align_corners), 0),
+        *(x.space, x.strides),
+        *((*output.strides[:2], output.strides[-1]), x.strides),
+    )
+    loaded = load(kernel, tuple(constants.items()), target.device)
+    work = prod(x.shape[:2]) * call.pixels * call.taps
+    return Launch(loaded, tail, items, tiles if added else 1, work, target.threads)

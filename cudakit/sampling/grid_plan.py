@@ -1,0 +1,274 @@
+"""How the spatial transformer's operators are launched: which form of a kernel, on which layout, in which pieces.
+
+An image of many channels that comes channels-first is copied to channels-last in between, which costs less than it
+saves.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
+
+from cudakit.array import CPU, itemsize
+from cudakit.caches import second_bytes
+from cudakit.launch import Launch, load
+from cudakit.layout import Image, add_copy, add_sums, chunks, cuda_block, is_wide, packed, part
+from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
+from cudakit.rounding import add_anchors, rounded_parts, sum_dtype
+from cudakit.sampling.grid_form import MODE_CONSTANTS, TAPS, Form, choose_form, row_window
+from cudakit.source import Kernel, type_constants
+from cudakit.structs import pack_tail
+
+MANY_CHANNELS = {"nearest": 32, "bilinear": 16, "bicubic": 16}  # from here on channels-first is copied to channels-last
+PLANNING = 0.2  # of the time of an image's gradient, what each slab takes beyond its part
+
+SAMPLE_FIELDS = (
+    *((name, 1) for name in ("input", "grid", "output", "grad_output", "grad_input", "grad_grid", "anchors")),
+    *((name, 1) for name in ("items", "batch", "channels", "channel_block", "slabs", "pixels")),
+    *((name, 1) for name in ("align_corners", "looks_ahead")),
+    *(("size", 3), ("input_stride", 5), ("output_stride", 3), ("grad_stride", 5)),
+)
+SAMPLE_KERNELS = {
+    name: Kernel("grid_sample.cu", name, "GridSampleParams", SAMPLE_FIELDS, pointers=7)
+    for name in (
+        "grid_sample_planar",
+        "grid_sample_planar_backward",
+        "grid_sample_channels",
+        "grid_sample_channels_backward",
+    )
+}
+
+
+class Sampling(NamedTuple):
+    """One call of `grid_sample` or its gradients, checked."""
+
+    input: Image
+    pixels: int  # of the output
+    grid_dtype: str
+    mode: str
+    padding_mode: str
+    align_corners: bool
+
+    @property
+    def taps(self) -> int:
+        """Input pixels that one sample reads."""
+        taps: int = TAPS[self.mode] ** len(self.input.space)
+        return taps
+
+    @property
+    def terms(self) -> int:
+        """Numbers that are added to an element of the input's gradient at most."""
+        return self.pixels * self.taps
+
+
+class Pointers(NamedTuple):
+    """The slots of a sampling kernel, in the order of its parameters."""
+
+    input: Slot = NULL
+    grid: Slot = NULL
+    output: Slot = NULL
+    grad_output: Slot = NULL
+    grad_input: Slot = NULL
+    grad_grid: Slot = NULL
+    anchors: Slot = NULL
+
+
+def add_sampling(
+    plan: Plan,
+    target: Target,
+    call: Sampling,
+    form: Form,
+    pointers: Pointers,
+    output: Image,
+    grad: Image | None = None,
+    shares: int = 1,
+) -> None:
+    """Append a sampling kernel.
+
+    `output` is the layout of the output or of its gradient, `grad` that of the gradient of the input. The latter makes
+    the pixels of an image belong together, so that no two CPU threads add to one target; there may be so many `shares`
+    of it: slabs of an image, or, as a line cannot be cut without cutting rows of taps, channels.
+    """
+    x = call.input
+    n = len(x.space)
+    slabs, block = _cut(call, form, pointers, target, shares)
+    blocks = -(-x.shape[1] // block) if block else 1
+    form = form._replace(group=max(1, min(form.group, block)))
+    tiles = -(-call.pixels // form.tile)
+    items = blocks * slabs * x.shape[0] * tiles
+    layouts = [(x.shape, x.strides), (output.shape, output.strides), ((items * form.lanes,), (1,))]
+    layouts += [((x.shape[0] * call.pixels * n,), (1,))] + ([(grad.shape, grad.strides)] if grad else [])
+    large = form.channels and target.bypasses_cache(pointers.output)  # a few planes are written as fast as copies
+    constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts), large)
+    constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
+    constants |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector, "GROUP": form.group}
+    near, forward = _is_near(x, grad), pointers.output != NULL
+    window = row_window(x, form, call.mode, target)
+    constants |= {"WINDOW": window, "SLABS": int(slabs > 1), "NEAR": int(window and near and forward)}
+    if pointers.anchors != NULL:
+        constants["ROUNDED"] = rounded_parts(x.dtype, target, call.terms)
+    name = f"grid_sample_{'channels' if form.channels else 'planar'}"
+    kernel = SAMPLE_KERNELS[name + ("" if forward else "_backward")]
+    tail = pack_tail(
+        kernel,
+        *(items, x.shape[0], x.shape[1], block, slabs, call.pixels, int(call.align_corners), int(not near)),
+        *(x.space, x.strides),
+        *((*output.strides[:2], output.strides[-1]), grad.strides if grad else ()),
+    )
+    work = x.shape[0] * x.shape[1] * call.pixels * call.taps
+    grain = tiles if grad else 1
+    loaded = load(kernel, tuple(constants.items()), target.device)
+    plan.launch(Launch(loaded, tail, items, max(grain, 1), work, target.threads), *pointers)
+
+
+def _is_near(x: Image, grad: Image | None) -> bool:
+    """Whether a core's own cache may well have the images, so that to look ahead would cost more than it saves."""
+    images = [x, grad] if grad else [x]
+    return sum(prod(image.shape) * itemsize(image.dtype) for image in images) <= second_bytes()
+
+
+def _cut(call: Sampling, form: Form, pointers: Pointers, target: Target, shares: int) -> tuple[int, int]:
+    """Return into how many slabs an image is cut, and how many channels an item has."""
+    x = call.input
+    if target.device == CPU:
+        slabs, blocks = (shares, 1) if len(x.space) > 1 else (1, shares)
+        return slabs, -(-x.shape[1] // blocks)
+    if form.channels or pointers.grad_grid != NULL:  # which is a sum over channels
+        return 1, x.shape[1]
+    return 1, cuda_block(x.shape[1], form.group, x.shape[0] * call.pixels)
+
+
+def _shifted(pointers: Pointers, first: int, call: Sampling, output: Image) -> Pointers:
+    """Return the pointers for the images from `first` on; those of the input are the caller's affair."""
+    grid = first * call.pixels * len(call.input.space) * itemsize(call.grid_dtype)
+    out = first * output.strides[0] * itemsize(output.dtype)
+    return pointers._replace(
+        grid=pointers.grid.at(grid),
+        grad_grid=pointers.grad_grid.at(grid),
+        output=pointers.output.at(out),
+        grad_output=pointers.grad_output.at(out),
+    )
+
+
+def plan_forward(call: Sampling, output: Image, result: Output, target: Target) -> Plan:
+    """Plan `grid_sample`."""
+    plan = Plan(2, (result,))
+    if 0 in output.shape:
+        return plan
+    x, item = call.input, itemsize(call.input.dtype)
+    neighbours = x.strides[1] == 1
+    pointers = Pointers(plan.input(0), plan.input(1), plan.result(0))
+    transposes = target.device == CPU and not neighbours and x.shape[1] >= MANY_CHANNELS[call.mode] and x.flat
+    if not transposes or call.pixels * call.taps < prod(x.space):
+        add_sampling(plan, target, call, choose_form(x, output, target, neighbours), pointers, output)
+        return plan
+    last = packed(x.shape, x.dtype, channels_last=True)
+    form = choose_form(last, output, target, True)
+    rounds = list(chunks(x, target))
+    space = plan.workspace(rounds[0][1] * last.strides[0] * item)
+    for first, count in rounds:
+        source = (plan.input(0).at(first * x.strides[0] * item), part(x, count))
+        add_copy(plan, target, source, (space, part(last, count)))
+        piece = call._replace(input=part(last, count))
+        where = _shifted(pointers, first, call, output)._replace(input=space)
+        add_sampling(plan, target, piece, form, where, part(output, count))
+    return plan
+
+
+def plan_backward(
+    call: Sampling, output: Image, needs: tuple[Output | None, Output | None], final: Image, target: Target
+) -> Plan:
+    """Plan the gradients of `grid_sample`; `final` is the layout of the input's gradient."""
+    x, wanted = call.input, needs[0] is not None
+    together = not wanted or len(x.space) > 1 or _shares(x, target) == 1
+    form, layout = _backward_form(call, output, target, together)
+    alone = not wanted and not form.channels  # no gradient has to lie as the image does
+    if not (x.flat or alone):
+        return Plan(3, copies=(1,))
+    grad, rounded = layout._replace(dtype=sum_dtype(x.dtype, target)), rounded_parts(x.dtype, target, call.terms)
+    empty = 0 in output.shape or 0 in x.shape
+    direct = empty or (grad == final and not rounded)
+    level = empty or call.mode == "nearest"  # has no slope between two jumps
+    sloped = needs[1] is not None and not level
+    plan = Plan(3, _zeroed(needs, (empty or (direct and not clears(target)), level)))
+    if empty or not (wanted or sloped):
+        return plan
+    copied, summed = sloped and not (alone or _readable(x, layout, form)), wanted and not direct
+    rounds = list(chunks(x, target)) if copied or summed else [(0, x.shape[0])]
+    size = rounds[0][1] * layout.strides[0]
+    space = plan.workspace(size * itemsize(x.dtype)) if copied else NULL
+    parts, wide = max(rounded, 1), itemsize(grad.dtype)
+    total = plan.workspace(size * parts * wide) if summed else NULL
+    anchors = add_anchors(plan, target, [[(plan.input(0), output)]], call.terms) if summed else NULL
+    grads = plan.result(0), plan.result(1) if sloped else NULL
+    pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), *grads, anchors)
+    if not sloped or copied:  # without its gradient the grid's image is not read, but says where pixels lie
+        call = call._replace(input=layout)
+    for first, count in rounds:
+        source = plan.input(1).at(first * x.strides[0] * itemsize(x.dtype))
+        goal = plan.result(0).at(first * final.strides[0] * itemsize(x.dtype))
+        if copied:
+            add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)))
+        if summed and not clears(target):
+            plan.zero(total, count * layout.strides[0] * parts * wide, target.device)
+        where = _shifted(pointers, first, call, output)
+        where = where._replace(input=space if copied else source, grad_input=total if summed else goal)
+        piece = call._replace(input=part(call.input, count))
+        _add_gradients(plan, target, piece, form, where, part(output, count), part(grad, count))
+        if summed:
+            add_sums(plan, target, parts, (total, part(grad, count)), (goal, part(final, count)))
+    return plan
+
+
+def _zeroed(outputs: Sequence[Output | None], zero: Sequence[bool]) -> tuple[Output | None, ...]:
+    """Return the same with what says whether each must come filled with zeros."""
+    return tuple(output and output._replace(zero=which) for output, which in zip(outputs, zero, strict=True))
+
+
+def _readable(x: Image, layout: Image, form: Form) -> bool:
+    """Whether an image need not be copied to that layout; batch and channels may have other strides where they fit."""
+    neighbours = x.strides[1] == 1 and (form.lanes == 1 or x.in_vectors(form.vector))
+    return x.strides[2:] == layout.strides[2:] and (neighbours or not form.channels)
+
+
+def _shares(x: Image, target: Target) -> int:
+    """Return into how many slabs, or parts of its channels, to cut the gradient of an image, for the least time."""
+    if target.device != CPU:
+        return 1
+    batch, threads = max(x.shape[0], 1), target.threads
+    most = min(threads, x.space[0] if len(x.space) > 1 else x.shape[1])
+
+    def time(shares: int) -> float:
+        return -(-shares * batch // threads) * (1 / shares + PLANNING * (shares > 1))
+
+    return min(range(1, max(most, 1) + 1), key=time)
+
+
+def _backward_form(call: Sampling, output: Image, target: Target, together: bool) -> tuple[Form, Image]:
+    """Choose the form, and the layout that the image and its gradient have in common.
+
+    Unless the channels of a pixel stay `together`, threads that divide them write to planes of their own: neighbours
+    in memory would be lines of the cache that all of them want.
+    """
+    x = call.input
+    neighbours = x.strides[1] == 1
+    if target.device == CPU:
+        neighbours = together and (neighbours or x.shape[1] >= MANY_CHANNELS[call.mode])
+    image = packed(x.shape, x.dtype, channels_last=neighbours)
+    form = choose_form(image, output, target, neighbours, backward=True)
+    interleaved = neighbours and x.strides[-1] == x.shape[1]
+    return form, packed(x.shape, x.dtype, channels_last=form.channels or interleaved)
+
+
+def _add_gradients(
+    plan: Plan, target: Target, call: Sampling, form: Form, both: Pointers, output: Image, grad: Image
+) -> None:
+    """Append one kernel for both gradients, or two where an image is shared out."""
+    shares = _shares(call.input, target)
+    if both.grad_input == NULL:
+        add_sampling(plan, target, call, form, both, output)
+    elif shares == 1:
+        add_sampling(plan, target, call, form, both, output, grad)
+    else:
+        if both.grad_grid != NULL:
+            add_sampling(plan, target, call, form, both._replace(grad_input=NULL), output)
+        add_sampling(plan, target, call, form, both._replace(grad_grid=NULL), output, grad, shares)
