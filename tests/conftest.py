@@ -202,6 +202,26 @@ def device(arrays: Arrays) -> str:
     return arrays.device
 
 
+@pytest.fixture(params=devices())
+def torch_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where PyTorch makes tensors, unless it is told: on every device present.
+
+    On a GPU what is added up by atomics is the same in every call here, and PyTorch's own convolutions are not rounded.
+    """
+    torch, device = require("torch"), request.param
+    if device == "cpu":
+        yield device
+        return
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no CUDA")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    torch.set_default_device(device)
+    cudakit.use_deterministic_algorithms(True)
+    yield device
+    cudakit.use_deterministic_algorithms(False)
+    torch.set_default_device(None)
+
+
 @pytest.fixture
 def threads(arrays: Arrays) -> Iterator[None]:
     """Put the number of threads of a CPU back."""

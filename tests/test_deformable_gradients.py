@@ -263,6 +263,7 @@ def test_half_sums_are_kept_in_float32(arrays: Arrays, channels: int, side: int,
     check(arrays, operator, problem.on(arrays, dtype), dtype)
 
 
+@pytest.mark.usefixtures("torch_device")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["2-D", "2-D plain", "2-D of all sorts", "2-D of one channel a group"])
 def test_values_and_gradients_are_torchvisions(rng: np.random.Generator, name: str, dtype: str) -> None:

@@ -207,6 +207,7 @@ def test_zero_offsets_are_fold(arrays: Arrays, rng: np.random.Generator, channel
     assert (image.ravel() == expected).all()
 
 
+@pytest.mark.usefixtures("torch_device")
 @pytest.mark.parametrize("name", [name for name in GEOMETRIES if name.startswith("2-D") and "asym" not in name])
 def test_zero_offsets_are_torchs_unfold_and_fold(rng: np.random.Generator, name: str) -> None:
     torch = require("torch")

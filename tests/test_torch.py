@@ -16,13 +16,13 @@ torch = None
 
 
 @pytest.fixture(autouse=True)
-def _torch() -> None:
+def _torch(torch_device: str) -> None:
     global torch
     torch = require("torch")
 
 
 def arrays(n: int, dtype: str = "float64") -> tuple[Any, Any]:
-    generator = torch.Generator().manual_seed(n)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(n)
     kind = getattr(torch, dtype)
     image = torch.randn((2, 2, 5, 4, 3)[: 2 + n], generator=generator, dtype=torch.float64)
     grid = torch.rand((*(2, 3, 2, 2)[: 1 + n], n), generator=generator, dtype=torch.float64) * 2.4 - 1.2
@@ -67,7 +67,7 @@ def test_subnormal_numbers_count_whatever_the_caller_does() -> None:
         pytest.skip("the processor cannot flush them")
     try:
         found = cudakit.deform_conv2d(image, offset, weight, padding=1)
-        tiny = torch.tensor([1e-39])
+        tiny = torch.tensor([1e-39], device="cpu")
         assert (tiny * 1).item() == 0  # the caller's thread is as it was
     finally:
         torch.set_flush_denormal(False)
@@ -105,7 +105,7 @@ def test_signs_that_are_put_off() -> None:
 
 def test_zeros_that_are_implied() -> None:
     image, grid = (x.detach() for x in arrays(2))
-    zeros = torch._efficientzerotensor(image.shape, dtype=image.dtype)
+    zeros = torch._efficientzerotensor(image.shape, dtype=image.dtype, device=image.device)
     assert torch.equal(cudakit.grid_sample(zeros, grid), torch.zeros_like(cudakit.grid_sample(image, grid)))
 
 
@@ -117,7 +117,7 @@ def test_half_precision_keeps_coordinates_in_float32() -> None:
 
 
 def test_channels_last_memory_format() -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     image = torch.randn(2, 8, 5, 6, generator=generator)
     grid = torch.rand(2, 4, 3, 2, generator=generator)
     turned = image.to(memory_format=torch.channels_last)

@@ -17,7 +17,7 @@ torch: Any = None
 
 
 @pytest.fixture(autouse=True)
-def _torch() -> None:
+def _torch(torch_device: str) -> None:
     global torch
     torch = require("torch")
 
@@ -179,7 +179,7 @@ def test_forward_mode_where_nothing_asks_for_gradients() -> None:
 
 def test_many_directions_at_once() -> None:
     x, grid = (y.detach() for y in sampling(2))
-    several = torch.randn(3, *grid.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    several = torch.tensor(np.random.default_rng(0).normal(size=(3, *grid.shape)))
 
     def push(along: Any) -> Any:
         return torch.func.jvp(lambda g: sampled(x, g), (grid,), (along,))[1]

@@ -1,5 +1,6 @@
 """The layers for PyTorch: torchvision's form, mmcv's parameters, and what they begin as."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ nn: Any = None
 
 
 @pytest.fixture(autouse=True)
-def _torch() -> None:
+def _torch(torch_device: str) -> None:
     global torch, nn
     torch = require("torch")
     import cudakit.torch.nn
@@ -123,7 +124,7 @@ def test_spatial_transformer_begins_at_the_identity(n: int) -> None:
     assert transformer.affine.weight.grad.abs().sum() > 0
 
 
-def test_spatial_transformer_of_another_size_under_autocast() -> None:
+def test_spatial_transformer_of_another_size_under_autocast(torch_device: str) -> None:
     look = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1))
     transformer = nn.SpatialTransformer(look, 2, size=(4, 5))
     image = torch.rand(2, 3, 8, 10)
@@ -131,7 +132,7 @@ def test_spatial_transformer_of_another_size_under_autocast() -> None:
     theta = transformer.affine.bias.reshape(1, 2, 3).expand(2, 2, 3)
     grid = torch.nn.functional.affine_grid(theta, (2, 3, 4, 5), align_corners=False)
     expected = torch.nn.functional.grid_sample(image, grid, align_corners=False)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch_device, torch.bfloat16):
         found = transformer(image)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
@@ -150,8 +151,20 @@ def test_spatial_transformer_of_meta_tensors() -> None:
     assert transformer(torch.empty(2, 3, 2, 2, device="meta")).shape == (2, 3, 3, 5)
 
 
-def test_layers_compile() -> None:
+@pytest.fixture
+def default_device() -> Iterator[Any]:
+    """Return what sets PyTorch's default device, for as long as the test lasts."""
+    before = torch.get_default_device()
+    yield torch.set_default_device
+    torch.set_default_device(None if before.type == "cpu" else before)
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["", "where tensors are made"])
+def test_layers_compile(torch_device: str, default_device: Any, told: bool) -> None:
+    """Also with a default device, by which PyTorch traces more of itself."""
     torch._dynamo.reset()
+    if told:
+        default_device(torch_device)
     look = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1))
     model = torch.nn.Sequential(
         nn.SpatialTransformer(look, 2), nn.DeformConv2dPack(3, 4, 3), nn.ModulatedDeformConv2dPack(4, 2, 3)

@@ -89,7 +89,7 @@ class SpatialTransformer(nn.Module):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the input, sampled where the localisation network wants."""
         found = self.localization(input).flatten(1)
-        theta = self.affine(found).unflatten(1, (self.n, self.n + 1))
+        theta = self.affine(found).reshape(found.shape[0], self.n, self.n + 1)
         size: Any = (*input.shape[:2], *(self.size or input.shape[2:]))
         grid = cudakit.affine_grid(theta, size, self.align_corners)
         return cudakit.grid_sample(input, grid, self.mode, self.padding_mode, self.align_corners)
