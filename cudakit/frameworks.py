@@ -179,12 +179,14 @@ _LIBRARIES: tuple[tuple[str, str, Callable[[], Framework]], ...] = (
     ("numpy", "ndarray", _numpy_framework),
     ("cupy", "ndarray", _cupy_framework),
 )
+# The same for those that an adapter serves, with its name.
 _ADAPTED = (
-    ("torch", "Tensor"),
-    ("jax", "Array"),
-    ("tensorflow", "Tensor"),
-    ("tensorflow", "Variable"),
-    ("paddle", "Tensor"),
+    ("torch", "Tensor", "torch"),
+    ("torch.fx", "Proxy", "torch"),
+    ("jax", "Array", "jax"),
+    ("tensorflow", "Tensor", "tensorflow"),
+    ("tensorflow", "Variable", "tensorflow"),
+    ("paddle", "Tensor", "paddle"),
 )
 
 
@@ -196,9 +198,9 @@ def framework_of(x: object) -> Framework | str:
     kind = type(x)
     if isinstance(x, getattr(sys.modules.get("numpy.ma"), "MaskedArray", ())):
         raise InvalidArgument("{}", "be an array without a mask of its own", kind_of(x), TypeError)
-    for module, name in _ADAPTED:
+    for module, name, adapter in _ADAPTED:
         if module in sys.modules and isinstance(x, getattr(sys.modules[module], name, ())):
-            return module
+            return adapter
     for module, name, make in _LIBRARIES:
         if module in sys.modules and isinstance(x, getattr(sys.modules[module], name, ())):
             return make()

@@ -218,6 +218,16 @@ def test_compiled_convolution_with_gradients() -> None:
     torch.testing.assert_close(compiled, problem.input.grad)
 
 
+def test_names_that_profilers_show() -> None:
+    image, grid = arrays(2)
+    with torch.profiler.profile() as seen:
+        result = cudakit.grid_sample(image, grid)
+        result.sum().backward()
+    names = {event.key for event in seen.key_averages()}
+    assert names >= {"cudakit::grid_sample", "cudakit::grid_sample_backward", "GridSampleBackward"}
+    assert result.grad_fn.name() == "GridSampleBackward"
+
+
 @pytest.fixture
 def deterministic() -> Iterator[Any]:
     """Return what switches PyTorch's deterministic mode, which ends with the test."""

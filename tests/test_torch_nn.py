@@ -178,6 +178,22 @@ def test_layers_compile(torch_device: str, default_device: Any, told: bool) -> N
     torch.testing.assert_close(found, [parameter.grad for parameter in model.parameters()])
 
 
+def test_layers_are_traced_by_symbols() -> None:
+    """As torchvision's feature extractors trace a model."""
+    model = torch.nn.Sequential(
+        nn.SpatialTransformer(torch.nn.Flatten(), 3 * 9 * 8, size=(5, 6)),
+        nn.DeformConv2dPack(3, 4, 3, padding=(0, 0, 1, 1)),
+        nn.SpatialTransformer(torch.nn.Flatten(), 4 * 4 * 5),
+        nn.ModulatedDeformConv2dPack(4, 2, 3),
+    )
+    traced = torch.fx.symbolic_trace(model)
+    functions = [node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"]
+    names = ["affine_grid", "grid_sample", "deform_conv2d"]
+    assert [name for name in functions if name in names] == 2 * names
+    image = torch.rand(2, 3, 9, 8)
+    torch.testing.assert_close(traced(image), model(image), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,5 +1,6 @@
 """PyTorch's compilers, exporters and transforms: every operator as one node, with the numbers of the eager road."""
 
+import pickle
 import warnings
 from io import BytesIO
 from typing import Any
@@ -208,6 +209,17 @@ def test_traced(name: str) -> None:
         loaded = torch.jit.load(memory)
     assert str(traced.graph).count("cudakit::") == 1
     same(loaded(*others), run(name, *others))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_symbols(name: str) -> None:
+    """In a graph of ``torch.fx``: one node for each operator, from which it is made again elsewhere."""
+    arrays, graph = tensors(name), torch.fx.Graph()
+    symbols = [torch.fx.Proxy(graph.placeholder(array)) for array in OPS[name].arrays]
+    graph.output(tuple(x.node for x in run(name, *symbols)))
+    assert [node.name for node in graph.nodes if getattr(node.target, "__name__", "") == name] == [name]
+    copy = pickle.loads(pickle.dumps(torch.fx.GraphModule(torch.nn.Module(), graph)))
+    same(tuple(x for x in copy(*arrays) if x is not None), run(name, *arrays))
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)

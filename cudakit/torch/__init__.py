@@ -22,7 +22,7 @@ from cudakit.array import CPU, Device, Framework, Memory, Spec, View
 from cudakit.derivatives import directions, pulled_back, pushed_forward
 from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.frameworks import kind_of
-from cudakit.op import PLANS, Op
+from cudakit.op import OPS, PLANS, Op
 
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -95,7 +95,7 @@ class _Differentiable(torch.autograd.Function):
         """Run the operator and keep what its derivatives are computed from; see `_Gate` for what is refused."""
         ctx.op, ctx.options, ctx.refused = op, options, refused
         ctx.set_materialize_grads(False)
-        saved, results = [tensors[i] for i in op.saved], op.run(FRAMEWORK, settled(tensors), options)
+        saved, results = [tensors[i] for i in op.saved], _compute(op, options, tensors)
         ctx.save_for_backward(*saved)
         if forward_ad._current_level >= 0:
             ctx.save_for_forward(*saved, *results)
@@ -119,6 +119,14 @@ class _Differentiable(torch.autograd.Function):
     def jvp(ctx: Any, _op: Op, _options: Any, _refused: Any, *tangents: torch.Tensor | None) -> Tensors:
         """Return the derivatives of the results in a direction."""
         return pushed_forward(apply, ctx.op, ctx.options, ctx.saved_tensors, tangents)
+
+
+def _named(op: Op) -> type[_Differentiable]:
+    """Return a class of the operator's own, whose name tensors and profilers show: a ``GridSampleBackward``."""
+    return type("".join(word.capitalize() for word in op.name.split("_")), (_Differentiable,), {})
+
+
+_DIFFERENTIABLE = {op: _named(op) for op in OPS.values()}
 
 
 class _Gate(torch.autograd.Function):
@@ -165,18 +173,28 @@ def apply(op: Op, options: Any, tensors: Tensors) -> Tensors:
     return _run(op, options, tensors)
 
 
+def _compute(op: Op, options: Any, tensors: Tensors) -> Tensors:
+    """Run an operator, by its name where somebody profiles."""
+    if torch.autograd._profiler_enabled():
+        with torch.autograd.profiler.record_function(f"cudakit::{op.name}"):
+            return op.run(FRAMEWORK, settled(tensors), options)
+    return op.run(FRAMEWORK, settled(tensors), options)
+
+
 def _run(op: Op, options: Any, tensors: Tensors) -> Tensors:
     """Run an operator at once, recording it for autograd where a tensor asks for a gradient or has a tangent."""
     asks, dual = torch.is_grad_enabled() and True in _asking(tensors), any_dual(tensors)
     if not asks and not dual:
-        return op.run(FRAMEWORK, settled(tensors), options)
+        return _compute(op, options, tensors)
     refused: list[str] = []
     if asks and op.backward is None:
         count = directions(op)
         named = zip(op.arrays[count:], tensors[count:], strict=True)
         gated = [_Gate.apply(op, name, refused, x) if x is not None and x.requires_grad else x for name, x in named]
         tensors = (*tensors[:count], *gated)
-    record = _uncompiled(_Differentiable.apply) if dual else _Differentiable.apply
+    record = _DIFFERENTIABLE[op].apply
+    if dual:
+        record = _uncompiled(record)
     results: Tensors = record(op, options, refused, *tensors)
     return results
 
@@ -185,7 +203,10 @@ def call(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     """Run an operator on tensors, recording it for autograd where one of them asks for a gradient."""
     if torch.compiler.is_compiling() or _watched(tensors):
         from cudakit.torch.operators import dispatch
+        from cudakit.torch.symbolic import is_symbolic, record
 
+        if is_symbolic(tensors):
+            return record(op, tensors, arguments)
         for name, x in zip(op.arrays, tensors, strict=True):
             if not isinstance(x, torch.Tensor) and (x is not None or name not in op.optional):
                 op.refuse(InvalidArgument(name, "be a tensor", kind_of(x), TypeError))

@@ -12,15 +12,21 @@ from cudakit.errors import InvalidArgument, raised_by
 from cudakit.sampling.grid_form import MODES, PADDING_MODES
 
 
+@torch.fx.wrap  # a node of its own for ``torch.fx.symbolic_trace``, which knows neither dtypes nor devices
+def _wide_linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Return the linear function in float32 at least, also under autocast."""
+    dtype, kind = torch.promote_types(weight.dtype, torch.float32), input.device.type
+    lowers = torch.amp.is_autocast_available(kind)  # meta tensors know no autocast
+    with torch.autocast(kind, enabled=False) if lowers else nullcontext():
+        return nn.functional.linear(input.to(dtype), weight.to(dtype), bias.to(dtype))
+
+
 class _Affine(nn.Linear):
-    """A linear layer that computes in float32 at least: a position wants more digits than half precision has."""
+    """A linear layer for positions, which want more digits than half precision has."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Return the linear function, wide also under autocast."""
-        dtype, kind = torch.promote_types(self.weight.dtype, torch.float32), input.device.type
-        lowers = torch.amp.is_autocast_available(kind)  # meta tensors know no autocast
-        with torch.autocast(kind, enabled=False) if lowers else nullcontext():
-            return nn.functional.linear(input.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+        """Return the linear function."""
+        return _wide_linear(input, self.weight, self.bias)
 
 
 class SpatialTransformer(nn.Module):
@@ -90,6 +96,6 @@ class SpatialTransformer(nn.Module):
         """Return the input, sampled where the localisation network wants."""
         found = self.localization(input).flatten(1)
         theta = self.affine(found).reshape(found.shape[0], self.n, self.n + 1)
-        size: Any = (*input.shape[:2], *(self.size or input.shape[2:]))
+        size: Any = input.shape if self.size is None else (input.shape[0], input.shape[1], *self.size)
         grid = cudakit.affine_grid(theta, size, self.align_corners)
         return cudakit.grid_sample(input, grid, self.mode, self.padding_mode, self.align_corners)
