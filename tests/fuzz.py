@@ -124,6 +124,8 @@ class Fuzzer:
     def __init__(self, seed: int, device: str) -> None:
         self.rng = np.random.default_rng(seed)
         self.xp = import_module({"cpu": "numpy", "cuda": "cupy"}[device])
+        if device == "cuda":
+            self.xp.cuda.set_allocator(None)  # a pool's blocks go on where an array ends
 
     def sizes(self, n: int) -> tuple[int, ...]:
         """Draw n small sizes, often 1 and now and then more than a tile."""

@@ -49,5 +49,9 @@ def using_allocator(allocator: Callable[[int], Any]) -> Iterator[None]:
         _allocators.current = before
 
 
+def set_allocator(allocator: Callable[[int], Any] | None = None) -> None:
+    _allocators.current = allocator or Block
+
+
 def is_available() -> bool:
     return True
