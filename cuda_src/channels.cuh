@@ -22,6 +22,41 @@ DEVICE void store_channels(const acc_t* from, int width, scalar_t* to) {
     }
 }
 
+// A GPU's threads read all taps of a sample before they make anything of the first: behind branches each read would wait
+// for the one before. What is not read is zeros. Numbers of two bytes come in words, for each would take a register.
+template <typename T, int bytes> struct WordOf {
+    typedef T type;
+};
+template <typename T> struct WordOf<T, 2> {
+    typedef unsigned type;
+};
+typedef WordOf<scalar_t, sizeof(scalar_t)>::type word_t;
+struct alignas(alignof(Pack) > alignof(word_t) ? alignof(Pack) : alignof(word_t)) Words {
+    word_t word[(sizeof(Pack) + sizeof(word_t) - 1) / sizeof(word_t)];
+};
+
+DEVICE Words load_words(const scalar_t* from, index_t at, int read) {
+    Words words = {};
+    if (read) words = *(const Words*)(from + at);
+    return words;
+}
+
+template <typename T> DEVICE T number(const T* word, int v) { return word[v]; }
+template <typename T> DEVICE T number(const unsigned* word, int v) {
+    return {(unsigned short)(word[v / 2] >> 16 * (v % 2))};
+}
+
+// sum[v] += factor * words[v]
+DEVICE void add_words(acc_t factor, const Words& words, acc_t* sum) {
+    UNROLL for (int v = 0; v < VEC; ++v) sum[v] = fused(factor, widen(number<scalar_t>(words.word, v)), sum[v]);
+}
+
+// sum + the products of both, added up.
+DEVICE acc_t add_dot(const acc_t* value, const Words& words, acc_t sum) {
+    UNROLL for (int v = 0; v < VEC; ++v) sum = fused(value[v], widen(number<scalar_t>(words.word, v)), sum);
+    return sum;
+}
+
 // target[v] += factor * value[v] for `width` channels; on a GPU all VEC, whose targets are aligned to the size of a pack.
 template <typename P, typename T> DEVICE void add_channels(P target, T factor, const T* value, int width) {
     if constexpr (ADDS_FOUR && LANES > 1 && VEC % 4 == 0 && sizeof(sum_t) == 4) {
@@ -64,6 +99,15 @@ DEVICE acc_t* load_tile(const scalar_t* from, index_t channel_stride, index_t pi
 // Rows that one pass over the channels combines: all of them where their taps fit into registers.
 constexpr int PASS = MODE == CUBIC ? 1 : ROWS;
 
+// Of a GPU's sample, which is a tile of its own: whether a tap lies inside, and the taps of PASS rows.
+DEVICE int tap_inside(const Samples& s, int r, int t) { return row_inside(s, r, 0) & s.axis[NDIM - 1].inside[t][0]; }
+DEVICE void load_taps(const Samples& s, int r0, const scalar_t* image, Words* pixel) {
+    UNROLL for (int k = 0; k < PASS * TAPS; ++k) {
+        const int r = r0 + k / TAPS, t = k % TAPS;
+        pixel[k] = load_words(image, row_at(s, r, 0) + s.axis[NDIM - 1].at[t][0], tap_inside(s, r, t));
+    }
+}
+
 // sum[v] = sample j in the channels image[0] ... image[width - 1].
 DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int width, acc_t* sum) {
     const Axis& x = s.axis[NDIM - 1];
@@ -85,13 +129,25 @@ DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int 
         return;
     }
     UNROLL for (int v = 0; v < VEC; ++v) sum[v] = 0;
-    UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
-        UNROLL for (int t = 0; t < TAPS; ++t) {
-            if (!(row_inside(s, r, j) & x.inside[t][j])) continue;
-            acc_t value[VEC];
-            load_channels(image + row_at(s, r, j) + x.at[t][j], width, value);
-            const acc_t weight = row_weight(s, r, j) * weight_along(s, t, j);
-            SIMD for (int v = 0; v < width; ++v) sum[v] = fused(weight, value[v], sum[v]);
+    if constexpr (LANES > 1) {
+        UNROLL_ROWS for (int r0 = 0; r0 < ROWS; r0 += PASS) {
+            Words pixel[PASS * TAPS];
+            load_taps(s, r0, image, pixel);
+            UNROLL for (int k = 0; k < PASS * TAPS; ++k) {
+                const int r = r0 + k / TAPS, t = k % TAPS;
+                if (!tap_inside(s, r, t)) continue;  // its weight may be a NaN
+                add_words(row_weight(s, r, j) * weight_along(s, t, j), pixel[k], sum);
+            }
+        }
+    } else {
+        UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
+            UNROLL for (int t = 0; t < TAPS; ++t) {
+                if (!(row_inside(s, r, j) & x.inside[t][j])) continue;
+                acc_t value[VEC];
+                load_channels(image + row_at(s, r, j) + x.at[t][j], width, value);
+                const acc_t weight = row_weight(s, r, j) * weight_along(s, t, j);
+                SIMD for (int v = 0; v < width; ++v) sum[v] = fused(weight, value[v], sum[v]);
+            }
         }
     }
 }
@@ -165,6 +221,21 @@ DEVICE void add_slopes(acc_t factor, const Derivative& by, int l, acc_t sum[][SU
     sum[NDIM - 1][l] += factor * by.slope2;
 }
 
+// The part of grad that the taps of one row of a GPU's sample make.
+DEVICE void add_row_slopes(const Samples& s, int r, const acc_t* out_grad, const Words* pixel,
+                           acc_t grad[][TILE][PARTS]) {
+    const Axis& x = s.axis[NDIM - 1];
+    acc_t value = 0, slope = 0;
+    UNROLL for (int t = 0; t < TAPS; ++t) {
+        if (!tap_inside(s, r, t)) continue;  // its weight may be a NaN
+        const acc_t dot = add_dot(out_grad, pixel[t], acc_t(0));
+        value = fused(x.weight[t][0], dot, value);
+        slope = fused(x.slope[t][0], dot, slope);
+    }
+    UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][0][0] = fused(row_slope(s, d, r, 0), value, grad[d][0][0]);
+    grad[NDIM - 1][0][0] = fused(row_weight(s, r, 0), slope, grad[NDIM - 1][0][0]);
+}
+
 // The parts of grad[d][j] += sum over channels of out_grad * d(sample j) / d(coordinate d). Where everything is inside,
 // the slopes of all taps are combined for each channel first, so that there is one sum over channels for each d and not
 // for each tap.
@@ -183,18 +254,27 @@ DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, 
         add_parts<NDIM>(sum, grad[0] + j, TILE);
         return;
     }
-    UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
-        acc_t value = 0, slope = 0;
-        UNROLL for (int t = 0; t < TAPS; ++t) {
-            if (!(row_inside(s, r, j) & x.inside[t][j])) continue;
-            acc_t channel[VEC], dot = 0;
-            load_channels(image + row_at(s, r, j) + x.at[t][j], width, channel);
-            SIMD_SUM(dot) for (int v = 0; v < width; ++v) dot += out_grad[v] * channel[v];
-            value = fused(x.weight[t][j], dot, value);
-            slope = fused(x.slope[t][j], dot, slope);
+    if constexpr (LANES > 1) {
+        UNROLL_ROWS for (int r0 = 0; r0 < ROWS; r0 += PASS) {
+            Words pixel[PASS * TAPS];
+            load_taps(s, r0, image, pixel);
+            UNROLL for (int r = 0; r < PASS; ++r) add_row_slopes(s, r0 + r, out_grad, pixel + r * TAPS, grad);
         }
-        UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j][0] = fused(row_slope(s, d, r, j), value, grad[d][j][0]);
-        grad[NDIM - 1][j][0] = fused(row_weight(s, r, j), slope, grad[NDIM - 1][j][0]);
+    } else {
+        UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
+            acc_t value = 0, slope = 0;
+            UNROLL for (int t = 0; t < TAPS; ++t) {
+                if (!(row_inside(s, r, j) & x.inside[t][j])) continue;
+                acc_t channel[VEC], dot = 0;
+                load_channels(image + row_at(s, r, j) + x.at[t][j], width, channel);
+                SIMD_SUM(dot) for (int v = 0; v < width; ++v) dot += out_grad[v] * channel[v];
+                value = fused(x.weight[t][j], dot, value);
+                slope = fused(x.slope[t][j], dot, slope);
+            }
+            UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j][0] =
+                fused(row_slope(s, d, r, j), value, grad[d][j][0]);
+            grad[NDIM - 1][j][0] = fused(row_weight(s, r, j), slope, grad[NDIM - 1][j][0]);
+        }
     }
 }
 

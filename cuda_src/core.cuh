@@ -4,6 +4,10 @@
 // coordinates), ACC (arithmetic type), INDEX, and the constants TILE, LANES, VEC. On the host, host_shim.h comes
 // before it too and defines what a CUDA compiler knows by itself.
 
+// Blocks of a kernel that a processor of a GPU should hold at a time, 0 where its compiler may decide. Left alone, that
+// spares registers: it has the first reads of a sample wait before it begins the others.
+template <typename Params> constexpr int RESIDENT = 0;
+
 #ifndef CUDAKIT_HOST
 struct half_t {
     unsigned short bits;
@@ -20,7 +24,9 @@ typedef unsigned INDEX uindex_t;
 // A kernel is a template until ENTRY names it, so that a translation unit holds code for one kernel alone.
 #define KERNEL(name, Params) template <int> __device__ __forceinline__ void name##_items(const Params& p)
 #define ENTRY(name, Params)                                                                                            \
-    extern "C" __global__ void __launch_bounds__(256) name(const __grid_constant__ Params p) { name##_items<0>(p); }
+    extern "C" __global__ void __launch_bounds__(256, RESIDENT<Params>) name(const __grid_constant__ Params p) {       \
+        name##_items<0>(p);                                                                                            \
+    }
 #define FOR_EACH(i, count)                                                                                             \
     for (index_t i = ((index_t)blockIdx.x * (index_t)blockDim.x + (index_t)threadIdx.x) / LANES; i < (count);          \
          i += (index_t)gridDim.x * (index_t)blockDim.x / LANES)

@@ -197,13 +197,18 @@ template <typename T> DEVICE void sample_tap(const TapSamples& samples, int j, c
             to[v] = value;
         }
     } else {
-        UNROLL for (int v = 0; v < VEC; ++v) to[v] = 0;
+        Words pixel[CORNERS];
+        acc_t weight[CORNERS];
         UNROLL for (int k = 0; k < CORNERS; ++k) {
             const Corner c = corner(samples, k, j);
-            if (!c.read) continue;
-            acc_t value[VEC];
-            load_channels(image + c.at, width, value);
-            UNROLL for (int v = 0; v < VEC; ++v) to[v] = fused(c.weight, value[v], to[v]);
+            pixel[k] = load_words(image, c.at, c.read);
+            weight[k] = c.weight;
+        }
+        UNROLL for (int v = 0; v < VEC; ++v) {
+            to[v] = 0;
+            UNROLL for (int k = 0; k < CORNERS; ++k) {
+                to[v] = fused(weight[k], widen(number<scalar_t>(pixel[k].word, v)), to[v]);
+            }
         }
     }
 }

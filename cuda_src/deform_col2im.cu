@@ -71,6 +71,27 @@ DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
     return it;
 }
 
+// The gradients of a sample at its tap that come from a lane's channels from c on, by lanes of a GPU. Reads begin together,
+// and before atomics, behind which they would wait.
+DEVICE void visit_sample(const DeformCol2imParams& p, const Place& it, const TapSamples& samples, index_t c,
+                         sum_t* grad_input, Dots& dots) {
+    const Geometry& g = p.geometry;
+    Words pixel[CORNERS];
+    load_corners(samples, p.input, it.n * (index_t)g.input_stride[0] + c * (index_t)g.input_stride[1], pixel);
+    const index_t at = column_at(p.layout, it.n, c, it.tap, it.first);
+    acc_t column[VEC], value[VEC];
+    load_channels(p.columns + at, VEC, column);
+    if (WEIGHTED) {
+        acc_t weight[VEC];
+        load_channels(p.weight + it.tap * (index_t)g.channels + c, VEC, weight);
+        UNROLL for (int v = 0; v < VEC; ++v) column[v] *= weight[v];
+    }
+    if (p.input) differentiate_corners(samples, pixel, column, value, dots);
+    if (p.samples) store_channels(value, VEC, p.samples + at);
+    if (!grad_input) return;
+    scatter_tap(samples, 0, sums_at(grad_input + c * (index_t)p.grad_stride[1], p.anchors, p.span_stride), VEC, column);
+}
+
 // The gradients of a tile at its tap that come from the `width` channels from c on; `grad_input` is the image's, or null.
 DEVICE void visit(const DeformCol2imParams& p, const Place& it, const Base& base, const TapSamples& samples, index_t c,
                   int width, sum_t* grad_input, Dots& dots) {
@@ -113,8 +134,11 @@ KERNEL(deform_col2im, DeformCol2imParams) {
         look(g, p.offset, p.mask, it.n, it.group, it.tap, base, samples);
         Dots dots = {};
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
-            const int width = LANES > 1 ? VEC : width_of(smaller(index_t(VEC), it.channel_end - c));
-            visit(p, it, base, samples, c, width, grad_input, dots);
+            if constexpr (LANES > 1) {
+                visit_sample(p, it, samples, c, grad_input, dots);
+            } else {
+                visit(p, it, base, samples, c, width_of(smaller(index_t(VEC), it.channel_end - c)), grad_input, dots);
+            }
         }
         if (!p.grad_offset && !p.grad_mask) continue;
         SampleGradients grads;

@@ -9,44 +9,45 @@ struct Dots {
 // dots += column * corners of sample j; then column = mask[j] * its value. `width` <= VEC.
 template <typename T>
 DEVICE void differentiate_tap(const TapSamples& samples, int j, const T* image, int width, acc_t* column, Dots& dots) {
-    if constexpr (LANES > 1) {
-        acc_t value[VEC] = {};
+    const T* from[CORNERS];
+    acc_t weight[CORNERS], sum[CORNERS][SUMS] = {};
+    UNROLL for (int k = 0; k < CORNERS; ++k) {
+        const Corner c = corner(samples, k, j);
+        from[k] = corner_inside(samples.s, k, j) ? image + c.at : nothing;
+        weight[k] = c.weight;
+    }
+    for_channels(width, [&](int v, int l) {
+        acc_t value = 0;
         UNROLL for (int k = 0; k < CORNERS; ++k) {
-            if (!corner_inside(samples.s, k, j)) continue;
-            const Corner c = corner(samples, k, j);
-            acc_t pixel[VEC];
-            load_channels(image + c.at, width, pixel);
-            UNROLL for (int v = 0; v < VEC; ++v) {
-                dots.corner[k][j][0] = fused(column[v], pixel[v], dots.corner[k][j][0]);
-            }
-            if (!c.read) continue;
-            UNROLL for (int v = 0; v < VEC; ++v) value[v] = fused(c.weight, pixel[v], value[v]);
+            const acc_t pixel = widen(from[k][v]);
+            sum[k][l] = fused(column[v], pixel, sum[k][l]);
+            value = fused(weight[k], pixel, value);
         }
-        UNROLL for (int v = 0; v < VEC; ++v) column[v] = value[v];
-    } else {
-        const T* from[CORNERS];
-        acc_t weight[CORNERS], sum[CORNERS][SUMS] = {};
-        UNROLL for (int k = 0; k < CORNERS; ++k) {
-            const Corner c = corner(samples, k, j);
-            from[k] = corner_inside(samples.s, k, j) ? image + c.at : nothing;
-            weight[k] = c.weight;
-        }
-        for_channels(width, [&](int v, int l) {
-            acc_t value = 0;
-            UNROLL for (int k = 0; k < CORNERS; ++k) {
-                const acc_t pixel = widen(from[k][v]);
-                sum[k][l] = fused(column[v], pixel, sum[k][l]);
-                value = fused(weight[k], pixel, value);
-            }
-            column[v] = value;
-        });
-        add_parts<CORNERS>(sum, dots.corner[0] + j, TILE);
+        column[v] = value;
+    });
+    add_parts<CORNERS>(sum, dots.corner[0] + j, TILE);
+}
+
+// The same by lanes of a GPU, in two steps: read, then reckon.
+DEVICE void load_corners(const TapSamples& samples, const scalar_t* input, index_t at, Words* pixel) {
+    const int wanted = input != nullptr;
+    UNROLL for (int k = 0; k < CORNERS; ++k) {
+        pixel[k] = load_words(input, at + corner(samples, k, 0).at, corner_inside(samples.s, k, 0) & wanted);
+    }
+}
+DEVICE void differentiate_corners(const TapSamples& samples, const Words* pixel, const acc_t* column, acc_t* value,
+                                  Dots& dots) {
+    UNROLL for (int v = 0; v < VEC; ++v) value[v] = 0;
+    UNROLL for (int k = 0; k < CORNERS; ++k) {
+        const Corner c = corner(samples, k, 0);
+        dots.corner[k][0][0] = add_dot(column, pixel[k], dots.corner[k][0][0]);
+        if (c.read) add_words(c.weight, pixel[k], value);
     }
 }
 
 // Whether `differentiate_tap` sees corners of weight 0, which only slopes want, and which may be NaNs.
 DEVICE bool sees_beside(const TapSamples& samples) {
-    if (LANES > 1 || TILE > 1) return LANES == 1 && samples.beside;
+    if (TILE > 1) return samples.beside;
     int beside = 0;
     UNROLL for (int k = 0; k < CORNERS; ++k) beside |= corner_inside(samples.s, k, 0) - corner(samples, k, 0).read;
     return beside;

@@ -14,6 +14,8 @@ struct DeformIm2colParams {
     Geometry geometry;
 };
 
+template <> constexpr int RESIDENT<DeformIm2colParams> = LANES == 1 ? 0 : NDIM < 3 && sizeof(scalar_t) < 8 ? 4 : 2;
+
 KERNEL(deform_im2col, DeformIm2colParams) {
     const Geometry& g = p.geometry;
     const index_t tiles = ((index_t)g.pixels + TILE - 1) / TILE, pairs = (index_t)(g.groups * g.taps);
@@ -36,13 +38,13 @@ KERNEL(deform_im2col, DeformIm2colParams) {
             const scalar_t* image = p.input + n * (index_t)g.input_stride[0];
             for (index_t c = LANE * VEC; c < count; c += LANES * VEC) {
                 const int width = LANES > 1 ? VEC : width_of(smaller(index_t(VEC), count - c));
-                const index_t channel = group * count + c;
+                const index_t channel = group * count + c, beside = LANES > 1 ? 1 : (index_t)p.layout.stride[1];
                 acc_t tile[TILE][VEC];
                 for (int j = 0; j < base.count; ++j) {
                     sample_tap(samples, j, image + channel * (index_t)g.input_stride[1], width, tile[j]);
                 }
                 scalar_t* to = p.columns + column_at(p.layout, n, channel, tap, base.first - (index_t)g.first);
-                store_tile(to, (index_t)p.layout.stride[1], (index_t)p.layout.stride[3], base.count, width, tile);
+                store_tile(to, beside, (index_t)p.layout.stride[3], base.count, width, tile);
             }
         }
     }

@@ -11,6 +11,8 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // Planar: one channel after the other.
 
+template <> constexpr int RESIDENT<GridSampleParams> = LANES == 1 ? 0 : NDIM < 3 && MODE != CUBIC ? 3 : 2;
+
 KERNEL(grid_sample_planar, GridSampleParams) {
     FOR_EACH(i, p.items) {
         const Item it = item_of(p, i);

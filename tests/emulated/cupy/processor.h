@@ -13,7 +13,7 @@ double floor(double), rint(double);
 #define __device__
 #define __global__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __grid_constant__
 
 struct Index3 {
