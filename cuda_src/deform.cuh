@@ -27,6 +27,9 @@ struct Geometry {
     long long mask_stride[3];
 };
 
+// Channels of an offset group. A GPU has no instructions to divide numbers of 64 bits.
+DEVICE index_t group_width(const Geometry& g) { return (index_t)((uindex_t)g.channels / (uindex_t)g.groups); }
+
 // Where columns lie: channels in blocks of `block`, which a product with several groups wants apart. A block's stride of
 // 0 says that there is one.
 struct ColumnLayout {

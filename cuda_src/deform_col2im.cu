@@ -45,7 +45,7 @@ struct Place {
 DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
     const Geometry& g = p.geometry;
     const index_t tiles = ((index_t)g.pixels + TILE - 1) / TILE, taps = (index_t)g.taps, batch = (index_t)g.batch;
-    const index_t count = (index_t)(g.channels / g.groups), length = (index_t)p.channel_block;
+    const index_t count = group_width(g), length = (index_t)p.channel_block;
     const index_t blocks = (count + length - 1) / length;
     Place it;
     if (TILE == 1 && LANES > 1) {  // taps of a pixel follow one another

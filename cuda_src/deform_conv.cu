@@ -121,7 +121,7 @@ DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& ch
                            const Base* base, int bases, acc_t* columns) {
     const Geometry& g = p.geometry;
     const index_t end = smaller(first_tap + taps_at_once(chunk), (index_t)g.taps);
-    const index_t group = (index_t)(g.channels / g.groups);
+    const index_t group = group_width(g);
     const image_t* image = p.input + n * (index_t)g.input_stride[0] + chunk.group * (index_t)p.group_stride;
     for (index_t tap = first_tap; tap < end; ++tap) {
         for (int b = 0; b < bases; ++b) {

@@ -48,7 +48,7 @@ struct Share {
 
 // What to add to a channel's number for its place in a pixel of the image, or of its gradient.
 DEVICE index_t origin_of(const DeformConvBackwardParams& p, const Chunk& chunk) {
-    return chunk.group * ((index_t)p.group_stride - (index_t)(p.geometry.channels / p.geometry.groups));
+    return chunk.group * ((index_t)p.group_stride - group_width(p.geometry));
 }
 
 // What one tap of a tile adds to every gradient but the weights'; leaves in `columns` what those are made of.

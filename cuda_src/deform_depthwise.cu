@@ -32,7 +32,7 @@ struct Own {
 };
 
 DEVICE Own own_channels(const DepthwiseParams& p, index_t block) {
-    const index_t count = (index_t)(p.geometry.channels / p.geometry.groups);
+    const index_t count = group_width(p.geometry);
     index_t group = block;
     const index_t within = take_digit(group, (index_t)p.blocks) * (LANES * VEC) + LANE * VEC;
     return {group, group * count + within, within < count};

@@ -36,7 +36,7 @@ DEVICE acc_t load_tangent(const coord_t* from, const long long* stride, index_t 
 
 KERNEL(deform_double_backward, DeformDoubleParams) {
     const Geometry& g = p.geometry;
-    const index_t count = (index_t)(g.channels / g.groups);
+    const index_t count = group_width(g);
     const Sums grad_input = sums_at(p.grad_input, p.anchors, p.batch * g.input_stride[0]);
     FOR_EACH(item, p.items) {
         index_t n = item;

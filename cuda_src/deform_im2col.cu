@@ -20,7 +20,7 @@ KERNEL(deform_im2col, DeformIm2colParams) {
     const Geometry& g = p.geometry;
     const index_t tiles = ((index_t)g.pixels + TILE - 1) / TILE, pairs = (index_t)(g.groups * g.taps);
     const index_t blocks = (pairs + (index_t)p.tap_block - 1) / (index_t)p.tap_block;
-    const index_t count = (index_t)((uindex_t)g.channels / (uindex_t)g.groups);
+    const index_t count = group_width(g);
     FOR_EACH(item, p.items) {
         // In the order of memory: pixels of a tap follow one another, or taps of a pixel.
         const bool pixels_first = p.layout.stride[3] == 1;

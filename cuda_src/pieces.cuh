@@ -58,11 +58,11 @@ DEVICE index_t padded_outputs(const Cut& cut) { return (group_outputs(cut) + PAN
 DEVICE index_t output_row(const Cut& cut) { return (index_t)cut.groups * padded_outputs(cut) + LINE; }
 
 DEVICE index_t chunks_in_group(const Geometry& g, const Cut& cut) {
-    return ((index_t)(g.channels / g.groups) + (index_t)cut.channel_block - 1) / (index_t)cut.channel_block;
+    return (group_width(g) + (index_t)cut.channel_block - 1) / (index_t)cut.channel_block;
 }
 
 DEVICE Chunk chunk_of(const Geometry& g, const Cut& cut, index_t number) {
-    const index_t count = (index_t)(g.channels / g.groups), group = number / chunks_in_group(g, cut);
+    const index_t count = group_width(g), group = number / chunks_in_group(g, cut);
     const index_t begin = (number - group * chunks_in_group(g, cut)) * (index_t)cut.channel_block;
     return {group * count + begin, group * count + smaller(begin + (index_t)cut.channel_block, count), group, number};
 }
