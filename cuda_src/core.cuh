@@ -142,6 +142,23 @@ DEVICE index_t take_digit(index_t& number, index_t base) {
     return digit;
 }
 
+// The same with floor((2^32 - 1) / base): a GPU, which has no instruction to divide, multiplies by that. As numbers are
+// below 2^31, the rest is too small by 1 at most.
+DEVICE index_t take_digit(index_t& number, index_t base, long long inverse) {
+#ifndef CUDAKIT_HOST
+    if (sizeof(index_t) == 4) {
+        index_t rest = (index_t)__umulhi((unsigned)number, (unsigned)inverse), digit = number - rest * base;
+        if (digit >= base) {
+            digit -= base;
+            rest += 1;
+        }
+        number = rest;
+        return digit;
+    }
+#endif
+    return take_digit(number, base);
+}
+
 DEVICE int width_of(index_t channels) { return WIDTH ? WIDTH : (int)channels; }
 
 template <int size, typename T> DEVICE void prefetch_line(const T* from) {

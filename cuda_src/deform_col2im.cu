@@ -49,9 +49,9 @@ DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
     const index_t blocks = (count + length - 1) / length;
     Place it;
     if (TILE == 1 && LANES > 1) {  // taps of a pixel follow one another
-        it.tap = take_digit(item, taps);
-        it.group = take_digit(item, (index_t)g.groups);
-        it.first = take_digit(item, tiles);
+        it.tap = take_digit(item, taps, g.by_taps);
+        it.group = take_digit(item, (index_t)g.groups, g.by_groups);
+        it.first = take_digit(item, tiles, g.by_pixels);
         it.n = item;
         it.span = it.channel = 0;
         it.opens = false;

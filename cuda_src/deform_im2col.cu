@@ -22,17 +22,19 @@ KERNEL(deform_im2col, DeformIm2colParams) {
     const index_t blocks = (pairs + (index_t)p.tap_block - 1) / (index_t)p.tap_block;
     const index_t count = group_width(g);
     FOR_EACH(item, p.items) {
-        // In the order of memory: pixels of a tap follow one another, or taps of a pixel.
+        // In the order of memory: pixels of a tap follow one another, or taps of a pixel. On a GPU a tile is a pixel and a
+        // block one pair.
         const bool pixels_first = p.layout.stride[3] == 1;
-        index_t rest = item, block = pixels_first ? 0 : take_digit(rest, blocks);
-        const index_t tile = take_digit(rest, tiles), n = pixels_first ? take_digit(rest, (index_t)g.batch) : rest;
+        index_t rest = item, block = pixels_first ? 0 : take_digit(rest, blocks, g.by_pairs);
+        const index_t tile = take_digit(rest, tiles, g.by_pixels);
+        const index_t n = pixels_first ? take_digit(rest, (index_t)g.batch, g.by_batch) : rest;
         if (pixels_first) block = rest;
         Base base;
         make_base(g, tile * TILE, base);
         const index_t end = smaller((block + 1) * (index_t)p.tap_block, pairs);
         for (index_t pair = block * (index_t)p.tap_block; pair < end; ++pair) {
             index_t group = pair;
-            const index_t tap = take_digit(group, (index_t)g.taps);
+            const index_t tap = take_digit(group, (index_t)g.taps, g.by_taps);
             TapSamples samples;
             look(g, p.offset, p.mask, n, group, tap, base, samples);
             const scalar_t* image = p.input + n * (index_t)g.input_stride[0];

@@ -11,7 +11,7 @@
 // ---------------------------------------------------------------------------------------------------------------------
 // Planar: one channel after the other.
 
-template <> constexpr int RESIDENT<GridSampleParams> = LANES == 1 ? 0 : NDIM < 3 && MODE != CUBIC ? 3 : 2;
+template <> constexpr int RESIDENT<GridSampleParams> = NDIM == 3 ? 2 : LANES == 1 ? 0 : MODE == CUBIC ? 2 : 3;
 
 KERNEL(grid_sample_planar, GridSampleParams) {
     FOR_EACH(i, p.items) {

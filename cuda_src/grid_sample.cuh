@@ -18,11 +18,12 @@ struct GridSampleParams {
     long long slabs;          // of the input's slowest dimension, to which different items add; 1 unless SLABS
     long long pixels;         // L
     long long align_corners;
-    long long looks_ahead;       // whether a host asks for what tiles will read or add to
-    long long size[3];           // of input, slowest dimension first
-    long long input_stride[5];   // batch, channel, dimensions
-    long long output_stride[3];  // batch, channel, pixel
-    long long grad_stride[5];    // of grad_input
+    long long looks_ahead;          // whether a host asks for what tiles will read or add to
+    long long size[3];              // of input, slowest dimension first
+    long long input_stride[5];      // batch, channel, dimensions
+    long long output_stride[3];     // batch, channel, pixel
+    long long grad_stride[5];       // of grad_input
+    long long by_pixels, by_batch;  // what `take_digit` wants
 };
 
 struct Item {
@@ -33,11 +34,10 @@ struct Item {
 
 DEVICE Item item_of(const GridSampleParams& p, index_t item) {
     const index_t tiles = ((index_t)p.pixels + TILE - 1) / TILE;
-    const index_t image = item / tiles;
+    index_t block = item;
     Item it;
-    it.first = (item - image * tiles) * TILE;
-    it.n = image % (index_t)p.batch;
-    index_t block = image / (index_t)p.batch;
+    it.first = take_digit(block, tiles, p.by_pixels) * TILE;
+    it.n = take_digit(block, (index_t)p.batch, p.by_batch);
     const index_t slab = SLABS ? take_digit(block, (index_t)p.slabs) : 0;
     it.low = SLABS ? (index_t)(slab * p.size[0] / p.slabs) : 0;
     it.high = SLABS ? (index_t)((slab + 1) * p.size[0] / p.slabs) : (index_t)p.size[0];

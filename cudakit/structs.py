@@ -28,3 +28,8 @@ def pack_tail(kernel: Kernel, *values: int | tuple[int, ...]) -> bytes:
         given = value if isinstance(value, tuple) else (value,)
         numbers += (*given, *(0,) * (count - len(given)))
     return layout.pack(*numbers)
+
+
+def inverses(*divisors: int) -> tuple[int, ...]:
+    """Return what a GPU multiplies by rather than divide; see ``take_digit`` in ``core.cuh``."""
+    return tuple((2**32 - 1) // max(divisor, 1) for divisor in divisors)

@@ -61,6 +61,38 @@ kernel.launch(np.array([x.data.ptr, y.data.ptr], np.uint64).tobytes(), 16, 1, 1,
 print(y.get().max())
 """
 
+# Digits of numbers below 2^31, by multiplication; prints how many are wrong.
+DIGITS = """
+import cupy, numpy as np
+from cudakit import cuda
+from cudakit.source import flatten, type_constants
+from cudakit.structs import inverses
+text = '''
+struct DigitsParams { const int* numbers; const int* bases; const long long* inverses; int* rest; int* digits; };
+KERNEL(digits, DigitsParams) {
+    FOR_EACH(i, COUNT / LANES) {
+        for (int k = i * LANES; k < (i + 1) * LANES; ++k) {
+            p.rest[k] = p.numbers[k];
+            p.digits[k] = take_digit(p.rest[k], p.bases[k], p.inverses[k]);
+        }
+    }
+}
+ENTRY(digits, DigitsParams)
+'''
+edges = [2**31 - 1, *(2**k + step for k in range(31) for step in (-1, 0, 1))]
+bases = sorted({*edges, *range(1, 40), *np.random.default_rng(0).integers(1, 2**31, 40).tolist()} - {0, 2**31})
+pairs = [(min(max(k * base + step, 0), 2**31 - 1), base) for base in bases
+         for k in {0, 1, 2, (2**31 - 1) // base // 2, (2**31 - 1) // base} for step in (-1, 0, 1)]
+numbers, bases = np.array(pairs, np.int32).T.copy()
+constants = type_constants("float32", "float32", False) | {"TILE": 1, "LANES": 1, "VEC": 1, "COUNT": len(pairs)}
+prelude = "".join(f"#define {name} {value}\\n" for name, value in constants.items())
+kernel = cuda.CudaKernel(prelude + flatten("core.cuh") + text, "digits", 1, 0)
+given = [cupy.asarray(x) for x in (numbers, bases, np.array(inverses(*bases.tolist()), np.int64))]
+found = [cupy.empty(len(pairs), np.int32) for _ in range(2)]
+kernel.launch(np.array([x.data.ptr for x in given + found], np.uint64).tobytes(), len(pairs), 1, 1, 0)
+print(sum(int((x.get() != y).sum()) for x, y in zip(found, divmod(numbers, bases))), len(pairs) > 2000)
+"""
+
 
 @pytest.fixture(scope="module")
 def emulated() -> dict[str, str]:
@@ -128,6 +160,11 @@ def test_the_emulated_gpu_sees_what_is_wrong(emulated: dict[str, str], body: str
     printed, errors = process.communicate()
     assert process.returncode < 0, printed
     assert report in errors
+
+
+def test_digits_by_multiplication_are_exact(emulated: dict[str, str]) -> None:
+    printed, errors = start(emulated, "-c", DIGITS).communicate()
+    assert printed == "0 True\n", errors
 
 
 @pytest.mark.parametrize(

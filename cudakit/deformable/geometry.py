@@ -7,6 +7,7 @@ from cudakit import checks
 from cudakit.array import Spec, itemsize
 from cudakit.errors import InvalidArgument
 from cudakit.layout import Image, ordered
+from cudakit.structs import inverses
 
 Integers = tuple[int, ...]
 
@@ -138,6 +139,8 @@ GEOMETRY_FIELDS = tuple(
         *((name, 1) for name in ("batch", "channels", "groups", "pixels", "first", "taps")),
         *((name, 3) for name in ("size", "out", "kernel", "stride", "pad", "dilation")),
         *(("input_stride", 5), ("offset_stride", 3), ("mask_stride", 3)),
+        *((f"by_{name}", 1) for name in ("batch", "groups", "pixels", "taps", "pairs")),
+        *(("by_out", 3), ("by_kernel", 3)),
     )
 )
 
@@ -148,6 +151,8 @@ def geometry_values(d: Deformation, input_strides: Integers) -> tuple[int | Inte
         *(d.batch, d.channels, d.groups, d.visited, d.first, d.taps),
         *(d.space, d.out, d.kernel, d.stride, d.pad, d.dilation),
         *(input_strides, d.strides(d.offset_channels), d.strides(d.mask_channels)),
+        *inverses(d.batch, d.groups, d.visited, d.taps, d.groups * d.taps),
+        *(inverses(*d.out), inverses(*d.kernel)),
     )
 
 

@@ -11,7 +11,7 @@ from cudakit.rounding import add_anchors, flat, rounded_parts
 from cudakit.sampling.grid_form import HOST_TILE, MODE_CONSTANTS, even_group
 from cudakit.sampling.grid_plan import SAMPLE_FIELDS, Sampling
 from cudakit.source import Kernel, type_constants
-from cudakit.structs import pack_tail
+from cudakit.structs import inverses, pack_tail
 
 FIELDS = (("input_tangent", 1), ("grid_tangent", 1), *((f"call.{name}", count) for name, count in SAMPLE_FIELDS))
 KERNELS = {
@@ -101,6 +101,7 @@ def _launch(call: Sampling, output: Image, target: Target, planar: bool, added: 
         *(items, *x.shape[:2], x.shape[1], 1, call.pixels, int(call.align_corners), 0),
         *(x.space, x.strides),
         *((*output.strides[:2], output.strides[-1]), x.strides),
+        *inverses(call.pixels, x.shape[0]),
     )
     loaded = load(kernel, tuple(constants.items()), target.device)
     work = prod(x.shape[:2]) * call.pixels * call.taps

@@ -16,7 +16,7 @@ from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
 from cudakit.rounding import add_anchors, rounded_parts, sum_dtype
 from cudakit.sampling.grid_form import MODE_CONSTANTS, TAPS, Form, choose_form, row_window
 from cudakit.source import Kernel, type_constants
-from cudakit.structs import pack_tail
+from cudakit.structs import inverses, pack_tail
 
 MANY_CHANNELS = {"nearest": 32, "bilinear": 16, "bicubic": 16}  # from here on channels-first is copied to channels-last
 PLANNING = 0.2  # of the time of an image's gradient, what each slab takes beyond its part
@@ -25,7 +25,7 @@ SAMPLE_FIELDS = (
     *((name, 1) for name in ("input", "grid", "output", "grad_output", "grad_input", "grad_grid", "anchors")),
     *((name, 1) for name in ("items", "batch", "channels", "channel_block", "slabs", "pixels")),
     *((name, 1) for name in ("align_corners", "looks_ahead")),
-    *(("size", 3), ("input_stride", 5), ("output_stride", 3), ("grad_stride", 5)),
+    *(("size", 3), ("input_stride", 5), ("output_stride", 3), ("grad_stride", 5), ("by_pixels", 1), ("by_batch", 1)),
 )
 SAMPLE_KERNELS = {
     name: Kernel("grid_sample.cu", name, "GridSampleParams", SAMPLE_FIELDS, pointers=7)
@@ -113,6 +113,7 @@ def add_sampling(
         *(items, x.shape[0], x.shape[1], block, slabs, call.pixels, int(call.align_corners), int(not near)),
         *(x.space, x.strides),
         *((*output.strides[:2], output.strides[-1]), grad.strides if grad else ()),
+        *inverses(call.pixels, x.shape[0]),
     )
     work = x.shape[0] * x.shape[1] * call.pixels * call.taps
     grain = tiles if grad else 1

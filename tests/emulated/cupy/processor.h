@@ -38,6 +38,7 @@ static inline double __hiloint2double(int high, int low) {
 }
 static inline float widen_half(unsigned short bits) { return same_bits<_Float16>(bits); }
 static inline unsigned short narrow_to_half(float value) { return same_bits<unsigned short>((_Float16)value); }
+static inline unsigned __umulhi(unsigned a, unsigned b) { return (unsigned)((unsigned long long)a * b >> 32); }
 static inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 static inline double __fma_rn(double a, double b, double c) { return __builtin_fma(a, b, c); }
 template <typename T> __attribute__((no_sanitize("kernel-address"))) static inline T atomicAdd(T* target, T value) {
