@@ -99,12 +99,15 @@ DEVICE acc_t* load_tile(const scalar_t* from, index_t channel_stride, index_t pi
 // Rows that one pass over the channels combines: all of them where their taps fit into registers.
 constexpr int PASS = MODE == CUBIC ? 1 : ROWS;
 
-// Of a GPU's sample, which is a tile of its own: whether a tap lies inside, and the taps of PASS rows.
-DEVICE int tap_inside(const Samples& s, int r, int t) { return row_inside(s, r, 0) & s.axis[NDIM - 1].inside[t][0]; }
+DEVICE int tap_inside(const Samples& s, int r, int t, int j) {
+    return row_inside(s, r, j) & s.axis[NDIM - 1].inside[t][j];
+}
+
+// The taps of PASS rows of a GPU's sample, which is a tile of its own.
 DEVICE void load_taps(const Samples& s, int r0, const scalar_t* image, Words* pixel) {
     UNROLL for (int k = 0; k < PASS * TAPS; ++k) {
         const int r = r0 + k / TAPS, t = k % TAPS;
-        pixel[k] = load_words(image, row_at(s, r, 0) + s.axis[NDIM - 1].at[t][0], tap_inside(s, r, t));
+        pixel[k] = load_words(image, row_at(s, r, 0) + s.axis[NDIM - 1].at[t][0], tap_inside(s, r, t, 0));
     }
 }
 
@@ -135,14 +138,14 @@ DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int 
             load_taps(s, r0, image, pixel);
             UNROLL for (int k = 0; k < PASS * TAPS; ++k) {
                 const int r = r0 + k / TAPS, t = k % TAPS;
-                if (!tap_inside(s, r, t)) continue;  // its weight may be a NaN
+                if (!tap_inside(s, r, t, j)) continue;  // its weight may be a NaN
                 add_words(row_weight(s, r, j) * weight_along(s, t, j), pixel[k], sum);
             }
         }
     } else {
         UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
             UNROLL for (int t = 0; t < TAPS; ++t) {
-                if (!(row_inside(s, r, j) & x.inside[t][j])) continue;
+                if (!tap_inside(s, r, t, j)) continue;
                 acc_t value[VEC];
                 load_channels(image + row_at(s, r, j) + x.at[t][j], width, value);
                 const acc_t weight = row_weight(s, r, j) * weight_along(s, t, j);
@@ -221,19 +224,24 @@ DEVICE void add_slopes(acc_t factor, const Derivative& by, int l, acc_t sum[][SU
     sum[NDIM - 1][l] += factor * by.slope2;
 }
 
-// The part of grad that the taps of one row of a GPU's sample make.
+// What a row's sums over its taps, times their weights and their slopes, add to grad.
+DEVICE void add_row(const Samples& s, int r, int j, acc_t value, acc_t slope, acc_t grad[][TILE][PARTS]) {
+    UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j][0] = fused(row_slope(s, d, r, j), value, grad[d][j][0]);
+    grad[NDIM - 1][j][0] = fused(row_weight(s, r, j), slope, grad[NDIM - 1][j][0]);
+}
+
+// The same, of a GPU's sample.
 DEVICE void add_row_slopes(const Samples& s, int r, const acc_t* out_grad, const Words* pixel,
                            acc_t grad[][TILE][PARTS]) {
     const Axis& x = s.axis[NDIM - 1];
     acc_t value = 0, slope = 0;
     UNROLL for (int t = 0; t < TAPS; ++t) {
-        if (!tap_inside(s, r, t)) continue;  // its weight may be a NaN
+        if (!tap_inside(s, r, t, 0)) continue;  // its weight may be a NaN
         const acc_t dot = add_dot(out_grad, pixel[t], acc_t(0));
         value = fused(x.weight[t][0], dot, value);
         slope = fused(x.slope[t][0], dot, slope);
     }
-    UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][0][0] = fused(row_slope(s, d, r, 0), value, grad[d][0][0]);
-    grad[NDIM - 1][0][0] = fused(row_weight(s, r, 0), slope, grad[NDIM - 1][0][0]);
+    add_row(s, r, 0, value, slope, grad);
 }
 
 // The parts of grad[d][j] += sum over channels of out_grad * d(sample j) / d(coordinate d). Where everything is inside,
@@ -264,16 +272,14 @@ DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, 
         UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
             acc_t value = 0, slope = 0;
             UNROLL for (int t = 0; t < TAPS; ++t) {
-                if (!(row_inside(s, r, j) & x.inside[t][j])) continue;
+                if (!tap_inside(s, r, t, j)) continue;
                 acc_t channel[VEC], dot = 0;
                 load_channels(image + row_at(s, r, j) + x.at[t][j], width, channel);
                 SIMD_SUM(dot) for (int v = 0; v < width; ++v) dot += out_grad[v] * channel[v];
                 value = fused(x.weight[t][j], dot, value);
                 slope = fused(x.slope[t][j], dot, slope);
             }
-            UNROLL for (int d = 0; d < NDIM - 1; ++d) grad[d][j][0] =
-                fused(row_slope(s, d, r, j), value, grad[d][j][0]);
-            grad[NDIM - 1][j][0] = fused(row_weight(s, r, j), slope, grad[NDIM - 1][j][0]);
+            add_row(s, r, j, value, slope, grad);
         }
     }
 }
@@ -283,7 +289,7 @@ DEVICE void scatter_channels(const Samples& s, int j, const Sums& image, int wid
     const Axis& x = s.axis[NDIM - 1];
     UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
         UNROLL for (int t = 0; t < TAPS; ++t) {
-            if (!(row_inside(s, r, j) & x.inside[t][j])) continue;
+            if (!tap_inside(s, r, t, j)) continue;
             const Sums target = image + row_at(s, r, j) + x.at[t][j];
             const acc_t weight = row_weight(s, r, j) * weight_along(s, t, j);
             add_channels(target, weight, out_grad, width);

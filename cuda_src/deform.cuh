@@ -117,9 +117,7 @@ struct Corner {
     int read;
 };
 
-DEVICE int corner_inside(const Samples& s, int k, int j) {
-    return row_inside(s, k / TAPS, j) & s.axis[NDIM - 1].inside[k % TAPS][j];
-}
+DEVICE int corner_inside(const Samples& s, int k, int j) { return tap_inside(s, k / TAPS, k % TAPS, j); }
 
 DEVICE Corner make_corner(const TapSamples& samples, int k, int j) {
     const Samples& s = samples.s;

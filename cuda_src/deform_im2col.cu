@@ -40,13 +40,13 @@ KERNEL(deform_im2col, DeformIm2colParams) {
             const scalar_t* image = p.input + n * (index_t)g.input_stride[0];
             for (index_t c = LANE * VEC; c < count; c += LANES * VEC) {
                 const int width = LANES > 1 ? VEC : width_of(smaller(index_t(VEC), count - c));
-                const index_t channel = group * count + c, beside = LANES > 1 ? 1 : (index_t)p.layout.stride[1];
+                const index_t channel = group * count + c, channel_stride = LANES > 1 ? 1 : (index_t)p.layout.stride[1];
                 acc_t tile[TILE][VEC];
                 for (int j = 0; j < base.count; ++j) {
                     sample_tap(samples, j, image + channel * (index_t)g.input_stride[1], width, tile[j]);
                 }
                 scalar_t* to = p.columns + column_at(p.layout, n, channel, tap, base.first - (index_t)g.first);
-                store_tile(to, beside, (index_t)p.layout.stride[3], base.count, width, tile);
+                store_tile(to, channel_stride, (index_t)p.layout.stride[3], base.count, width, tile);
             }
         }
     }

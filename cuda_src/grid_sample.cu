@@ -8,10 +8,10 @@
 #include "groups.cuh"
 #include "channels.cuh"
 
+template <> constexpr int RESIDENT<GridSampleParams> = NDIM == 3 ? 2 : LANES == 1 ? 0 : MODE == CUBIC ? 2 : 3;
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Planar: one channel after the other.
-
-template <> constexpr int RESIDENT<GridSampleParams> = NDIM == 3 ? 2 : LANES == 1 ? 0 : MODE == CUBIC ? 2 : 3;
 
 KERNEL(grid_sample_planar, GridSampleParams) {
     FOR_EACH(i, p.items) {

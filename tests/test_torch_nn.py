@@ -1,6 +1,6 @@
 """The layers for PyTorch: torchvision's form, mmcv's parameters, and what they begin as."""
 
-from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -151,31 +151,22 @@ def test_spatial_transformer_of_meta_tensors() -> None:
     assert transformer(torch.empty(2, 3, 2, 2, device="meta")).shape == (2, 3, 3, 5)
 
 
-@pytest.fixture
-def default_device() -> Iterator[Any]:
-    """Return what sets PyTorch's default device, for as long as the test lasts."""
-    before = torch.get_default_device()
-    yield torch.set_default_device
-    torch.set_default_device(None if before.type == "cpu" else before)
-
-
 @pytest.mark.parametrize("told", [False, True], ids=["", "where tensors are made"])
-def test_layers_compile(torch_device: str, default_device: Any, told: bool) -> None:
-    """Also with a default device, by which PyTorch traces more of itself."""
+def test_layers_compile(torch_device: str, told: bool) -> None:
+    """Also where it is said on which device to make tensors, by which PyTorch traces more of itself."""
     torch._dynamo.reset()
-    if told:
-        default_device(torch_device)
-    look = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1))
-    model = torch.nn.Sequential(
-        nn.SpatialTransformer(look, 2), nn.DeformConv2dPack(3, 4, 3), nn.ModulatedDeformConv2dPack(4, 2, 3)
-    )
-    image = torch.rand(2, 3, 9, 8)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    compiled(image).sum().backward()
-    found = [parameter.grad for parameter in model.parameters()]
-    model.zero_grad()
-    model(image).sum().backward()
-    torch.testing.assert_close(found, [parameter.grad for parameter in model.parameters()])
+    with torch.device(torch_device) if told else nullcontext():
+        look = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1))
+        model = torch.nn.Sequential(
+            nn.SpatialTransformer(look, 2), nn.DeformConv2dPack(3, 4, 3), nn.ModulatedDeformConv2dPack(4, 2, 3)
+        )
+        image = torch.rand(2, 3, 9, 8)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        compiled(image).sum().backward()
+        found = [parameter.grad for parameter in model.parameters()]
+        model.zero_grad()
+        model(image).sum().backward()
+        torch.testing.assert_close(found, [parameter.grad for parameter in model.parameters()])
 
 
 def test_layers_are_traced_by_symbols() -> None:
