@@ -10,9 +10,9 @@ from cudakit.launch import cores
 from . import gpu
 from .cases import OURS
 from .deformable import FAMILY, Deform, row
-from .measure import CPU, Device, check, interleaved, summary
+from .measure import CPU, Device, Effort, check, interleaved, summary
 from .memory import keep_freed
-from .peers import set_threads, title
+from .peers import forget_libraries, set_threads, title
 from .progress import progress
 from .tables import NOTHING, Table, number
 
@@ -21,7 +21,7 @@ BASE = Deform((1, 64, 56, 56), 64)
 GPU_BASE = Deform((16, 64, 56, 56), 64)
 SMALL_BASE = Deform((1, 8, 6, 6), 8)
 SIDES = (*FAMILY.rivals, "dense_conv")
-ROUNDS = 2
+EFFORT = Effort(rounds=2, fewest=1, seconds=0.25)
 WAYS = ("forward", "backward")
 Result = dict[str, Any]
 
@@ -66,7 +66,7 @@ def point(case: Deform, threads: int, peers: Sequence[str], device: Device) -> R
     set_threads(threads)
     this = row("growth", case)
     checked = check(FAMILY.only(peers), this, device.copies(this), threads, device)
-    times = interleaved(checked.calls, device, ROUNDS)
+    times = interleaved(checked.calls, device, EFFORT)
     # Without a spread every sample is at a knot, where slopes are a convention.
     wrong = checked.wrong if case.spread or not case.backward else {}
     return {"ms": {side: summary(turns)["median_ms"] for side, turns in times.items()}, "wrong": wrong}
@@ -110,6 +110,7 @@ def measure(where: str, threads: int, peers: Sequence[str], small: bool) -> Resu
     keep_freed()
     sides = [side for side in SIDES if side in peers and (side in FAMILY.on_tensors or not on_gpu)]
     axes = AXES if on_gpu else (*AXES, THREADS)
+    forget_libraries(sides)
     found = curves(base, threads, sides, axes, gpu.device() if on_gpu else CPU)
     return {"where": "the GPU" if on_gpu else f"{threads} thread(s)", "base": base._asdict(), "curves": found}
 

@@ -15,13 +15,12 @@ from .cases import OURS, Arrays, Family, Prepared, Row, aligned, disagreement, l
 from .pace import watch
 from .peers import present
 
-ROUNDS = 15
 FEWEST_TURNS = 3
 FEWEST_PAIRS = 5
-SIDE_SECONDS = 0.5  # a side that would take longer has fewer turns
 BURST_SECONDS = 0.012
 LONGEST_BURST = 10
 WARM_SECONDS = 0.1  # calls that take longer need no untimed call before them
+LONG_SECONDS = 0.5  # calls that take longer have their turns in one process
 BUSY = 0.05  # share of its time that a call may wait for a core before it counts as disturbed
 TASKS = Path("/proc/self/task")
 
@@ -38,12 +37,28 @@ class Sample(NamedTuple):
 Turns = dict[int, list[Sample]]  # of a side, by the number of the round
 
 
+class Effort(NamedTuple):
+    """How often sides take turns: in all of the `rounds`, or `fewest` times where that would take more `seconds`."""
+
+    rounds: int = 15
+    fewest: int = FEWEST_TURNS
+    seconds: float = 0.5
+
+    def turns(self, expected: float, parts: int) -> int:
+        """Return how often a side takes turns in one of so many processes, if a call takes `expected` seconds."""
+        fewest = self.fewest if expected >= LONG_SECONDS else ceil(self.fewest / parts)
+        return min(max(int(self.seconds / parts / expected), fewest), ceil(self.rounds / parts))
+
+
+WHOLE = Effort()
+
+
 def waited() -> float:
     """Return the seconds that this process' threads have waited for a core so far; 0 where the system does not say."""
     total = 0
     for task in TASKS.iterdir() if TASKS.is_dir() else ():
-        with suppress(OSError):  # a thread that has just ended
-            total += int((task / "schedstat").read_text(encoding="ascii").split()[1])
+        with suppress(OSError), (task / "schedstat").open("rb", buffering=0) as file:  # of a thread that has just ended
+            total += int(file.read().split()[1])
     return 1e-9 * total
 
 
@@ -107,10 +122,13 @@ def ratio(turns: Turns, ours: Turns) -> float:
     steady, ours_steady = _steady(turns), _steady(ours)
     pairs = steady.keys() & ours_steady.keys()
     if len(pairs) < FEWEST_PAIRS:
-        if min(len(steady), len(ours_steady)) >= FEWEST_TURNS:
-            return median(map(_middle, steady.values())) / median(map(_middle, ours_steady.values()))
-        pairs = set(turns)
-    return median(_middle(turns[number]) / _middle(ours[number]) for number in pairs)
+        if min(len(steady), len(ours_steady)) < FEWEST_TURNS:
+            steady, ours_steady, pairs = turns, ours, turns.keys() & ours.keys()
+        else:
+            pairs = set()
+    if pairs:
+        return median(_middle(turns[number]) / _middle(ours[number]) for number in pairs)
+    return median(map(_middle, steady.values())) / median(map(_middle, ours_steady.values()))
 
 
 def _steady(turns: Turns) -> Turns:
@@ -138,10 +156,8 @@ class Device(NamedTuple):
 CPU = Device(lambda row: [aligned(row.make())], lambda arrays: arrays, _turn)
 
 
-def _opening(
-    calls: dict[str, Callable[[], Any]], device: Device, slow: float
-) -> tuple[dict[str, float], dict[str, Turns]]:
-    """Return about how many seconds each side's call takes, and the turns of those that take `slow` seconds or more.
+def _opening(calls: dict[str, Callable[[], Any]], device: Device) -> tuple[dict[str, float], dict[str, Turns]]:
+    """Return about how many seconds each side's call takes, and the turns of those that need no untimed call.
 
     Their first timed call is a turn of theirs, beside one of cudakit's, rather than thrown away.
     """
@@ -150,9 +166,9 @@ def _opening(
     for number, (side, call) in enumerate(calls.items(), start=1):
         turn = device.turn(call, inf)
         expected[side] = turn[0].seconds
-        for _ in range(FEWEST_TURNS if expected[side] < BURST_SECONDS else 0):  # the first calls are slower
-            expected[side] = min(expected[side], device.turn(call, inf)[0].seconds)
-        if expected[side] >= slow:
+        if expected[side] < BURST_SECONDS:  # the first calls are slower
+            expected[side] = min(sample.seconds for sample in device.turn(call, expected[side]))
+        if expected[side] >= WARM_SECONDS:
             found[side][-number] = turn
             if side != OURS:
                 found[OURS][-number] = device.turn(calls[OURS], expected[OURS])
@@ -160,7 +176,7 @@ def _opening(
 
 
 def interleaved(
-    calls: dict[str, Callable[[], Any]], device: Device = CPU, rounds: int = ROUNDS, parts: int = 1
+    calls: dict[str, Callable[[], Any]], device: Device = CPU, effort: Effort = WHOLE, parts: int = 1
 ) -> dict[str, Turns]:
     """Time several calls in turns: one side's burst, the next side's, and so on, round after round.
 
@@ -170,9 +186,9 @@ def interleaved(
         The sides, cudakit first, each called before.
     device : Device
         How they are timed.
-    rounds : int
-        Turns of each side; slow ones have fewer, spread over the rounds, and fast ones up to half as many more
-        where half of them were disturbed. cudakit takes part in every round.
+    effort : Effort
+        How many rounds there are; slow sides have fewer turns, spread over the rounds, and fast ones up to half as
+        many more where half of them were disturbed. cudakit takes part in every round.
     parts : int
         How many processes share the rounds.
 
@@ -181,13 +197,12 @@ def interleaved(
     dict of dict
         The timed calls of each side's turns, by the number of the round.
     """
-    rounds, fewest, most_seconds = ceil(rounds / parts), ceil(FEWEST_TURNS / parts), SIDE_SECONDS / parts
+    rounds = ceil(effort.rounds / parts)
     gc.collect()
     gc.disable()
     try:
-        expected, found = _opening(calls, device, most_seconds)
-        count = {side: min(max(int(most_seconds / expected[side]), fewest), rounds) for side in calls}
-        count |= {side: count[side] - 1 for side in calls if expected[side] >= most_seconds}
+        expected, found = _opening(calls, device)
+        count = {side: effort.turns(seconds, parts) - (seconds >= WARM_SECONDS) for side, seconds in expected.items()}
         for number in range(rounds + rounds // 2):
             if number < rounds:
                 due = {side for side in calls if (number + 1) * count[side] // rounds > number * count[side] // rounds}
@@ -227,8 +242,13 @@ def in_turn(ready: list[Prepared]) -> Callable[[], Any]:
     return call
 
 
-def check(family: Family, row: Row, copies: list[Arrays], threads: int, device: Device = CPU) -> Checked:
-    """Prepare the sides that are installed and know the row's operator, and see whether they agree with cudakit."""
+def check(
+    family: Family, row: Row, copies: list[Arrays], threads: int, device: Device = CPU, *, compare: bool = True
+) -> Checked:
+    """Prepare the sides that are installed and know the row's operator, and see whether they agree with cudakit.
+
+    Without `compare` their results are not looked at, because another process does.
+    """
     ours = family.sides[OURS](row, device.exact(copies[0]), threads)
     assert ours is not None
     expected = ours.results(ours.call())
@@ -237,7 +257,8 @@ def check(family: Family, row: Row, copies: list[Arrays], threads: int, device: 
         try:
             made = [family.sides[side](row, arrays, threads) for arrays in copies]
             ready = [prepared for prepared in made if prepared is not None]
-            found = ready[0].results(ready[0].call()) if ready else ()
+            returned = ready[0].call() if ready else None
+            found = ready[0].results(returned) if ready and compare else ()
         except Exception as error:  # whatever a library raises where it lacks a dtype or memory
             if side == OURS:
                 raise
@@ -245,7 +266,7 @@ def check(family: Family, row: Row, copies: list[Arrays], threads: int, device: 
             continue
         if ready:
             checked.calls[side] = in_turn(ready)
-        if ready and side not in family.floors:
+        if found and side not in family.floors:
             exact = side == OURS or row.dtype == "float32"  # peers work out coordinates in half precision too
             message = disagreement(row, found, expected, ready[0].slack if exact else inf)
             if message:

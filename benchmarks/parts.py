@@ -1,7 +1,7 @@
 """Rows in parts: what each process finds about a row, and what the parts make together.
 
 From process to process some times differ by up to a fifth, sometimes by half, mostly for as long as one lives. So
-several processes share the rounds of a row.
+several processes share the rounds of a row; what takes long is left to the first of them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from .cases import OURS, Family, Row
 from .distance import crossing_ns, far_from
-from .measure import CPU, ROUNDS, Checked, Device, Result, Turns, check, interleaved, ratio, summary
+from .measure import CPU, LONG_SECONDS, WHOLE, Checked, Device, Result, Turns, check, interleaved, ratio, summary
 
 PROCESSES = 3
 
@@ -25,12 +25,17 @@ class Part(NamedTuple):
     turns: dict[str, Turns]
     crossing_ns: float | None
 
+    def slow(self) -> set[str]:
+        """Return the peers that have had all their turns here."""
+        middle = {side: summary(turns)["median_ms"] for side, turns in self.turns.items() if side != OURS}
+        return {side for side, milliseconds in middle.items() if milliseconds >= 1e3 * LONG_SECONDS}
 
-def measure_part(family: Family, row: Row, threads: int, device: Device = CPU, parts: int = 1) -> Part:
-    """Check that the sides agree with cudakit, then time them in one of so many parts."""
+
+def measure_part(family: Family, row: Row, threads: int, device: Device = CPU, part: int = 0, parts: int = 1) -> Part:
+    """Time the sides in one of so many parts; in the first, check that they agree with cudakit."""
     before = crossing_ns(threads)
-    checked = check(family, row, device.copies(row), threads, device)
-    turns = interleaved(checked.calls, device, parts=parts)
+    checked = check(family, row, device.copies(row), threads, device, compare=part == 0)
+    turns = interleaved(checked.calls, device, WHOLE, parts)
     after = crossing_ns(threads)
     apart = max(before, after) if before and after else None
     return Part(checked._replace(calls={}), turns, apart)
@@ -39,13 +44,16 @@ def measure_part(family: Family, row: Row, threads: int, device: Device = CPU, p
 def together(row: Row, parts: Sequence[Part], least: float | None) -> Result:
     """Return what the parts of a row say together: of all whether sides agree, and times of those with near cores.
 
-    `least` is how far apart the cores were at best.
+    `least` is how far apart the cores were at best. Sides that were timed in other parts only count there.
     """
     turns: dict[str, Turns] = {}
     timed, checks = near(parts, least), [part.checked for part in parts]
-    for number, part in enumerate(timed):
+    known = {side for part in timed for side in part.turns}
+    for number, part in enumerate(parts):
+        counts = any(part is one for one in timed)
         for side, found in part.turns.items():
-            turns.setdefault(side, {}).update({(2 * ROUNDS * number + turn): found[turn] for turn in found})
+            if counts or side not in known:
+                turns.setdefault(side, {}).update({(2 * WHOLE.rounds * number + turn): found[turn] for turn in found})
     distances = [part.crossing_ns for part in timed if part.crossing_ns]
     return {
         "row": row.name,

@@ -1,17 +1,15 @@
 """Measure cudakit beside its peers, and gather all that gets written down."""
 
-import ctypes
 import datetime
-import multiprocessing
 import os
 import platform
 import re
-import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Container, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, product
 from operator import itemgetter
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -26,12 +24,11 @@ from .families import FAMILIES, GROWTH
 from .limits import Limits, against
 from .measure import CPU, Device
 from .parts import PROCESSES, Part, measure_part, together
-from .peers import PEERS, present, set_threads, title, versions
+from .peers import PEERS, forget_libraries, keep_compiled, present, set_threads, title, versions
+from .processes import in_new_process
 from .progress import progress
 from .report import row_line
 
-THREAD_VARIABLES = ("MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # what NumPy's library reads
-PR_SET_PDEATHSIG = 1  # sys/prctl.h
 Result = dict[str, Any]
 
 
@@ -52,11 +49,25 @@ class Choice(NamedTuple):
     extras: bool
 
 
+class Share(NamedTuple):
+    """Which part of the rounds a process measures, of how many, and the peers that it leaves out of rows."""
+
+    part: int
+    parts: int
+    left_out: Mapping[str, Container[str]]
+
+
+ALL = Share(0, 1, {})
+
+
 class Found(NamedTuple):
     """What a process found about rows, by their names, and why cudakit failed in others."""
 
     rows: dict[str, Part]
     failed: dict[str, str]
+
+
+Measured = tuple[dict[str, Found], Limits]  # by one process, of every family
 
 
 def _output(*command: str) -> str:
@@ -112,17 +123,19 @@ def chosen(family: Family, choice: Choice) -> Iterator[tuple[Family, Row, Device
             yield sides, row, device
 
 
-def measure_rows(family: Family, choice: Choice, label: str, threads: int, parts: int) -> Found:
+def measure_rows(family: Family, choice: Choice, label: str, threads: int, share: Share = ALL) -> Found:
     """Measure a part of the rows' rounds; a row that cudakit fails in does not keep the others from being measured."""
     rows: dict[str, Part] = {}
     failed: dict[str, str] = {}
     work = list(chosen(family, choice))
+    forget_libraries({side for sides, _, _ in work for side in sides.sides})
     with progress() as bar:
         task = bar.add_task(f"{family.name}, {label}", total=len(work))
         for sides, row, device in work:
             bar.update(task, description=f"{family.name}, {label}: {row.name}")
             try:
-                rows[row.name] = measure_part(sides, row, threads, device, parts)
+                left_out = share.left_out.get(row.name, ())
+                rows[row.name] = measure_part(sides.without(left_out), row, threads, device, share.part, share.parts)
             except Exception as error:
                 failed[row.name] = f"{type(error).__name__}: {error}"
                 bar.console.print(f"{label}: {row.name}: {failed[row.name]}")
@@ -130,12 +143,20 @@ def measure_rows(family: Family, choice: Choice, label: str, threads: int, parts
     return Found(rows, failed)
 
 
-def measure(name: str, choice: Choice, threads: int, part: int, parts: int) -> tuple[Found, Limits]:
-    """Measure a part of the rows' rounds with one number of threads, in this process."""
+def measure(names: Sequence[str], choice: Choice, threads: int, share: Share, folder: str) -> Measured:
+    """Measure a part of the rounds of families' rows with one number of threads, in this process.
+
+    What is compiled for that number goes into the folder, for the next part.
+    """
     memory.keep_freed()
+    keep_compiled(folder)
     set_threads(threads)
-    label = f"{in_words(threads)}, {part + 1} of {parts}" if parts > 1 else in_words(threads)
-    return limits.on_cpu(threads, choice.dtypes, lambda: measure_rows(FAMILIES[name], choice, label, threads, parts))
+    label = f"{in_words(threads)}, {share.part + 1} of {share.parts}" if share.parts > 1 else in_words(threads)
+    return limits.on_cpu(
+        threads,
+        choice.dtypes,
+        lambda: {name: measure_rows(FAMILIES[name], choice, label, threads, share) for name in names},
+    )
 
 
 def in_words(threads: int) -> str:
@@ -143,17 +164,18 @@ def in_words(threads: int) -> str:
     return f"{threads} thread{'s' * (threads > 1)}"
 
 
-def joined(name: str, choice: Choice, label: str, threads: int, found: Sequence[tuple[Found, Limits]]) -> Result:
+def joined(name: str, choice: Choice, label: str, threads: int, measured: Sequence[Measured]) -> Result:
     """Return a run: every row of what its parts, during which the cores were near, say together."""
-    family, typical = FAMILIES[name], limits.typical([reached for _, reached in found])
-    least = nearest(part.crossing_ns for one, _ in found for part in one.rows.values())
+    family, typical = FAMILIES[name], limits.typical([reached for _, reached in measured])
+    found = [families[name] for families, _ in measured]
+    least = nearest(part.crossing_ns for one in found for part in one.rows.values())
     rows = []
     for _, row in matching(family, choice):
-        parts = [one.rows[row.name] for one, _ in found if row.name in one.rows]
+        parts = [one.rows[row.name] for one in found if row.name in one.rows]
         if parts:
             result = together(row, parts, least)
             rows.append(result | against(result, typical))
-    failed = {row: message for one, _ in found for row, message in one.failed.items()}
+    failed = {row: message for one in found for row, message in one.failed.items()}
     console = Console(stderr=True, highlight=False)
     for result in rows:
         console.print(f"{label}: {row_line(result, family.rivals)}")
@@ -162,8 +184,8 @@ def joined(name: str, choice: Choice, label: str, threads: int, found: Sequence[
 
 def measure_on_gpu(name: str, choice: Choice) -> Result:
     """Measure the rows on the GPU."""
-    found = measure_rows(FAMILIES[name], choice, "GPU", 1, 1), gpu.limits(choice.dtypes)
-    return joined(name, choice, "GPU", 1, [found])
+    found = {name: measure_rows(FAMILIES[name], choice, "GPU", 1)}
+    return joined(name, choice, "GPU", 1, [(found, gpu.limits(choice.dtypes))])
 
 
 def measure_overhead(name: str, peers: Sequence[str]) -> Result:
@@ -187,47 +209,47 @@ def peak_memory(name: str, row_name: str, side: str, threads: int) -> int | None
 def measure_memory(family: Family, threads: int) -> Result:
     """Measure the peak memory of every side in the family's rows for that."""
     sides = [side for side in family.sides if present(side) and side not in family.floors]
-    found = {
-        row: {side: in_new_process(threads, peak_memory, family.name, row, side, threads) for side in sides}
-        for row in family.memory
+    with ThreadPoolExecutor(cores()) as pool:  # a time does not matter here
+        found = {
+            (row, side): pool.submit(in_new_process, threads, peak_memory, family.name, row, side, threads)
+            for row, side in product(family.memory, sides)
+        }
+    rows = {row: {side: found[row, side].result() for side in sides} for row in family.memory}
+    return {"threads": threads, "rows": rows}
+
+
+def measure_extras(name: str, choice: Choice) -> Result:
+    """Return what is written down of a family besides its rows."""
+    return {
+        "overhead": in_new_process(1, measure_overhead, name, choice.peers),
+        "memory": measure_memory(FAMILIES[name].only(choice.peers), max(choice.threads)),
     }
-    return {"threads": threads, "rows": found}
 
 
-def end_with_parent() -> None:
-    """Let Linux end this process when its parent is killed: it would go on and disturb what is measured next."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def in_new_process(threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function in an interpreter of its own: some libraries take their number of threads only once."""
-    os.environ |= dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONHASHSEED": "0"}
-    context = multiprocessing.get_context("spawn")
-    with memory.same_layout(), ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
-        try:
-            return pool.submit(function, *arguments).result()
-        except BaseException:  # an interruption, too: it would go on to its end
-            for process in multiprocessing.active_children():
-                process.kill()
-            raise
-
-
-def measure_family(name: str, choice: Choice) -> Result:
-    """Return everything about one family that is written down."""
-    if choice.device == "cuda":
-        return {"runs": [measure_on_gpu(name, choice)]}
-    extras: Result = {}
-    if choice.extras:
-        extras["overhead"] = in_new_process(1, measure_overhead, name, choice.peers)
-        extras["memory"] = measure_memory(FAMILIES[name].only(choice.peers), max(choice.threads))
+def measure_parts(names: Sequence[str], choice: Choice) -> dict[int, list[Measured]]:
+    """Measure the rows of families, for each number of threads in several processes; these take turns."""
     parts = 1 if choice.small else PROCESSES
-    found: dict[int, list[tuple[Found, Limits]]] = {threads: [] for threads in choice.threads}
-    for part, threads in product(range(parts), found):
-        found[threads].append(in_new_process(threads, measure, name, choice, threads, part, parts))
-    runs = [joined(name, choice, in_words(threads), threads, found[threads]) for threads in found]
-    return {"runs": runs, **extras}
+    found: dict[int, list[Measured]] = {threads: [] for threads in choice.threads}
+    with TemporaryDirectory() as folder:
+        for part, threads in product(range(parts), found):
+            first = [rows for families, _ in found[threads][:1] for rows, _ in families.values()]
+            left_out = {name: measured.slow() for rows in first for name, measured in rows.items()}
+            arguments = (names, choice, threads, Share(part, parts, left_out), f"{folder}/{threads}")
+            found[threads].append(in_new_process(threads, measure, *arguments))
+    return found
+
+
+def measure_families(names: Sequence[str], choice: Choice) -> Result:
+    """Return everything about families that is written down."""
+    if choice.device == "cuda":
+        return {name: {"runs": [measure_on_gpu(name, choice)]} for name in names}
+    extras = {name: measure_extras(name, choice) if choice.extras else {} for name in names}
+    found = measure_parts(names, choice) if names else {}
+
+    def run(name: str, threads: int) -> Result:
+        return joined(name, choice, in_words(threads), threads, found[threads])
+
+    return {name: {"runs": [run(name, threads) for threads in found], **extras[name]} for name in names}
 
 
 def measure_growth(choice: Choice) -> Result:
@@ -251,7 +273,7 @@ def measure_all(choice: Choice) -> Result:
         "commit": commit(),
         "machine": before,
         "versions": versions(side for side in (OURS, *PEERS) if side in used & {OURS, *choice.peers}),
-        "families": {family.name: measure_family(family.name, choice) for family in families},
+        "families": measure_families([family.name for family in families], choice),
     }
     return found | ({GROWTH: measure_growth(choice)} if GROWTH in choice.families else {})
 

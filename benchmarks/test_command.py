@@ -15,7 +15,7 @@ from . import command, record
 from .cases import OURS
 from .comparison import compare
 from .families import FAMILIES
-from .measure import CPU, ROUNDS, Checked, Sample, interleaved, ratio, summary
+from .measure import CPU, WHOLE, Checked, Sample, interleaved, ratio, summary
 from .parts import Part, near, together
 
 
@@ -95,9 +95,9 @@ def test_undisturbed_turns_of_different_rounds_are_compared_where_no_others_are_
 def test_disturbed_sides_have_more_rounds() -> None:
     calls = {OURS: lambda: None, "torch": lambda: None}
     found = interleaved(calls, CPU._replace(turn=lambda call, _: [Sample(1e-3, disturbed=call is calls["torch"])]))
-    assert {side: len(turns) for side, turns in found.items()} == dict.fromkeys(calls, ROUNDS + ROUNDS // 2)
+    assert {side: len(turns) for side, turns in found.items()} == dict.fromkeys(calls, WHOLE.rounds + WHOLE.rounds // 2)
     found = interleaved(calls, CPU._replace(turn=lambda call, _: [Sample(1e-3, disturbed=False)]))
-    assert {side: len(turns) for side, turns in found.items()} == dict.fromkeys(calls, ROUNDS)
+    assert {side: len(turns) for side, turns in found.items()} == dict.fromkeys(calls, WHOLE.rounds)
 
 
 def part(crossing_ns: float | None = None, **seconds: float) -> Part:
@@ -146,22 +146,37 @@ def test_processes_share_the_rounds() -> None:
 
     def turn(call: Callable[[], None], expected: float) -> list[Sample]:
         taken.append((call is calls[OURS], expected))
-        return [Sample(1e-3 if call is calls[OURS] else 9.0, disturbed=False)]
+        return [Sample(1e-3 if call is calls[OURS] else 0.4, disturbed=False)]
 
     found = interleaved(calls, CPU._replace(turn=turn), parts=3)
-    # One turn of what takes long is enough, and cudakit takes one right after it.
-    assert {side: len(turns) for side, turns in found.items()} == {OURS: 1 + ROUNDS // 3, "torch": 1}
+    # One turn of what is slow is enough, and cudakit takes one right after it.
+    assert {side: len(turns) for side, turns in found.items()} == {OURS: 1 + WHOLE.rounds // 3, "torch": 1}
     assert found["torch"].keys() < found[OURS].keys()
     at = taken.index((False, inf))
-    assert taken[at + 1 :] == [(True, 1e-3)] * (1 + ROUNDS // 3)
+    assert taken[at + 1 :] == [(True, 1e-3)] * (1 + WHOLE.rounds // 3)
 
 
-def test_slow_sides_have_turns_in_several_rounds_of_one_process() -> None:
+@pytest.mark.parametrize("parts", [1, 3])
+def test_slow_sides_have_turns_in_several_rounds_of_one_process(parts: int) -> None:
     calls = {OURS: lambda: None, "torch": lambda: None}
     device = CPU._replace(turn=lambda call, _: [Sample(1e-3 if call is calls[OURS] else 9.0, disturbed=False)])
-    found = interleaved(calls, device)
-    assert {side: len(turns) for side, turns in found.items()} == {OURS: 1 + ROUNDS, "torch": 3}
+    found = interleaved(calls, device, parts=parts)
+    assert {side: len(turns) for side, turns in found.items()} == {OURS: 1 + WHOLE.rounds // parts, "torch": 3}
     assert found["torch"].keys() < found[OURS].keys()
+    assert Part(Checked(8, {}, {}, {}, {}), found, None).slow() == {"torch"}
+
+
+def test_sides_of_one_part_count_where_its_cores_were_far_apart() -> None:
+    row = FAMILIES["sampling"].rows(True)[0]
+    first, second = part(200, **{OURS: 2e-3, "torch": 9.0}), part(45, **{OURS: 1e-3})
+    found = together(row, [first, second], 40)
+    assert found["sides"]["torch"]["median_ms"] == pytest.approx(9000)
+    assert found["ratios"] == {"torch": pytest.approx(9000)}
+
+
+def test_disturbed_sides_of_one_part_are_compared_with_others() -> None:
+    ours = {number: [Sample(2, disturbed=False)] for number in range(5)}
+    assert ratio({9: [Sample(8, disturbed=True)]}, ours) == 4
 
 
 def test_a_side_that_disagrees_or_a_row_that_fails_is_an_error() -> None:

@@ -7,7 +7,7 @@ from time import perf_counter
 
 import pytest
 
-from . import gpu, growth, measure, picture, record, report
+from . import gpu, growth, measure, parts, picture, record, report
 from .cases import OURS, Family, Row
 from .command import DTYPES
 from .families import FAMILIES
@@ -94,7 +94,8 @@ def test_every_side_runs_and_agrees() -> None:
 
 
 def test_the_record_becomes_a_page_and_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(measure, "SIDE_SECONDS", 1e-3)
+    for module, name in ((parts, "WHOLE"), (growth, "EFFORT")):
+        monkeypatch.setattr(module, name, getattr(module, name)._replace(seconds=1e-3))
     monkeypatch.setattr(growth, "AXES", growth.AXES[3:4])
     results = json.loads(json.dumps(record.measure_all(CHOICE))) | {"command": "python -m cudakit bench"}
     assert not record.complaints(results)

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from . import measure
+from . import growth, measure
 from .cases import OURS
 from .growth import AXES, SMALL_BASE, THREADS, WAYS, curves, notes, tables
 from .growth_picture import draw_growth
 
 
 def test_tables_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "SIDE_SECONDS", 1e-3)
+    monkeypatch.setattr(growth, "EFFORT", growth.EFFORT._replace(seconds=1e-3))
     axes = [axis._replace(values=axis.values[:2]) for axis in (*AXES[3:], THREADS)]
     found = curves(SMALL_BASE, 1, ("torch_composite", "openvino"), axes, measure.CPU)
     assert [curve["way"] for curve in found] == [way for way in WAYS for _ in axes]
