@@ -22,8 +22,9 @@ DEVICE void store_channels(const acc_t* from, int width, scalar_t* to) {
     }
 }
 
-// A GPU's threads read all taps of a sample before they make anything of the first: behind branches each read would wait
-// for the one before. What is not read is zeros. Numbers of two bytes come in words, for each would take a register.
+// A GPU's threads read all taps of a sample before they make anything of the first: behind branches each read would
+// wait for the one before. What is not read is zeros. Numbers of two bytes come in words, for each would take a
+// register.
 template <typename T, int bytes> struct WordOf {
     typedef T type;
 };
@@ -57,7 +58,8 @@ DEVICE acc_t add_dot(const acc_t* value, const Words& words, acc_t sum) {
     return sum;
 }
 
-// target[v] += factor * value[v] for `width` channels; on a GPU all VEC, whose targets are aligned to the size of a pack.
+// target[v] += factor * value[v] for `width` channels; on a GPU all VEC, whose targets are aligned to the size of a
+// pack.
 template <typename P, typename T> DEVICE void add_channels(P target, T factor, const T* value, int width) {
     if constexpr (ADDS_FOUR && LANES > 1 && VEC % 4 == 0 && sizeof(sum_t) == 4) {
         UNROLL for (int v = 0; v < VEC; v += 4) {
@@ -193,8 +195,8 @@ DEVICE acc_t whole_of(const acc_t* parts) {
     return sum;
 }
 
-// A sample's slopes in one channel: `slope2` along the last dimension, `slope0` along the first one of several, `slope1`
-// along the middle one of three.
+// A sample's slopes in one channel: `slope2` along the last dimension, `slope0` along the first one of several,
+// `slope1` along the middle one of three.
 struct Derivative {
     acc_t slope0, slope1, slope2;
 };

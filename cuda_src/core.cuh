@@ -201,10 +201,11 @@ template <int size, typename T> DEVICE void store_line(const acc_t* from, T* to,
     }
 }
 
-// What gradients by an image are added up in. Where sums must be the same in any order (ROUNDED, on a GPU), every number is
-// first rounded to a multiple of a power of two that is coarse enough for a double to hold all their sums: it is added to
-// an anchor, 3/2 of a larger power of two, which is taken away again (Demmel and Nguyen, "Fast reproducible floating-point
-// summation", 2013). What that leaves of a number is added up likewise, `apart` sums further on, in ROUNDED parts in all.
+// What gradients by an image are added up in. Where sums must be the same in any order (ROUNDED, on a GPU), every
+// number is first rounded to a multiple of a power of two that is coarse enough for a double to hold all their sums: it
+// is added to an anchor, 3/2 of a larger power of two, which is taken away again (Demmel and Nguyen, "Fast reproducible
+// floating-point summation", 2013). What that leaves of a number is added up likewise, `apart` sums further on, in
+// ROUNDED parts in all.
 #ifdef ROUNDED
 typedef double sum_t;
 struct Sums {
@@ -236,8 +237,8 @@ typedef acc_t* Sums;
 DEVICE Sums sums_at(acc_t* at, const sum_t*, long long) { return at; }
 #endif
 
-// Zero the channels `begin` ... `end` - 1 of a gradient whose pixels or channels are neighbours, before a thread adds to
-// them: they are then in its own cache. A GPU, whose threads share every target, has that done beforehand.
+// Zero the channels `begin` ... `end` - 1 of a gradient whose pixels or channels are neighbours, before a thread adds
+// to them: they are then in its own cache. A GPU, whose threads share every target, has that done beforehand.
 constexpr bool CLEARS = TILE > 1;
 
 DEVICE void clear(sum_t* image, index_t channel_stride, index_t pixel_stride, index_t begin, index_t end,

@@ -33,8 +33,8 @@ struct Geometry {
 // Channels of an offset group. A GPU has no instructions to divide numbers of 64 bits.
 DEVICE index_t group_width(const Geometry& g) { return (index_t)((uindex_t)g.channels / (uindex_t)g.groups); }
 
-// Where columns lie: channels in blocks of `block`, which a product with several groups wants apart. A block's stride of
-// 0 says that there is one.
+// Where columns lie: channels in blocks of `block`, which a product with several groups wants apart. A block's stride
+// of 0 says that there is one.
 struct ColumnLayout {
     long long stride[4];  // batch, channel, tap, pixel
     long long block;
@@ -84,8 +84,8 @@ DEVICE void make_base(const Geometry& g, index_t first, Base& base) {
     }
 }
 
-// The tile that a thread visits as number `tile`, where `parts` of an image's channels may be visited at once: each part
-// begins elsewhere, or threads would want the same lines of the cache to add to.
+// The tile that a thread visits as number `tile`, where `parts` of an image's channels may be visited at once: each
+// part begins elsewhere, or threads would want the same lines of the cache to add to.
 DEVICE index_t tile_of_part(index_t tile, index_t tiles, index_t part, index_t parts) {
     return (tile + part * tiles / parts) % tiles;
 }
@@ -110,7 +110,8 @@ struct TapSamples {
     int beside;       // whether some corners may be inside, but not read
 };
 
-// A corner of weight 0 is not read, so that a sample at integer coordinates is that pixel, whatever the neighbours hold.
+// A corner of weight 0 is not read, so that a sample at integer coordinates is that pixel, whatever the neighbours
+// hold.
 struct Corner {
     index_t at;
     acc_t weight;  // times the mask

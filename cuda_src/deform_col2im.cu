@@ -5,8 +5,8 @@
 //     grad_mask                += column * value
 //
 // The columns that the gradient of a convolution's weights needs, mask * value, come from the same pass. Where every
-// channel is a group with one output (WEIGHTED, on a GPU), a column is the product of one weight and the output's gradient,
-// which is laid out as columns without taps.
+// channel is a group with one output (WEIGHTED, on a GPU), a column is the product of one weight and the output's
+// gradient, which is laid out as columns without taps.
 //
 // One item = a tile of output pixels at one tap of an offset group, shared by LANES lanes. On a CPU the items that add
 // to one target belong together: they are all taps of a span of an image's tiles, in a block of its channels.
@@ -71,8 +71,8 @@ DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
     return it;
 }
 
-// The gradients of a sample at its tap that come from a lane's channels from c on, by lanes of a GPU. Reads begin together,
-// and before atomics, behind which they would wait.
+// The gradients of a sample at its tap that come from a lane's channels from c on, by lanes of a GPU. Reads begin
+// together, and before atomics, behind which they would wait.
 DEVICE void visit_sample(const DeformCol2imParams& p, const Place& it, const TapSamples& samples, index_t c,
                          sum_t* grad_input, Dots& dots) {
     const Geometry& g = p.geometry;
@@ -92,7 +92,8 @@ DEVICE void visit_sample(const DeformCol2imParams& p, const Place& it, const Tap
     scatter_tap(samples, 0, sums_at(grad_input + c * (index_t)p.grad_stride[1], p.anchors, p.span_stride), VEC, column);
 }
 
-// The gradients of a tile at its tap that come from the `width` channels from c on; `grad_input` is the image's, or null.
+// The gradients of a tile at its tap that come from the `width` channels from c on; `grad_input` is the image's, or
+// null.
 DEVICE void visit(const DeformCol2imParams& p, const Place& it, const Base& base, const TapSamples& samples, index_t c,
                   int width, sum_t* grad_input, Dots& dots) {
     const Geometry& g = p.geometry;

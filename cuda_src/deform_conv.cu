@@ -1,9 +1,9 @@
 // The host's deformable convolution, columns never leaving the cache:
 //
-//     output[n, o, p] = bias[o] + sum over c, i of weight[o, c, i] columns[n, c, i, p]             (see deform_im2col.cu)
+//     output[n, o, p] = bias[o] + sum over c, i of weight[o, c, i] columns[n, c, i, p]       (see deform_im2col.cu)
 //
-// One item = a tile of PIXELS output pixels: a block of its columns is sampled, multiplied, and overwritten by the next.
-// Where weights are as given, pixels are few, and tiles may be shared out by parts of the output channels, too.
+// One item = a tile of PIXELS output pixels: a block of its columns is sampled, multiplied, and overwritten by the
+// next. Where weights are as given, pixels are few, and tiles may be shared out by parts of the output channels, too.
 #include "deform.cuh"
 #include "product.cuh"
 #include "pieces.cuh"
@@ -81,8 +81,8 @@ DEVICE void pack_joined(const DeformConvParams& p, index_t item) {
     });
 }
 
-// Many weights go past the caches, which other cores would have to give up their copies in; they are read panel by panel,
-// the next one asked for in time. Where they are split, they are read again at once.
+// Many weights go past the caches, which other cores would have to give up their copies in; they are read panel by
+// panel, the next one asked for in time. Where they are split, they are read again at once.
 DEVICE void pack(const DeformConvParams& p, index_t item) {
     const long long numbers = padded_outputs(p.cut) * p.geometry.channels * p.geometry.taps;
     const bool past = !SPLIT && numbers * (int)sizeof(acc_t) >= PAST_CACHE && STRIP == LINE;
@@ -139,8 +139,8 @@ DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& ch
     }
 }
 
-// Where a tile begins. Tiles are full, or where there are more than need be, of about the same size, in steps of the rows
-// that a product takes.
+// Where a tile begins. Tiles are full, or where there are more than need be, of about the same size, in steps of the
+// rows that a product takes.
 DEVICE index_t tile_begin(const DeformConvParams& p, index_t tile) {
     const index_t pixels = (index_t)p.geometry.pixels, least = (pixels + PIXELS - 1) / PIXELS;
     const index_t unit = GIVEN ? LINE : SPLIT ? 16 : MR / 3, rows = !GIVEN && p.tiles == least ? PIXELS : unit;

@@ -3,9 +3,9 @@
 //     column[p, c, i] = sum over o of grad_output[o, p] weight[o, c, i]      becomes the gradients of deform_col2im.cu
 //     grad_weight[o, c, i] += sum over p of grad_output[o, p] mask value     from the samples of the same visit
 //
-// One item = a chunk of channels in a span of the tiles of every `slots`-th image: no two items add to the same element.
-// What several of them share (offsets and masks of a group's chunks, the image of several spans, weights of all slots and
-// spans) is summed afterwards.
+// One item = a chunk of channels in a span of the tiles of every `slots`-th image: no two items add to the same
+// element. What several of them share (offsets and masks of a group's chunks, the image of several spans, weights of
+// all slots and spans) is summed afterwards.
 #include "deform_gradients.cuh"
 #include "product.cuh"
 #include "pieces.cuh"

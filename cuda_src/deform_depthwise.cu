@@ -1,10 +1,10 @@
 // A convolution in which every channel is a group with one output, on a GPU:
 //
-//     output[n, c, o] = bias[c] + sum over i of weight[c, i] column[n, c, i, o]                     (see deform_im2col.cu)
+//     output[n, c, o] = bias[c] + sum over i of weight[c, i] column[n, c, i, o]              (see deform_im2col.cu)
 //     grad_weight[c, i] = sum over n, o of grad_output[n, c, o] column[n, c, i, o]
 //
-// A product would read each column for a single multiplication. Here a thread uses its samples at once, and no column is
-// written. Threads have VEC neighbouring channels of an offset group; LANES of them share an item, a block of channels.
+// A product would read each column for a single multiplication. Here a thread uses its samples at once, and no column
+// is written. Threads have VEC neighbouring channels of an offset group; LANES of them share an item, some channels.
 #include "deform.cuh"
 
 struct DepthwiseParams {

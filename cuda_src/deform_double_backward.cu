@@ -1,8 +1,8 @@
-// The gradients of deform_im2col's gradients, and of its adjoint's (duals.cuh), on images and columns whose channels lie
-// next to each other.
+// The gradients of deform_im2col's gradients, and of its adjoint's (duals.cuh), on images and columns whose channels
+// lie next to each other.
 //
-// One item = one output pixel at one tap of an offset group, shared by LANES lanes, each of which takes VEC channels at a
-// time.
+// One item = one output pixel at one tap of an offset group, shared by LANES lanes, each of which takes VEC channels at
+// a time.
 #define DUAL 1
 #include "deform_gradients.cuh"
 #include "duals.cuh"

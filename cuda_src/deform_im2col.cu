@@ -1,4 +1,6 @@
-// deform_im2col: columns[n, c, i, o] = mask[n, g, i, o] * sample of input[n, c] at p(o, i, g)     (arXiv 1703.06211, eq. 2)
+// deform_im2col: columns[n, c, i, o] = mask[n, g, i, o] * sample of input[n, c] at p(o, i, g)
+//
+// (arXiv 1703.06211, equation 2, with the mask of arXiv 1811.11168.)
 //
 // One item = a tile of output pixels at `tap_block` taps of the offset groups, shared by LANES lanes.
 #include "deform.cuh"
@@ -22,8 +24,8 @@ KERNEL(deform_im2col, DeformIm2colParams) {
     const index_t blocks = (pairs + (index_t)p.tap_block - 1) / (index_t)p.tap_block;
     const index_t count = group_width(g);
     FOR_EACH(item, p.items) {
-        // In the order of memory: pixels of a tap follow one another, or taps of a pixel. On a GPU a tile is a pixel and a
-        // block one pair.
+        // In the order of memory: pixels of a tap follow one another, or taps of a pixel. On a GPU a tile is a pixel
+        // and a block one pair.
         const bool pixels_first = p.layout.stride[3] == 1;
         index_t rest = item, block = pixels_first ? 0 : take_digit(rest, blocks, g.by_pairs);
         const index_t tile = take_digit(rest, tiles, g.by_pixels);

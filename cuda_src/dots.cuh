@@ -1,5 +1,5 @@
-// AVX512_BF16: vectors of sums to which products of two bfloat16 numbers each are added, twice as many per instruction as
-// of float32 numbers. Tests let other instructions stand in for it, on any machine.
+// AVX512_BF16: vectors of sums to which products of two bfloat16 numbers each are added, twice as many per instruction
+// as of float32 numbers. Tests let other instructions stand in for it, on any machine.
 #ifndef EMULATE_UNITS
 // sum[n] += a[n].low b[n].low + a[n].high b[n].high
 DEVICE floats_t add_dots(floats_t sum, words_t a, words_t b) {

@@ -2,9 +2,9 @@
 //
 //     by x:  m w(p) g      by p:  m w'(p) g x      by m:  w(p) g x      and the sample itself, "by g":  m w(p) x
 //
-// summed over taps: all are derivatives of one number, F = m w(p) g x. So, where they are multiplied with a direction in
-// which x, p, m and g change and added up, the gradients of that are the derivatives of these formulas in this direction.
-// They are evaluated in dual numbers a + e a' with e e = 0, whose tangents a' are what is wanted.
+// summed over taps: all are derivatives of one number, F = m w(p) g x. So, where they are multiplied with a direction
+// in which x, p, m and g change and added up, the gradients of that are the derivatives of these formulas in this
+// direction. They are evaluated in dual numbers a + e a' with e e = 0, whose tangents a' are what is wanted.
 
 struct Dual {
     acc_t value, tangent;
@@ -62,8 +62,8 @@ struct DualChannels {
     acc_t value[VEC], tangent[VEC];
 };
 
-// Null: 0.
-DEVICE void load_some(const scalar_t* from, index_t at, int width, acc_t* to) {
+// Zeros where there is no array.
+DEVICE void load_or_zero(const scalar_t* from, index_t at, int width, acc_t* to) {
     if (from) {
         load_channels(from + at, width, to);
     } else {
@@ -72,8 +72,8 @@ DEVICE void load_some(const scalar_t* from, index_t at, int width, acc_t* to) {
 }
 DEVICE DualChannels load_dual(const scalar_t* value, const scalar_t* tangent, index_t at, int width) {
     DualChannels found;
-    load_some(value, at, width, found.value);
-    load_some(tangent, at, width, found.tangent);
+    load_or_zero(value, at, width, found.value);
+    load_or_zero(tangent, at, width, found.tangent);
     return found;
 }
 
@@ -133,8 +133,8 @@ DEVICE void add_tap(const DualTaps& tap, Dual mask, const DualImage& image, int 
     }
 }
 
-// What one sample contributes in `width` <= VEC channels: returns it, adds to `sums`, and to the gradients by the image.
-// `grad` is the gradient by the sample, which may have tangents (`moves`).
+// What one sample contributes in `width` <= VEC channels: returns it, adds to `sums`, and to the gradients by the
+// image. `grad` is the gradient by the sample, which may have tangents (`moves`).
 DEVICE DualChannels dual_sample(const Samples& s, const acc_t velocity[][TILE], Dual mask, const DualImage& image,
                                 int width, const DualChannels& grad, bool moves, DualSums& sums) {
     DualChannels sample = {};

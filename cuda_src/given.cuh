@@ -1,6 +1,6 @@
-// Products with weights as users give them, [output][channel][tap]: for images of few pixels, as to pack weights that so
-// few columns meet would take as long as to multiply them, and forwards for groups of few channels, whose outputs would
-// not fill vectors. Instead columns go into the weights' order, and vectors are of pixels.
+// Products with weights as users give them, [output][channel][tap]: for images of few pixels, as to pack weights that
+// so few columns meet would take as long as to multiply them, and forwards for groups of few channels, whose outputs
+// would not fill vectors. Instead columns go into the weights' order, and vectors are of pixels.
 //
 // A piece has all taps, and its depth is a multiple of PANEL.
 
@@ -28,7 +28,8 @@ template <bool BACK> DEVICE void turn_columns(const Piece& piece, index_t count,
     }
 }
 
-// How a tile's columns meet weights: vectors of pixels in pairs, the last perhaps without another, and a few pixels alone.
+// How a tile's columns meet weights: vectors of pixels in pairs, the last perhaps without another, and a few pixels
+// alone.
 constexpr int FEW_PIXELS = 4;
 
 struct Lanes {
@@ -40,7 +41,8 @@ DEVICE Lanes lanes_of(index_t count) {
     return rest > FEW_PIXELS ? Lanes{count / LENGTH + 1, 0} : Lanes{count / LENGTH, rest};
 }
 
-// A pair's columns are a panel [c * taps + t][pixel], those of a vector without another, too; after them come pixels alone.
+// A pair's columns are a panel [c * taps + t][pixel], those of a vector without another, too; after them come pixels
+// alone.
 DEVICE void make_panels(const Piece& piece, index_t count, const acc_t* columns, acc_t* panels) {
     const Lanes lanes = lanes_of(count);
     const index_t width = piece.end - piece.begin;
@@ -112,7 +114,8 @@ DEVICE void multiply_given(const Geometry& g, const Cut& cut, Outputs of, index_
         const index_t before = (first - piece.begin) * taps, depth = (last - first) * taps;
         const scalar_t* from = weights + begin * row + first % channels * taps;
         acc_t* to = total + begin * PIXELS;
-        // A few rows of weights meet all pixels while they are in the nearest cache. The last are no fewer than MR, or all.
+        // A few rows of weights meet all pixels while they are in the nearest cache. The last are no fewer than MR, or
+        // all.
         for (index_t o = begin, rows = MR; o < end; o += rows, from += rows * row, to += rows * PIXELS) {
             if (end - o < 2 * MR) rows = end - o;
             const Matrix left = widened(from, rows, row, depth, wide);

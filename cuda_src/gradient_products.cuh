@@ -73,7 +73,8 @@ DEVICE void pack_piece(const Geometry& g, const Cut& cut, const scalar_t* weight
     }
 }
 
-// The chunk's weights, piece after piece. Returns their end. A few outputs go through all pieces while the cache has them.
+// The chunk's weights, piece after piece. Returns their end. A few outputs go through all pieces while the cache has
+// them.
 DEVICE acc_t* pack_chunk(const Geometry& g, const Cut& cut, const scalar_t* weight, const Chunk& chunk, acc_t* to) {
     const index_t outputs = group_outputs(cut), few = JOINED ? outputs : 16;
     acc_t* end = to;
@@ -144,8 +145,7 @@ DEVICE void multiply_weights(const Geometry& g, const Cut& cut, index_t count, c
     acc_t* to = s.columns + piece.column;
 #if JOINED
     multiply_members(g, cut, piece, {grads, row, count}, weights, to);
-    return;
-#endif
+#else
 #if SPLIT
     if (s.weights_fit && s.grads_fit) {
         const unsigned* rows = s.rows + piece.group * PIXELS * padded * DATA_PARTS / 2;
@@ -159,6 +159,7 @@ DEVICE void multiply_weights(const Geometry& g, const Cut& cut, index_t count, c
     for (index_t k = 0; k < piece.depth; k += NR, weights += NR * outputs) {
         multiply_rows<false>(count, outputs, {(acc_t*)grads, row, 1}, weights, NR, to + k, COLUMNS);
     }
+#endif
 }
 
 // Adds to the gradients of a piece's weights.
@@ -169,9 +170,7 @@ DEVICE void multiply_columns(const Geometry& g, const Cut& cut, index_t count, c
     acc_t *grads = s.grads + piece.group * padded, *to = packed + sums_at(cut, piece);
 #if JOINED
     sum_members(g, cut, piece, {grads, row, count}, columns, to);
-    return;
-#endif
-#if SPLIT
+#elif SPLIT
     const index_t deep = padded_depth(piece), panel = steps_of(count) * STEP * NR / 2 * VALUE_PARTS;
     bool fits = s.grads_fit;
     for (index_t k = 0; fits && k < piece.depth; k += NR) {

@@ -1,4 +1,4 @@
-// grid_sample: output[n, c, o] = sum over taps of weights(grid[n, o]) * input[n, c, taps]       (arXiv 1506.02025, eq. 3)
+// grid_sample: output[n, c, o] = sum over taps of weights(grid[n, o]) * input[n, c, taps]  (arXiv 1506.02025, eq. 3)
 //
 // Two forms of each pass. `planar` (few channels, or channels far apart): one item = a tile of output pixels, the
 // channels one after the other. `channels` (channels next to each other in memory): one item = a tile of pixels,

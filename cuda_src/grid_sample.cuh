@@ -110,8 +110,8 @@ DEVICE bool keep_slab(Axis& axis, const Item& it, index_t step) {
     return any;
 }
 
-// Most tiles lie in the interior of an image, where no tap needs a padding: those are spared it. False where none of the
-// item's slab is among the taps.
+// Most tiles lie in the interior of an image, where no tap needs a padding: those are spared it. False where none of
+// the item's slab is among the taps.
 DEVICE bool plan(const GridSampleParams& p, const long long* stride, const Item& it, Samples& s) {
     acc_t coordinate[NDIM][TILE];
     load_coordinates(grid_at(p, it.n, it.first), it.count, coordinate);
@@ -171,10 +171,10 @@ DEVICE void store_grid_gradient(const GridSampleParams& p, const Item& it, const
     }
 }
 
-// The rows of a turned grid are too far apart for the hardware to guess, so what samples will read or add to is asked for
-// before. Most of it has been read by the line of samples before. What is new is the last row of taps where an image is
-// gone through downwards (the first where upwards), and of that row one end: which one, the direction tells in which the
-// samples of a tile leave their rows.
+// The rows of a turned grid are too far apart for the hardware to guess, so what samples will read or add to is asked
+// for before. Most of it has been read by the line of samples before. What is new is the last row of taps where an
+// image is gone through downwards (the first where upwards), and of that row one end: which one, the direction tells in
+// which the samples of a tile leave their rows.
 struct Frontier {
     bool last[NDIM];  // whether a dimension's last taps are new, or its first ones
 };
@@ -193,8 +193,8 @@ DEVICE Frontier frontier_of(const GridSampleParams& p, index_t n, index_t first,
     return frontier;
 }
 
-// Where planar tiles will look, AHEAD tiles before, for every EACH-th sample, as neighbours mostly share lines of the cache.
-// MARGIN pixels beyond the end of a row that is new are new to the next samples and lines.
+// Where planar tiles will look, AHEAD tiles before, for every EACH-th sample, as neighbours mostly share lines of the
+// cache. MARGIN pixels beyond the end of a row that is new are new to the next samples and lines.
 constexpr int AHEAD = 2, EACH = TILE > 1 ? 2 : 1;
 constexpr acc_t MARGIN = WINDOW == 2 ? 2 : 4;
 constexpr acc_t FIRST_TAP = MODE == CUBIC ? acc_t(-1) : acc_t(0), LAST_TAP = acc_t(TAPS / 2);
@@ -221,8 +221,8 @@ DEVICE bool look_ahead(const GridSampleParams& p, const long long* stride, const
     return true;
 }
 
-// Ask for `size` channels of the new tap of a sample that comes soon after number j of `count`, where channels lie next to
-// each other. A cubic one takes so long that the hardware is there before.
+// Ask for `size` channels of the new tap of a sample that comes soon after number j of `count`, where channels lie next
+// to each other. A cubic one takes so long that the hardware is there before.
 constexpr int SOON = 12;
 template <int size, typename T>
 DEVICE void fetch_soon(const Samples& s, const Frontier& frontier, int j, int count, T* image) {

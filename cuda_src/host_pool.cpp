@@ -1,7 +1,7 @@
 // A small pool of threads that outlives the calls: one kernel's items, dealt out in pieces.
 //
-// Every thread has a share of the items, in the same place in one kernel after another: what a core wrote it finds in its
-// own cache, and another core's is far away on processors of several dies. Who is done helps the others. Pieces are
+// Every thread has a share of the items, in the same place in one kernel after another: what a core wrote it finds in
+// its own cache, and another core's is far away on processors of several dies. Who is done helps the others. Pieces are
 // multiples of `grain` items, because items of one grain may add to the same target. The caller works along; a second
 // caller meanwhile, or a process that was forked, simply works alone or starts its own workers.
 #include <pthread.h>
@@ -29,8 +29,8 @@ static const void* job_params;
 static long long job_grain, job_shares;
 static Share shares[MOST_SHARES];
 
-// Pieces get smaller towards the end of a share, so that a thread that comes late or runs on a slow core does not hold up
-// the rest.
+// Pieces get smaller towards the end of a share, so that a thread that comes late or runs on a slow core does not hold
+// up the rest.
 static bool take(Share& share, long long* begin, long long* end) {
     *begin = __atomic_load_n(&share.next, __ATOMIC_RELAXED);
     do {
@@ -56,8 +56,8 @@ static void deal(long long items, long long grains) {
     }
 }
 
-// Kernels work with subnormal numbers whatever their caller does: some frameworks have their threads take them for zeros, and
-// threads inherit that. float16 is widened by way of them.
+// Kernels work with subnormal numbers whatever their caller does: some frameworks have their threads take them for
+// zeros, and threads inherit that. float16 is widened by way of them.
 #if defined(__x86_64__) || defined(__i386__)
 typedef unsigned control_t;
 constexpr control_t FLUSHES = 0x8040;  // FTZ and DAZ of MXCSR
@@ -123,8 +123,8 @@ constexpr long long FEW = 8;
 static pthread_t handles[FEW];  // of the first workers
 static int callers_core = -1;   // that they keep away from
 
-// A system may let a woken thread wait behind the caller for milliseconds while another core is idle; it takes a virtual
-// machine's sleeping cores for busy ones. Few threads are told where not to run, many would lose little.
+// A system may let a woken thread wait behind the caller for milliseconds while another core is idle; it takes a
+// virtual machine's sleeping cores for busy ones. Few threads are told where not to run, many would lose little.
 static void keep_away() {
     const int core = sched_getcpu();
     cpu_set_t cores;

@@ -1,8 +1,8 @@
 // Stands in for a CUDA compiler: the same kernel text, compiled by the host's C++ compiler.
 //
-// A kernel becomes `name(params, begin, end, worker)`, which does the work items begin <= i < end in order. Who calls it
-// from several threads gives each its own range and its own number (host_pool.cpp). No header is included, so that a compile takes a
-// fraction of a second and needs no standard library.
+// A kernel becomes `name(params, begin, end, worker)`, which does the work items begin <= i < end in order. Who calls
+// it from several threads gives each its own range and its own number (host_pool.cpp). No header is included, so that a
+// compile takes a fraction of a second and needs no standard library.
 #define CUDAKIT_HOST 1
 
 struct half_t {
@@ -49,9 +49,6 @@ typedef unsigned INDEX uindex_t;
 #endif
 
 // Results too large for the caches (LARGE) go past them to memory, rather than being read before they are written.
-#ifndef LARGE
-#define LARGE 0
-#endif
 #if defined(__AVX512F__)
 #define PAST_BYTES 64
 #define STORE_PAST(to, value) __builtin_ia32_movntps512((float*)(to), value)

@@ -151,8 +151,8 @@ DEVICE void locate_beside(Axis& axis, int j, index_t whole, acc_t delta, index_t
     }
 }
 
-// Whether every tap of a sample at x lies inside, and the padding neither moves it nor takes its slope, as a linear one's
-// at the first pixel.
+// Whether every tap of a sample at x lies inside, and the padding neither moves it nor takes its slope, as a linear
+// one's at the first pixel.
 DEVICE int is_interior(acc_t x, index_t size) {
     const acc_t low = MODE == CUBIC ? acc_t(1) : acc_t(0);
     const acc_t high = acc_t(size - 1) - low;

@@ -1,19 +1,19 @@
 // How a host's convolution is cut so that everything it works on stays in cache.
 //
-// Output pixels go in tiles of PIXELS. The sum over (channel, tap) goes in *chunks* of channels, each of one offset group
-// and at most `channel_block`, times blocks of taps, so that a pixel's columns are at most BLOCK numbers. The part of
-// such a block that belongs to one group of the convolution is a *piece*: one matrix product with depth
-// (end - begin) * taps, the channel fastest.
+// Output pixels go in tiles of PIXELS. The sum over (channel, tap) goes in *chunks* of channels, each of one offset
+// group and at most `channel_block`, times blocks of taps, so that a pixel's columns are at most BLOCK numbers. The
+// part of such a block that belongs to one group of the convolution is a *piece*: one matrix product with depth (end -
+// begin) * taps, the channel fastest.
 //
-// Packed weights hold piece after piece, each as panels of NR output channels: [panel][depth][NR]. Where sums go in steps
-// (split.cuh), a piece has room for a whole number of them.
+// Packed weights hold piece after piece, each as panels of NR output channels: [panel][depth][NR]. Where sums go in
+// steps (split.cuh), a piece has room for a whole number of them.
 //
 // Groups with few channels are joined: several make one piece. Gradients keep them apart (small_groups.cuh), and so do
 // forward passes that use weights as given (given.cuh). Else they are multiplied as one group, whose weights from the
-// channels of a member to the outputs of another are zeros. Full vectors of zeros are faster than short ones of numbers;
-// but as 0 * inf is NaN, tiles with numbers that are not finite take each weight by itself. Where every channel is a
-// group with one output, a product is that of vectors: weight k of the sum belongs to channel k % width, and is packed at
-// k.
+// channels of a member to the outputs of another are zeros. Full vectors of zeros are faster than short ones of
+// numbers; but as 0 * inf is NaN, tiles with numbers that are not finite take each weight by itself. Where every
+// channel is a group with one output, a product is that of vectors: weight k of the sum belongs to channel k % width,
+// and is packed at k.
 
 constexpr int LINE = 64 / (int)sizeof(acc_t);  // numbers in a line of the cache
 constexpr int PANEL = 2 * LINE;                // output channels of a group are padded to a multiple: NR at the widest
@@ -124,8 +124,8 @@ template <typename F> DEVICE void for_pieces_of(const Geometry& g, const Cut& cu
     }
 }
 
-// Calls f(o, k, at) for each weight of a piece, zeros between joined groups left out: at output o of the group and number
-// k of the sum is the user's weight `at`.
+// Calls f(o, k, at) for each weight of a piece, zeros between joined groups left out: at output o of the group and
+// number k of the sum is the user's weight `at`.
 template <typename F> DEVICE void for_weights(const Geometry& g, const Cut& cut, const Piece& piece, F f) {
     const index_t outputs = group_outputs(cut) / (index_t)cut.joined;
     const index_t channels = (index_t)(g.channels / (cut.groups * cut.joined)), width = piece.end - piece.begin;

@@ -144,12 +144,12 @@ DEVICE void pixel_gradients(const Samples& s, const scalar_t* image, const acc_t
 constexpr int STREAMS = TILE > 16 ? 16 / FLIGHT : 1;
 
 struct Line {  // as `Row`, of sums
-    acc_t tap[LINE];
+    acc_t tap[ROW_LENGTH];
 };
 
 DEVICE void add_line(acc_t* to, const acc_t* share) {
     Line line = *(const Line*)to;
-    UNROLL for (int t = 0; t < LINE; ++t) line.tap[t] += share[t];
+    UNROLL for (int t = 0; t < ROW_LENGTH; ++t) line.tap[t] += share[t];
     *(Line*)to = line;
 }
 
@@ -157,7 +157,7 @@ template <bool CHECKED>
 DEVICE void scatter_planes(const Samples& s, const acc_t out_grad[][TILE], const Sums* plane, int count) {
     const Axis& x = s.axis[NDIM - 1];
     UNROLL_ROWS for (int first = 0; first < ROWS; first += FLIGHT) {
-        acc_t share[FLIGHT][LINES][TILE][LINE];
+        acc_t share[FLIGHT][LINES][TILE][ROW_LENGTH];
         UNROLL for (int r = 0; r < FLIGHT; ++r) {
             SIMD for (int j = 0; j < TILE; ++j) {
                 UNROLL for (int t = 0; t < TAPS; ++t) {

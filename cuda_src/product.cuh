@@ -48,10 +48,10 @@ struct Matrix {
     index_t row, column;  // strides
 };
 
-// to[m][n] (+)= sum over k < depth of a[m][k] b[k][n], for `rows` <= MR and `width` vectors of columns; those of `b` and
-// `to` are neighbours. Meanwhile asks for later[0], later[step], ...: the panel of `b` after this one, which the hardware does
-// not foresee. Not for GCC to clone: where it knows that numbers of `a` are neighbours, it loads vectors of them for the
-// first alone.
+// to[m][n] (+)= sum over k < depth of a[m][k] b[k][n], for `rows` <= MR and `width` vectors of columns; those of `b`
+// and `to` are neighbours. Meanwhile asks for later[0], later[step], ...: the panel of `b` after this one, which the
+// hardware does not foresee. Not for GCC to clone: where it knows that numbers of `a` are neighbours, it loads vectors
+// of them for the first alone.
 template <bool ADD, int width, int rows = MR>
 static __attribute__((noinline, noclone)) void multiply_block(index_t depth, Matrix a, const acc_t* b, index_t b_row,
                                                               acc_t* to, index_t to_row, const acc_t* later,
@@ -62,7 +62,8 @@ static __attribute__((noinline, noclone)) void multiply_block(index_t depth, Mat
             sum[m][v] = ADD ? *(const loose_vector_t*)(to + m * to_row + v * LENGTH) : vector_t{};
         }
     }
-    // A pointer for every three rows: instructions add once or twice a register, and not all rows' distances fit in some.
+    // A pointer for every three rows: instructions add once or twice a register, and not all rows' distances fit in
+    // some.
     const long long row = a.row;
     const acc_t* left[(rows + 2) / 3];
     UNROLL for (int m = 0; m < (rows + 2) / 3; ++m) left[m] = a.at + 3 * m * row;
@@ -82,8 +83,8 @@ static __attribute__((noinline, noclone)) void multiply_block(index_t depth, Mat
     }
 }
 
-// The last rows, fewer than MR, summed as the others are. Some are worked out again, or `a` must hold something for rows
-// that there are not.
+// The last rows, fewer than MR, summed as the others are. Some are worked out again, or `a` must hold something for
+// rows that there are not.
 template <bool ADD, int width, int height = MR / 3>
 DEVICE void multiply_last(index_t first, index_t rows, index_t depth, Matrix a, const acc_t* b, index_t b_row,
                           acc_t* to, index_t to_row, const acc_t* later, index_t step) {

@@ -30,8 +30,8 @@ KERNEL(largest_exponent, RoundingParams) {
     raise_to(p.exponents, largest);
 }
 
-// All sums are below 2^e. Beside 3/2 2^e, numbers below 2^e are rounded to multiples of 2^(e - 52), and sums of what that
-// leaves of each, at most half of one, are below 2^(e - 52 + terms).
+// All sums are below 2^e. Beside 3/2 2^e, numbers below 2^e are rounded to multiples of 2^(e - 52), and sums of what
+// that leaves of each, at most half of one, are below 2^(e - 52 + terms).
 KERNEL(make_anchors, RoundingParams) {
     FOR_EACH(part, p.items) {
         int largest = -1100;

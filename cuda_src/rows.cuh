@@ -3,34 +3,34 @@
 // WINDOW says what makes a row one contiguous load: nothing (0), neighbouring pixels of a channel (1), or pixels whose
 // GROUP channels are all there is, interleaved (2). NEAR says that images are small, and only sampled.
 
-constexpr int LINE = WINDOW == 2 ? TAPS * GROUP : TAPS, LINES = WINDOW == 2 ? 1 : GROUP;
+constexpr int ROW_LENGTH = WINDOW == 2 ? TAPS * GROUP : TAPS, LINES = WINDOW == 2 ? 1 : GROUP;
 struct Row {  // of one channel, or of all with WINDOW == 2
-    scalar_t tap[LINE];
+    scalar_t tap[ROW_LENGTH];
 };
-constexpr int ROW_SPACE = WINDOW != 2 ? TAPS : LINE <= 2 ? 2 : LINE <= 4 ? 4 : LINE <= 8 ? 8 : 16;
+constexpr int ROW_SPACE = WINDOW != 2 ? TAPS : ROW_LENGTH <= 2 ? 2 : ROW_LENGTH <= 4 ? 4 : ROW_LENGTH <= 8 ? 8 : 16;
 
 constexpr int FLIGHT = !STORED ? 1 : ROWS < 4 ? ROWS : 4;  // rows worked on together
 
-// Rows that are as large as a word: gathered, or put together in registers for a few samples at a time, where what these
-// read is in the nearest cache for their next row, even if rows of the image are a power of two of bytes apart.
-constexpr bool WORDS = TILE > 1 && WINDOW != 0 && ROW_SPACE == LINE &&
+// Rows that are as large as a word: gathered, or put together in registers for a few samples at a time, where what
+// these read is in the nearest cache for their next row, even if rows of the image are a power of two of bytes apart.
+constexpr bool WORDS = TILE > 1 && WINDOW != 0 && ROW_SPACE == ROW_LENGTH &&
                        (sizeof(Row) == sizeof(unsigned) || sizeof(Row) == sizeof(long long));
 constexpr bool SHORT = WORDS && sizeof(Row) == sizeof(long long) && TILE % 16 == 0 && ROWS * TILE <= 128;
 constexpr bool GATHERED = WORDS && (GATHERS == 2 || (GATHERS == 1 && SHORT && (GROUP == 1 || NEAR)));
 constexpr bool BUILT = SHORT && !GATHERED;
 constexpr int PART = BUILT || (SHORT && GATHERS == 1 && GROUP == 1) ? 16 : TILE;  // samples that are loaded together
 
-// Words of two numbers are put together so that their firsts and seconds come apart in one shuffle each. In vectors of 64
-// bytes one permutation does likewise.
+// Words of two numbers are put together so that their firsts and seconds come apart in one shuffle each. In vectors of
+// 64 bytes one permutation does likewise.
 #if defined(__AVX__) && !defined(__AVX512F__)
-constexpr bool APART = BUILT && LINE == 2;
+constexpr bool APART = BUILT && ROW_LENGTH == 2;
 #else
 constexpr bool APART = false;
 #endif
 
 // One row of such samples.
 template <int lines> struct Window {
-    scalar_t value[lines][APART ? LINE : PART][APART ? PART : ROW_SPACE];
+    scalar_t value[lines][APART ? ROW_LENGTH : PART][APART ? PART : ROW_SPACE];
 };
 
 template <int lines> DEVICE const scalar_t& tap_of(const Window<lines>& w, int c, int t, int j) {
@@ -65,13 +65,13 @@ template <typename T> DEVICE void gather(const scalar_t* plane, const index_t* a
 }
 
 #ifdef CUDAKIT_HOST
-typedef long long words_t __attribute__((vector_size(64)));
+typedef long long octet_t __attribute__((vector_size(64)));
 
 DEVICE void build(const scalar_t* plane, const index_t* at, scalar_t* row) {
     constexpr int size = 8;
-    UNROLL for (int j = 0; j < PART; j += size, at += size, row += size * LINE) {
+    UNROLL for (int j = 0; j < PART; j += size, at += size, row += size * ROW_LENGTH) {
         const auto word = [&](int i) { return word_at<long long>(plane + at[i]); };
-        const words_t words = {word(0), word(1), word(2), word(3), word(4), word(5), word(6), word(7)};
+        const octet_t words = {word(0), word(1), word(2), word(3), word(4), word(5), word(6), word(7)};
         __builtin_memcpy(row, &words, sizeof words);
     }
 }

@@ -27,9 +27,9 @@ struct Samples {
     bool whole;  // every tap of every sample of the tile is inside: nothing to check
 };
 
-// Turn the innermost taps of a tile into TAPS neighbours, at[0] + e * stride, so that a row is one short contiguous load.
-// Taps that a padding folded onto one element add up; elements that no tap hits are outside. Needs size >= TAPS: the
-// taps of a sample never span more than TAPS elements.
+// Turn the innermost taps of a tile into TAPS neighbours, at[0] + e * stride, so that a row is one short contiguous
+// load. Taps that a padding folded onto one element add up; elements that no tap hits are outside. Needs size >= TAPS:
+// the taps of a sample never span more than TAPS elements.
 DEVICE void make_window(Axis& axis, int j, index_t size, index_t stride) {
     index_t base = axis.at[0][j];
     UNROLL for (int t = 1; t < TAPS; ++t) base = smaller(base, axis.at[t][j]);

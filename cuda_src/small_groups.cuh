@@ -1,11 +1,11 @@
-// The products of a convolution's gradients where groups are joined (pieces.cuh), without the zeros between them. Vectors
-// are of channels, which meet the outputs of their own group, one after the other:
+// The products of a convolution's gradients where groups are joined (pieces.cuh), without the zeros between them.
+// Vectors are of channels, which meet the outputs of their own group, one after the other:
 //
 //     column[p, t, c] = sum over r of grad[p, group(c), r] weight[r, t, c]
 //     grad_weight[r, t, c] += sum over p of grad[p, group(c), r] column[p, t, c]
 //
-// so gradients of the output are spread from groups to channels. Weights of a piece, and sums of their gradients, lie as
-// [r][tap][channel].
+// so gradients of the output are spread from groups to channels. Weights of a piece, and sums of their gradients, lie
+// as [r][tap][channel].
 
 DEVICE index_t member_outputs(const Cut& cut) { return (index_t)(cut.out_channels / (cut.groups * cut.joined)); }
 
@@ -14,8 +14,8 @@ DEVICE index_t member_at(const Cut& cut, const Piece& piece) {
     return piece.packed / padded_outputs(cut) * member_outputs(cut);
 }
 
-// Calls f(place, at) for the weights of a piece's outputs `first` ... `end` - 1, counted in the joined group: the place among
-// those of the piece, and where users have them.
+// Calls f(place, at) for the weights of a piece's outputs `first` ... `end` - 1, counted in the joined group: the place
+// among those of the piece, and where users have them.
 template <typename F>
 DEVICE void for_member_weights(const Geometry& g, const Cut& cut, const Piece& piece, index_t first, index_t end, F f) {
     const index_t channels = (index_t)(g.channels / (cut.groups * cut.joined)), outputs = member_outputs(cut);
@@ -60,8 +60,8 @@ DEVICE Members members_of(const Geometry& g, const Cut& cut, const Piece& piece,
     return m;
 }
 
-// How a vector is filled: with one number, where its channels are of one group; from a vector or two, where they hold all
-// outputs of its groups, and the compiler knows how to permute them by indices; or number by number.
+// How a vector is filled: with one number, where its channels are of one group; from a vector or two, where they hold
+// all outputs of its groups, and the compiler knows how to permute them by indices; or number by number.
 enum Fill { SPREAD, ONE, TWO, ANY };
 
 DEVICE Fill fill_of(const Cut& cut, const Members& m) {

@@ -1,7 +1,7 @@
 // Float32 numbers as sums of bfloat16 ones, which a unit of the processor multiplies: of two up to 2^-16 of x, which is
-// exact for binary16 numbers, or of three, which is exact for all. bfloat16 numbers are one part, and so are others that
-// may be rounded to it. The products x_i y_j of parts that together are as small as what is missing after the last are
-// left out: with two parts, 2^-18 of x y at most, with three 2^-25, less than the sums of a float32 product lose.
+// exact for binary16 numbers, or of three, which is exact for all. bfloat16 numbers are one part, and so are others
+// that may be rounded to it. The products x_i y_j of parts that together are as small as what is missing after the last
+// are left out: with two parts, 2^-18 of x y at most, with three 2^-25, less than the sums of a float32 product lose.
 //
 // Operands lie as tiles, one after the other, whose words hold the numbers k and k + 16 of a step of STEP in the sum:
 //
@@ -26,8 +26,8 @@ constexpr int DATA_PARTS = SPLIT, VALUE_PARTS = SPLIT_VALUES;  // of a number th
 DEVICE index_t steps_of(index_t depth) { return (depth + STEP - 1) / STEP; }
 
 // What is split fits if the largest number of every row of a left operand, and of every column of a right one, does:
-// products neither overflow nor, but for those of far smaller numbers, lose parts to underflow, which the units make zero.
-// Infinities and NaNs don't fit.
+// products neither overflow nor, but for those of far smaller numbers, lose parts to underflow, which the units make
+// zero. Infinities and NaNs don't fit.
 struct Largest {
     words_t bits = {};
 

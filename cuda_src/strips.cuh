@@ -1,10 +1,11 @@
-// Users' weights, [output][channel][tap], and packed ones (pieces.cuh) turned into one another, STRIP outputs by as many
-// neighbours of each at a time: both sides are read and written by the line of the cache, and turned in registers.
+// Users' weights, [output][channel][tap], and packed ones (pieces.cuh) turned into one another, STRIP outputs by as
+// many neighbours of each at a time: both sides are read and written by the line of the cache, and turned in registers.
 
 constexpr int STRIP = LINE < NR ? LINE : NR;
 constexpr int LOOKED_UP = 32;  // taps at a time
 
-// Weight k < count of output i < outputs is the user's number user + i * row + k, and the packed one at[k] + i * step[k].
+// Weight k < count of output i < outputs is the user's number user + i * row + k, and the packed one at[k] + i *
+// step[k].
 struct Strip {
     index_t user, row;
     int outputs, count;
@@ -47,7 +48,8 @@ DEVICE void for_neighbours(Strip& s, const TapPlace* places, index_t taps, index
 }
 
 // Calls f(strip) for the strips of an item, one of the blocks of PANEL that the outputs of all groups are counted in.
-// Few outputs at a time stay in cache where users want them; where not all taps are looked up, no channels are neighbours.
+// Few outputs at a time stay in cache where users want them; where not all taps are looked up, no channels are
+// neighbours.
 template <bool by_output, typename F> DEVICE void for_strips(const Geometry& g, const Cut& cut, index_t item, F f) {
     const index_t blocks = padded_outputs(cut) / PANEL, group = item / blocks, first = item % blocks * PANEL;
     const index_t outputs = group_outputs(cut);

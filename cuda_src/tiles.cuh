@@ -55,8 +55,8 @@ struct Unit {
 #endif
 
 // One block of 16 rows times one panel. Few tile registers are written, and rarely: with more of them a processor whose
-// power is limited or shared (Emerald Rapids in a virtual machine) takes up to four times as long. Parts of `a` go to and
-// fro, so that the last one stays for the next part of `b`.
+// power is limited or shared (Emerald Rapids in a virtual machine) takes up to four times as long. Parts of `a` go to
+// and fro, so that the last one stays for the next part of `b`.
 template <int left, int right> DEVICE void multiply_step(Unit& tiles, const unsigned* a, const unsigned* b) {
     constexpr int parts = left > right ? left : right;
     int loaded = -1;
