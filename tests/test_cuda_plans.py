@@ -15,7 +15,7 @@ from cudakit.op import OPS
 from cudakit.plan import Plan, Target
 from cudakit.sampling.grid import GridSampleOptions
 
-from .specialisations import CONVOLUTION, CUDA, REPRODUCIBLE, convolution_options, deformable_arrays, spec
+from .specialisations import CALLS, CONVOLUTION, CUDA, HOST, REPRODUCIBLE, convolution_options, deformable_arrays, spec
 
 
 def launches(plan: Plan, name: str) -> list[Launch]:
@@ -154,3 +154,18 @@ def test_gradients_of_a_convolution_vary_where_the_input_s_is_among_them(weight:
 def test_a_mode_is_a_bool(mode: Any) -> None:
     with pytest.raises(TypeError, match=r"^use_deterministic_algorithms: mode must be a bool, got"):
         cudakit.use_deterministic_algorithms(mode)
+
+
+SEVERAL = [name for name, op in OPS.items() if len(op.differentiated) > 1]
+
+
+@pytest.mark.parametrize("target", [CUDA, HOST], ids=["cuda", "cpu"])
+@pytest.mark.parametrize("name", SEVERAL)
+def test_nothing_is_launched_where_nothing_is_needed(name: str, target: Target) -> None:
+    op = OPS[name]
+    for specs, options in CALLS[name]():
+        absent = [each for each, given in zip(op.arrays, specs, strict=True) if given is None]
+        for needs in [(), *((each,) for each in absent if each in op.differentiated)]:
+            plan = op.prepare(specs, options._replace(needs=needs), target)
+            assert not plan.steps, (needs, options)
+            assert not any(plan.results)

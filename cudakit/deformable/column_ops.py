@@ -114,26 +114,26 @@ def _prepare_im2col_backward(specs: tuple[Any, ...], options: DeformOptions, tar
     grad, input, offset, mask = specs
     d, x = _sampled(input, offset, mask, options)
     _check_columns("grad_columns", grad, d)
-    wanted = set(options.needs) & {"offset", "mask"}
     copies = unreadable(specs, {1: x})
     if copies:
         return Plan(4, copies=copies)
     empty = 0 in columns_shape(d)
     results = (
         _input_gradient(d, target) if "input" in options.needs else None,
-        Output(offset.shape, offset.dtype, zero=empty) if "offset" in wanted else None,
-        Output(mask.shape, mask.dtype, zero=empty) if "mask" in wanted and mask is not None else None,
+        Output(offset.shape, offset.dtype, zero=empty) if "offset" in options.needs else None,
+        Output(mask.shape, mask.dtype, zero=empty) if "mask" in options.needs and mask is not None else None,
     )
     plan = Plan(4, results)
-    if empty:
+    if empty or not any(results):
         return plan
+    reads = any(results[1:])
     slots = Gradients(
-        *(plan.input(1) if wanted else NULL, plan.input(2), plan.input(3) if d.masked else NULL, plan.input(0)),
+        *(plan.input(1) if reads else NULL, plan.input(2), plan.input(3) if d.masked else NULL, plan.input(0)),
         grad_input=plan.result(0),
         grad_offset=plan.result(1),
         grad_mask=plan.result(2),
     )
-    plan_gradients(plan, target, d, x if wanted else None, plain_columns(d, grad.aligned), slots)
+    plan_gradients(plan, target, d, x if reads else None, plain_columns(d, grad.aligned), slots)
     return plan
 
 
