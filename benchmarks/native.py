@@ -4,13 +4,13 @@ import ctypes
 from functools import cache
 
 from cudakit.errors import BackendUnavailable, CompileError
-from cudakit.host import build
+from cudakit.host import load
 
 
 @cache
 def library(text: str) -> ctypes.CDLL | None:
     """Return the compiled text, None where there is no compiler (for a GPU) or no POSIX threads."""
     try:
-        return ctypes.CDLL(str(build(text)))
+        return load(text)
     except (BackendUnavailable, CompileError):
         return None

@@ -32,7 +32,7 @@ class CompileError(RuntimeError):
 
 
 class BackendUnavailable(RuntimeError):
-    """CuPy or a C++ compiler is missing; the message names the command that installs it."""
+    """CuPy or a C++ compiler is missing, or what it made cannot be loaded; the message says what helps."""
 
 
 class InvalidArgument(Exception):

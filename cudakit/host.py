@@ -188,10 +188,20 @@ def _compile(text: str, target: Path) -> None:
         raise CompileError(f"{shlex.join(command)} failed", text, done.stderr)
 
 
+def load(text: str) -> ctypes.CDLL:
+    """Return what is compiled from `text`, loaded."""
+    entry = build(text)
+    try:
+        return ctypes.CDLL(str(entry))
+    except OSError as error:  # a folder from which the system runs nothing, mounted "noexec"
+        remedy = "set CUDAKIT_CACHE_DIR to a folder that programs may be run from"
+        raise BackendUnavailable(f"cannot load {entry}: {error}; {remedy}") from None
+
+
 @cache
 def _pool() -> Any:
     """Return `parallel_run` of `host_pool.cpp`: run a kernel's items on several threads."""
-    run = ctypes.CDLL(str(build(flatten("host_pool.cpp")))).parallel_run
+    run = load(flatten("host_pool.cpp")).parallel_run
     run.argtypes = (ctypes.c_char_p,)  # everything in one string: ctypes takes its time with each argument
     run.restype = None
     return run
@@ -201,10 +211,10 @@ class HostKernel:
     """A compiled kernel, ready to run on the cores of this machine."""
 
     def __init__(self, text: str, name: str) -> None:
-        self._library = ctypes.CDLL(str(build(text)))
+        self._library = load(text)
         self._entry = ctypes.cast(getattr(self._library, name), ctypes.c_void_p).value
         self._run = _pool()
 
-    def launch(self, params: bytes, items: int, grain: int, threads: int, _stream: int = 0) -> None:
+    def launch(self, params: bytes, items: int, grain: int, threads: int, _stream: int) -> None:
         """Run items 0 ... `items` - 1; what shares a target stays together in a piece of `grain` items."""
         self._run(_JOB(self._entry, items, grain, threads) + params)

@@ -117,6 +117,12 @@ def test_a_damaged_entry_is_a_miss_and_repaired(cache: Path, damage: str) -> Non
     assert answer(entry) == 3
 
 
+def test_a_folder_that_nothing_may_be_run_from_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_compile", lambda text, target: target.write_bytes(b"what no system loads"))
+    with pytest.raises(BackendUnavailable, match=rf"cannot load {re.escape(str(cache))}/.*: .*; set CUDAKIT_CACHE_DIR"):
+        host.load(text_of(5))
+
+
 def test_processes_that_start_together_share_an_empty_cache(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     variables = os.environ | {"CUDAKIT_CACHE_DIR": str(cache)}
