@@ -3,13 +3,14 @@
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cudakit.cli.command import UserError, check_writable, make_console, require
+from cudakit.cli.command import UserError, check_writable, make_console, require, whole
 from cudakit.launch import MOST_THREADS, cores
 
 from .cases import TOLERANCES
@@ -29,12 +30,6 @@ def _peers(text: str) -> tuple[str, ...]:
     return names
 
 
-def _threads(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"must be a number of threads from 1 to {MOST_THREADS}, got {text!r}")
-    return int(text)
-
-
 def _pattern(text: str) -> str:
     try:
         re.compile(text)
@@ -50,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--dtype", choices=DTYPES, nargs="+", help="by default float32 on a CPU, and all three on a GPU")
     add("--peers", type=_peers, metavar="NAMES", help=f"only these, with commas between: {', '.join(PEERS)}")
-    add("--threads", type=_threads, nargs="+", help="numbers of CPU threads; by default 1 and one for each core")
+    threads = "numbers of CPU threads; by default 1 and one for each core"
+    add("--threads", type=whole(1, MOST_THREADS), nargs="+", help=threads)
     add("--rows", type=_pattern, default="", metavar="PATTERN", help="only rows whose name this expression finds")
     add("--small", action="store_true", help="small sizes: a check that everything runs")
     add("--no-extras", action="store_true", help="leave out call overhead, import, first call and peak memory")
@@ -115,9 +111,9 @@ def _recipe(args: argparse.Namespace) -> str:
     options = {
         "device": args.device if args.device != "cpu" else None,
         "dtype": args.dtype and " ".join(args.dtype),
-        "peers": args.peers and ",".join(args.peers),
+        "peers": None if args.peers is None else shlex.quote(",".join(args.peers)),
         "threads": args.threads and " ".join(map(str, args.threads)),
-        "rows": args.rows and f"'{args.rows}'",
+        "rows": args.rows and shlex.quote(args.rows),
     }
     flags = [flag for flag in ("small", "no_extras") if getattr(args, flag)]
     words = [*args.family, *(f"--{name} {value}" for name, value in options.items() if value)]

@@ -2,16 +2,15 @@
 
 from collections.abc import Iterator
 from statistics import median, quantiles
-from typing import Any
 
 from .cases import OURS
 from .distance import is_far
+from .measure import Result
 from .peers import title
 from .tables import Table
 
 AGREED = 0.1
 LEAST_MS = 1.0  # below, a call is little more than Python
-Result = dict[str, Any]
 
 
 def _ratios(record: Result) -> Iterator[tuple[tuple[str, str, str], float, bool]]:

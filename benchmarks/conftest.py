@@ -21,9 +21,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         family: Family = metafunc.module.FAMILY
         peers.set_threads(metafunc.config.getoption("--cpu-threads"))
         full = metafunc.config.getoption("--full-size")
-        sides = [
-            side for side in (family.sides if full else (OURS, *family.rivals, *family.floors)) if peers.present(side)
-        ]
+        sides = family.sides if full else (OURS, *family.rivals, *family.floors)
         rows = family.rows(not full)
         metafunc.parametrize("row", rows, ids=lambda row: row.name)
         metafunc.parametrize("side", [side for side in sides if peers.present(side)])

@@ -10,7 +10,7 @@ from cudakit.launch import cores
 from . import gpu
 from .cases import OURS
 from .deformable import FAMILY, Deform, row
-from .measure import CPU, Device, Effort, check, interleaved, summary
+from .measure import CPU, Device, Effort, Result, check, interleaved, summary
 from .memory import keep_freed
 from .peers import forget_libraries, set_threads, title
 from .progress import progress
@@ -23,7 +23,6 @@ SMALL_BASE = Deform((1, 8, 6, 6), 8)
 SIDES = (*FAMILY.rivals, "dense_conv")
 EFFORT = Effort(rounds=2, fewest=1, seconds=0.25)
 WAYS = ("forward", "backward")
-Result = dict[str, Any]
 
 
 class Axis(NamedTuple):

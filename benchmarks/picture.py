@@ -12,13 +12,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from .cases import OURS
 from .families import FAMILIES
 from .growth_picture import COLOURS, FAINT, INK, draw_growth
+from .measure import Result
 from .peers import title
 
 DPI = 110
 WIDTH, ROW, HEAD = 13.0, 0.2, 1.9  # inches
 ROOFLINE_HEIGHT = 5.2
 LEGEND = 0.4  # height of what the marks mean, of a roofline's
-Result = dict[str, Any]
 
 
 def draw(results: Result, out: Path) -> list[Path]:

@@ -28,7 +28,7 @@ def in_new_process(threads: int, function: Callable[..., Any], *arguments: Any) 
     with same_layout(), ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
         try:
             return pool.submit(function, *arguments).result()
-        except BaseException:  # an interruption, too: it would go on to its end
+        except KeyboardInterrupt:  # it would go on to its end
             for process in multiprocessing.active_children():
                 process.kill()
             raise

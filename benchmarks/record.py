@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, product
 from operator import itemgetter
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -22,14 +22,12 @@ from .cases import OURS, Family, Row, in_dtype
 from .distance import nearest
 from .families import FAMILIES, GROWTH
 from .limits import Limits, against
-from .measure import CPU, Device
+from .measure import CPU, Device, Result
 from .parts import PROCESSES, Part, measure_part, together
 from .peers import PEERS, forget_libraries, keep_compiled, present, set_threads, title, versions
 from .processes import in_new_process
 from .progress import progress
 from .report import row_line
-
-Result = dict[str, Any]
 
 
 class Choice(NamedTuple):
@@ -199,23 +197,30 @@ def measure_overhead(name: str, peers: Sequence[str]) -> Result:
 
 
 def peak_memory(name: str, row_name: str, side: str, threads: int) -> int | None:
-    """Measure the peak memory of a call, in this process."""
+    """Measure the peak memory of a call, in this process; None for a peer that fails, which the row's table tells."""
     set_threads(threads)
     family = FAMILIES[name]
     (row,) = (row for row in family.rows(False) if row.name == row_name)
-    return memory.peak(family.sides[side], family.tiny.row, row, threads)
+    try:
+        return memory.peak(family.sides[side], family.tiny.row, row, threads)
+    except Exception:
+        if side == OURS:
+            raise
+        return None
 
 
 def measure_memory(family: Family, threads: int) -> Result:
     """Measure the peak memory of every side in the family's rows for that."""
     sides = [side for side in family.sides if present(side) and side not in family.floors]
+    work = list(product(family.memory, sides))
+
+    def measured(pair: tuple[str, str]) -> int | None:
+        found: int | None = in_new_process(threads, peak_memory, family.name, *pair, threads)
+        return found
+
     with ThreadPoolExecutor(cores()) as pool:  # a time does not matter here
-        found = {
-            (row, side): pool.submit(in_new_process, threads, peak_memory, family.name, row, side, threads)
-            for row, side in product(family.memory, sides)
-        }
-    rows = {row: {side: found[row, side].result() for side in sides} for row in family.memory}
-    return {"threads": threads, "rows": rows}
+        peaks = dict(zip(work, pool.map(measured, work), strict=True))
+    return {"threads": threads, "rows": {row: {side: peaks[row, side] for side in sides} for row in family.memory}}
 
 
 def measure_extras(name: str, choice: Choice) -> Result:

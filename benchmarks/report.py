@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import rich.table
 from rich.console import Console
@@ -12,11 +11,11 @@ from . import gpu, growth
 from .cases import OURS, Family
 from .distance import is_far
 from .families import FAMILIES, GROWTH
+from .measure import Result
 from .overhead import BARE, BEYOND
 from .peers import title
 from .tables import NOTHING, Table, markdown_lines, number
 
-Result = dict[str, Any]
 DISTURBED = "ᵈ: disturbed; nearly every call waited for a core, or found it slowed down by other load."
 FAR = "ᶠ: the cores were further apart than in other rows; see README.md."
 HALF = (
@@ -133,18 +132,22 @@ def machine_lines(results: Result) -> list[str]:
         f"{machine['cpu']}, {machine['cores']} cores; {results['date']}, commit {results['commit']}.",
         f"Python {machine['python']}, {machine['compiler']}; {there}."
         + f" Absent: {', '.join(absent)}." * bool(absent),
-        *(f"{family.title}, {line}" for family, line in _limits(results)),
+        *_limits(results),
     ]
 
 
-def _limits(results: Result) -> Iterator[tuple[Family, str]]:
-    """Yield a line of the limits that each run measured."""
+def _limits(results: Result) -> Iterator[str]:
+    """Yield a line of the limits that each run measured, and of what, where families were measured apart."""
+    lines: dict[str, list[str]] = {}
     for name, found in results["families"].items():
         for run in found["runs"]:
             copies, rates = run["limits"]["copy_gb_per_s"], run["limits"]["gemm_gflop_per_s"]
             shown = {row["dtype"]: rates[row["dtype"]] for row in run["rows"]}
             products = ", ".join(f"{number(rate)} GFLOP/s in {dtype}" for dtype, rate in shown.items())
-            yield FAMILIES[name], f"{run['label']}: copy {number(copies)} GB/s, matrix product {products}."
+            line = f"{run['label']}: copy {number(copies)} GB/s, matrix product {products}."
+            lines.setdefault(line, []).append(FAMILIES[name].title)
+    for line, titles in lines.items():
+        yield line if len(titles) == len(results["families"]) else f"{', '.join(titles)}, {line}"
 
 
 def family_notes(found: Result, family: Family, device: str) -> list[str]:
