@@ -91,7 +91,10 @@ def make_parser(arguments: Sequence[str]) -> Parser:
     return parser
 
 
-EXIT_CODES = "\nexit status: 0 fine, 1 a check failed, 2 a mistake in the command or something missing\n"
+EXIT_CODES = """
+exit status: 0 fine, 1 a check failed, 2 a mistake in the command or something missing,
+130 interrupted, 141 nobody reads on
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,7 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0 fine, 1 a check failed, 2 a mistake of the user or something missing.
+        The exit status: 0 fine, 1 a check failed, 2 a mistake of the user or something missing, 130 interrupted, 141
+        where nobody reads what is printed any more.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):

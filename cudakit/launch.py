@@ -28,6 +28,11 @@ _deterministic = False
 def get_num_threads() -> int:
     """Return how many CPU threads an operator may use.
 
+    Returns
+    -------
+    int
+        What was set, else the cores that this process may run on.
+
     Examples
     --------
     >>> import cudakit
@@ -80,7 +85,19 @@ def set_num_threads(threads: int) -> None:
 
 
 def are_deterministic_algorithms_enabled() -> bool:
-    """Return whether results must be the same in every run; see `use_deterministic_algorithms`."""
+    """Return whether results must be the same in every run; see `use_deterministic_algorithms`.
+
+    Returns
+    -------
+    bool
+        What was set last; PyTorch's own setting, which counts for its tensors, is not asked.
+
+    Examples
+    --------
+    >>> import cudakit
+    >>> cudakit.are_deterministic_algorithms_enabled()
+    False
+    """
     return _deterministic
 
 

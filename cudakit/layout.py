@@ -30,14 +30,14 @@ HOST_COPY_TILE = 32
 HOST_SUM_TILE = 16
 CUDA_SUM_LANES = 32
 CUDA_SUM_TERMS = 64  # that a thread adds up at least, where there are so many
-SUM_BYTES = 8
+PARTIAL_SUM_BYTES = 8
 HOST_VECTOR = 64  # channels in one pass on a CPU
 CUDA_VECTOR_BYTES = 16  # that a thread loads at once
 CUDA_LANES = 8  # each of which reads 16 bytes: a line of the cache
 SECTOR_BYTES = 32  # of a GPU's memory, the least that is read or written
 MOST_ELEMENTS = 2**56  # of a result, so that a few of each have 64-bit addresses
 CUDA_THREADS = 1 << 18  # that a large GPU runs at the same time
-SUMS_BYTES = 128 << 20  # that CPU threads may take for sums of their own
+MOST_SUMS_BYTES = 128 << 20  # that CPU threads may take for sums of their own
 COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time, for a CPU's caches
 CUDA_COPY_BYTES = 64 << 20  # likewise, to keep a GPU busy
 
@@ -79,6 +79,11 @@ class Image(NamedTuple):
     def space(self) -> tuple[int, ...]:
         """The spatial sizes."""
         return self.shape[2:]
+
+    @property
+    def pixel_strides(self) -> tuple[int, int, int]:
+        """Strides (batch, channel, pixel), where one steps through all pixels."""
+        return self.strides[0], self.strides[1], self.strides[-1]
 
     @property
     def flat(self) -> bool:
@@ -236,7 +241,7 @@ def add_sum(
         chunks = _sum_chunks(count, terms, lanes, room)
     stages = [(SUM, -(-count // tile), lanes)]
     if chunks > 1:
-        partial = plan.workspace(count * chunks * SUM_BYTES)
+        partial = plan.workspace(count * chunks * PARTIAL_SUM_BYTES)
         stages = [(PARTIAL_SUMS, count * chunks, lanes), (TOTAL_SUM, count, CUDA_SUM_LANES)]
     for kernel, items, lanes in stages:
         wide = is_wide((sizes, strides), ((items * lanes,), (1,)), ((terms,), (1,)))
@@ -260,4 +265,4 @@ def add_sums(plan: Plan, target: Target, parts: int, sums: tuple[Slot, Image], r
 def _sum_chunks(count: int, terms: int, lanes: int, room: int | None) -> int:
     """Return into how many chunks to cut so many terms of each of so many sums, to keep a large GPU busy."""
     chunks = min(-(-terms // (CUDA_SUM_TERMS * lanes)), -(-CUDA_THREADS // (count * lanes)))
-    return chunks if room is None else min(chunks, room // ALIGNMENT * ALIGNMENT // (count * SUM_BYTES))
+    return chunks if room is None else min(chunks, room // ALIGNMENT * ALIGNMENT // (count * PARTIAL_SUM_BYTES))

@@ -20,8 +20,8 @@ from cudakit.launch import are_deterministic_algorithms_enabled, get_num_threads
 from cudakit.plan import Output, Plan, Target
 
 PLANS = 4096  # kept at a time
+# Types of arguments that never change, so that the options made of them may be remembered.
 CONSTANT = frozenset((int, float, bool, str, type(None), *(np.dtype(code).type for code in np.typecodes["AllInteger"])))
-
 
 Arrays = tuple[Any, ...]
 Specs = tuple[Spec | None, ...]

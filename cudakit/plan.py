@@ -118,7 +118,7 @@ class Plan:
 
     def zero(self, slot: Slot, size: int, device: Device) -> None:
         """Append the filling of `size` bytes with zeros."""
-        self._append(partial(_zero, size, device), (slot, slot))
+        self._append(partial(_zero, size, device), (slot, NULL))  # two, for an `itemgetter` of one makes no tuple
 
     def launch(self, launch: Launch, *slots: Slot) -> None:
         """Append a launch whose leading pointers come from `slots`, unless it has nothing to do."""

@@ -83,7 +83,7 @@ def add_anchors(plan: Plan, target: Target, products: Sequence[Sequence[Factor]]
 
 def _add_exponent(plan: Plan, target: Target, source: Slot, x: Image, goal: Slot) -> None:
     """Append what finds the largest exponent of an array whose pixels are one stride apart."""
-    sizes, strides = (*x.shape[:2], prod(x.space)), (*x.strides[:2], x.strides[-1])
+    sizes, strides = (*x.shape[:2], prod(x.space)), x.pixel_strides
     order = sorted(range(3), key=lambda i: -abs(strides[i]))  # threads are neighbours as what they read is
     size, stride = (tuple(values[i] for i in order) for values in (sizes, strides))
     count = prod(size)

@@ -141,9 +141,9 @@ def test_info_says_that_cxx_is_no_command(
 def test_info_says_what_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = next(library for library in info.FRAMEWORKS if library.name == "PyTorch")
     monkeypatch.setattr(info, "_installed", lambda _: ("torch", "2.3.1+cpu"))
-    assert info.framework(torch, "") == ("2.3.1+cpu", "no: too old; pip install 'torch>=2.5'")
+    assert info.framework(torch, "") == ("2.3.1+cpu", False, "no: too old; pip install 'torch>=2.5'")
     monkeypatch.setattr(info, "_installed", lambda _: ("torch", "2.10.0a1"))
-    assert info.framework(torch, "")[1].startswith("yes: ")
+    assert info.framework(torch, "")[1:] == (True, "yes: tensors, with autograd")
 
 
 def test_info_demands_what_the_package_demands() -> None:

@@ -79,7 +79,7 @@ def test_columns_of_large_images(
     arrays: Arrays, rng: np.random.Generator, shared: list[Sharing], monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     """Where there is no room for sums of their own, threads share out channels."""
-    monkeypatch.setattr(gradient_plan, "SUMS_BYTES", room)
+    monkeypatch.setattr(gradient_plan, "MOST_SUMS_BYTES", room)
     cudakit.set_num_threads(3)
     for operator in ("deform_col2im", "deform_im2col_backward"):
         check(arrays, operator, draw(rng, IMAGE).on(arrays))
@@ -147,7 +147,7 @@ def test_threads_have_the_same_to_do(
 def test_large_images_are_not_multiplied(
     arrays: Arrays, rng: np.random.Generator, shared: list[Sharing], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conv_sharing, "SUMS_BYTES", 1 << 10)
+    monkeypatch.setattr(conv_sharing, "MOST_SUMS_BYTES", 1 << 10)
     cudakit.set_num_threads(2)
     check(arrays, "deform_conv_backward", draw(rng, IMAGE._replace(channels=32)).on(arrays))
     assert [(way.parts, way.spans) for way in shared] == [(2, 1)]

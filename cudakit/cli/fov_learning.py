@@ -106,9 +106,7 @@ def learn_offsets(photo: Any, target: Any, kernels: Sequence[int], steps: int) -
     knots = [np.zeros((1, 2 * kernel**2, *lattice)) for kernel in kernels]
     counts = split_steps(steps, [share for *_, share in STAGES])
     for (sigma, rate, _), count in zip(STAGES, counts, strict=True):
-        seen, goal = (
-            np.ascontiguousarray(blur(blur(x, sigma, 2, np), sigma, 3, np), np.float32) for x in (photo, target)
-        )
+        seen, goal = (np.ascontiguousarray(blur(x, sigma, np), np.float32) for x in (photo, target))
         wanted, adams = smooth(goal, kernels), [Adam(knot) for knot in knots]
         for step in range(int(count)):
             offsets = _fields(knots, places)

@@ -67,7 +67,7 @@ def steering(photo: Any) -> Floats:
 def _blurred(picture: Any, sigma: float) -> Any:
     reach = math.ceil(3 * sigma)  # so that nothing but copies of the border comes in from beyond it
     padded = np.pad(picture, [(0, 0), (0, 0), (reach, reach), (reach, reach)], "edge")
-    return blur(blur(padded, sigma, 2, np), sigma, 3, np)[..., reach:-reach, reach:-reach]
+    return blur(padded, sigma, np)[..., reach:-reach, reach:-reach]
 
 
 def steered_offsets(steer: Floats, kernel: int) -> Floats:

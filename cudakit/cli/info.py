@@ -63,6 +63,14 @@ FRAMEWORKS = (
 )
 
 
+class State(NamedTuple):
+    """The installed version of a framework ("-" for none), whether cudakit can use it, and what to say of that."""
+
+    version: str
+    usable: bool
+    text: str
+
+
 class Cuda(NamedTuple):
     """The CUDA devices as rows to print, and why there are none ("" where there are some)."""
 
@@ -87,11 +95,11 @@ def run(args: argparse.Namespace) -> int:
     _show("Devices", [("CPU", cpu()), ("C++ compiler", cpp_compiler()), *cuda.rows])
     _show("Cache of compiled kernels", caches())
     found = {library: framework(library, cuda.problem) for library in FRAMEWORKS}
-    _show("Frameworks", [(library.name, *states) for library, states in found.items()])
+    _show("Frameworks", [(library.name, state.version, state.text) for library, state in found.items()])
     usable = {
         library.name: library.module
-        for library, (_, state) in found.items()
-        if state.startswith("yes") and library.module in matrix.BRIDGES
+        for library, state in found.items()
+        if state.usable and library.module in matrix.BRIDGES
     }
     table, problems = operators(usable, args.check)
     _show(f"Operators, {'called here' if args.check else 'as declared; --check calls them'}", table)
@@ -254,20 +262,20 @@ def _sizes(folder: Path) -> Iterator[int]:
             pass
 
 
-def framework(library: Library, cuda_problem: str) -> tuple[str, str]:
-    """Return the installed version of a framework ("-" for none) and whether cudakit can use it."""
+def framework(library: Library, cuda_problem: str) -> State:
+    """Return what is known of a framework without importing it."""
     package, version = _installed(library.packages)
     if not version:
         if find_spec(library.module) is None:
-            return "-", f"not installed; pip install {library.install}"
+            return State("-", False, f"not installed; pip install {library.install}")
         version = "?"  # built from source, perhaps, or put on the path
     elif _numbers(version) < _numbers(library.minimum):
-        return version, f"no: too old; pip install '{package}>={library.minimum}'"
+        return State(version, False, f"no: too old; pip install '{package}>={library.minimum}'")
     if library.adapter and find_spec(library.adapter) is None:
-        return version, "no: this version of cudakit has no adapter for it"
+        return State(version, False, "no: this version of cudakit has no adapter for it")
     if library.module == "cupy" and cuda_problem:
-        return version, cuda_problem
-    return version, f"yes: {library.use}"
+        return State(version, False, cuda_problem)
+    return State(version, True, f"yes: {library.use}")
 
 
 def _numbers(version: str) -> tuple[int, ...]:

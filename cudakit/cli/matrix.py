@@ -109,11 +109,10 @@ def call(operator: str, arrays: dict[str, Any]) -> tuple[Any, ...]:
 
 
 class Bridge(NamedTuple):
-    """How a framework gets its arrays from NumPy's, and what it has: dtypes, and arrays that are not contiguous."""
+    """How a framework gets its arrays from NumPy's, and its dtypes."""
 
     make: Callable[[Array], Any]
     dtypes: tuple[str, ...] = DTYPES
-    strided: bool = False
 
 
 def _torch(x: Array) -> Any:
@@ -141,14 +140,14 @@ def _cupy(x: Array) -> Any:
 
 
 BRIDGES = {
-    "numpy": Bridge(np.array, strided=True),
-    "cupy": Bridge(_cupy, strided=True),
-    "torch": Bridge(_torch, strided=True),
+    "numpy": Bridge(np.array),
+    "cupy": Bridge(_cupy),
+    "torch": Bridge(_torch),
     "jax": Bridge(_jax),
     "tensorflow": Bridge(lambda x: import_module("tensorflow").constant(x)),
     "paddle": Bridge(_paddle),
     "array_api_strict": Bridge(
-        lambda x: import_module("array_api_strict").asarray(x, copy=True), ("float32", "float64"), strided=True
+        lambda x: import_module("array_api_strict").asarray(x, copy=True), ("float32", "float64")
     ),
 }
 

@@ -71,7 +71,7 @@ def learn_offsets(picture: Any, steps: int, xp: Any) -> Iterator[OffsetProgress]
     offsets = np.zeros_like(TAPS)
     counts = split_steps(steps, [share for *_, share in STAGES])
     for (sigma, rate, _), count in zip(STAGES, counts, strict=True):
-        seen = picture if sigma == 0 else xp.asarray(blur(blur(picture, sigma, 2, xp), sigma, 3, xp), xp.float32)
+        seen = picture if sigma == 0 else xp.asarray(blur(picture, sigma, xp), xp.float32)
         target = convolve(seen, hidden_offsets(), xp)
         adam = Adam(offsets)
         for step in range(int(count)):

@@ -19,6 +19,7 @@ Transform = NDArray[np.float64]  # (2, 3): maps normalised output coordinates (x
 IDENTITY: Transform = np.eye(2, 3)
 COLOURS = 3  # channels of a picture; one more says where it has data
 FULLY_SEEN = 0.99  # coverage below which a sample has read something outside the picture
+BETA1, BETA2 = 0.9, 0.99  # of Adam
 SMALLEST_SIDE = 16  # pixels of the coarsest pyramid level: less shows nothing to hold on to
 
 
@@ -153,17 +154,15 @@ def _loss_and_gradient(theta: Transform, moving: Any, fixed: Any, xp: Any) -> tu
 class Adam:
     """The direction of Adam (arXiv 1412.6980): the mean gradient over the root of its mean square."""
 
-    def __init__(self, like: NDArray[np.float64], beta1: float = 0.9, beta2: float = 0.99) -> None:
-        self._betas = beta1, beta2
+    def __init__(self, like: NDArray[np.float64]) -> None:
         self._mean, self._square, self._steps = np.zeros_like(like), np.zeros_like(like), 0
 
     def direction(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return where to go against."""
-        beta1, beta2 = self._betas
         self._steps += 1
-        self._mean = beta1 * self._mean + (1 - beta1) * gradient
-        self._square = beta2 * self._square + (1 - beta2) * gradient**2
-        mean, square = self._mean / (1 - beta1**self._steps), self._square / (1 - beta2**self._steps)
+        self._mean = BETA1 * self._mean + (1 - BETA1) * gradient
+        self._square = BETA2 * self._square + (1 - BETA2) * gradient**2
+        mean, square = self._mean / (1 - BETA1**self._steps), self._square / (1 - BETA2**self._steps)
         return mean / (np.sqrt(square) + 1e-12)
 
 
@@ -173,7 +172,7 @@ def _prepare(picture: Any, stage: Stage, xp: Any) -> Any:
     blocks = picture.reshape(n, channels, height // stage.factor, stage.factor, width // stage.factor, stage.factor)
     small = blocks.mean((3, 5))
     if stage.sigma:
-        blurred = blur(blur(small, stage.sigma, 2, xp), stage.sigma, 3, xp)
+        blurred = blur(small, stage.sigma, xp)
         # Over the coverage, for pixels without data must not darken their neighbours.
         colours = blurred[:, :COLOURS] / xp.maximum(blurred[:, COLOURS:], xp.float32(1e-6))
         small = xp.concatenate([colours, small[:, COLOURS:]], 1)
@@ -186,8 +185,12 @@ def split_steps(steps: int, shares: Sequence[int]) -> list[int]:
     return [int(count) for count in np.diff(ends, prepend=0)]
 
 
-def blur(picture: Any, sigma: float, axis: int, xp: Any) -> Any:
-    """Return a picture blurred along one axis by a Gaussian."""
+def blur(picture: Any, sigma: float, xp: Any) -> Any:
+    """Return a picture (N, C, H, W) blurred by a Gaussian, black around it."""
+    return _blur_axis(_blur_axis(picture, sigma, 2, xp), sigma, 3, xp)
+
+
+def _blur_axis(picture: Any, sigma: float, axis: int, xp: Any) -> Any:
     reach = math.ceil(3 * sigma)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
     weights /= weights.sum()

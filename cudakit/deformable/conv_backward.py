@@ -169,5 +169,4 @@ def _differentiate(
 ) -> DeformConvGradients:
     backward = CONVOLUTIONS[n].backward
     assert backward is not None
-    *options, needs = rest
-    return DeformConvGradients(*backward(arrays, stride, padding, dilation, *options, needs))
+    return DeformConvGradients(*backward(arrays, stride, padding, dilation, *rest))

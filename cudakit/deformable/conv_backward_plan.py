@@ -14,12 +14,13 @@ from cudakit.deformable.conv_cut import (
     Amount,
     Convolution,
     Size,
+    Slots,
     choose_amount,
     images_at_once,
     join,
     with_split,
 )
-from cudakit.deformable.conv_plan import Access, Slots
+from cudakit.deformable.conv_plan import Access
 from cudakit.deformable.conv_sharing import Sharing, as_given, gather, share
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deformable.gradient_plan import gradient_layouts
@@ -81,14 +82,14 @@ class _Backward:
         self.item, self.wide = itemsize(d.dtype), conv.accumulator_bytes
         self.sharing = share(conv, target.threads)
         self.reads = any(slot != NULL for slot in (results.offset, results.mask, results.weight))
-        self._lay_out(target)
+        self._lay_out()
         # One chunk and one dtype: the sums are the results.
         self.parted = self.sharing.parts > 1 or d.coordinates != accumulator(d.dtype)
 
-    def _lay_out(self, target: Target) -> None:
+    def _lay_out(self) -> None:
         """Choose how image and gradient lie: a tap has one offset in both."""
         d, x, results = self.conv.d, self.conv.input, self.results
-        self.final, grad = gradient_layouts(d, target, plain_columns(d))
+        self.final, grad = gradient_layouts(d, self.target, plain_columns(d))
         beside = grad if results.input != NULL else None
         wide = accumulator(x.dtype)  # see `reading`; here it is worth a copy of bfloat16, too
         copied = self.reads and (wants_copy(x, beside, neighbours=True) or itemsize(wide) > self.item)
@@ -254,7 +255,7 @@ class _Backward:
         tail = pack_tail(
             *(kernel, items, amount.slots, self.sharing.spans, self._span_stride(amount), int(opens)),
             *(conv.packed_size(block), self.image.group_stride(d)),
-            *(conv.output_strides, self.grad.strides),
+            *(conv.output.pixel_strides, self.grad.strides),
             *(*conv.cut(block), self._scratch(conv)),
             *geometry_values(d, self.image.strides),
         )

@@ -12,8 +12,7 @@ from typing import NamedTuple
 from cudakit import checks
 from cudakit.array import itemsize
 from cudakit.deformable.column_plan import Columns, add_im2col, coordinates_from, wants_copy, wants_neighbours
-from cudakit.deformable.conv_cut import MOST_WORKSPACES, Convolution
-from cudakit.deformable.conv_plan import Slots
+from cudakit.deformable.conv_cut import MOST_WORKSPACES, Convolution, Slots
 from cudakit.deformable.geometry import Deformation
 from cudakit.layout import Image, add_copy, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
@@ -142,7 +141,7 @@ class Work:
         turned = packed(conv.output.shape, d.dtype, channels_last=True)
         turns = turns and d.batch > 1 and conv.output.strides != turned.strides
         image_bytes += turned.strides[0] * self.item * turns
-        self.weight_bytes = conv.out_channels * self.depth * self.item
+        self.weight_bytes = conv.weights * self.item
         fixed = MOST_WORKSPACES * ALIGNMENT + fixed_bytes + self.weight_bytes
         self.images, self.pixels = self._block_size(fixed, image_bytes)
         self.inputs = Staged(plan, target, x if reads else image, image if copied else None, self.images)
@@ -201,7 +200,7 @@ class Work:
     def operands(self, block: Block) -> Operands:
         """Return how a block's products see their operands."""
         y = self.outputs.layout
-        batch, channel, pixel = (*y.strides[:2], y.strides[-1])
+        batch, channel, pixel = y.pixel_strides
         if block.images > block.pixels == 1:  # the stride of a single pixel may be anything, as that of a single image
             pixel = batch
         weights, pixels = self.outputs_of_group * self.depth, block.images * block.pixels

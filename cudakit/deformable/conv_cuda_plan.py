@@ -6,9 +6,8 @@ Only `Multiply` needs a GPU.
 from cudakit.array import itemsize
 from cudakit.deformable.column_plan import coordinates_from
 from cudakit.deformable.conv_blocks import Block, Work, columns_of
-from cudakit.deformable.conv_cut import Convolution
+from cudakit.deformable.conv_cut import Convolution, Slots
 from cudakit.deformable.conv_input_gradient import InputGradient
-from cudakit.deformable.conv_plan import Slots
 from cudakit.deformable.gradient_plan import Gradients, add_gradients
 from cudakit.layout import Image, accumulator, add_copy, part
 from cudakit.plan import NULL, Plan, Slot, Target
@@ -56,11 +55,11 @@ class _Backward:
         wide = itemsize(accumulator(d.dtype))
         self.by_input = InputGradient(target, conv, columns_of(d, conv.groups), results.input)
         self.slopes = results.offset != NULL or results.mask != NULL
-        weights = conv.out_channels * d.taps * (d.channels // conv.groups) * wide * (results.weight != NULL)
-        reads = self.slopes or results.weight != NULL
+        weights = conv.weights * wide * (results.weight != NULL)
+        self.reads = self.slopes or results.weight != NULL
         self.work = Work(
             *(plan, target, conv, slots),
-            reads=reads,
+            reads=self.reads,
             turns=bool(weights) or conv.groups > 1,
             grad=None if results.input == NULL else self.by_input.layout,
             image_bytes=self.by_input.image_bytes,
@@ -93,9 +92,8 @@ class _Backward:
             d = work.visit(block)
             offset, mask = coordinates_from(self.conv.d, block.first, work.slots.offset, work.slots.mask)
             grads = coordinates_from(self.conv.d, block.first, results.offset, results.mask)
-            reads = self.slopes or results.weight != NULL
             slots = Gradients(
-                *(work.image(block.first) if reads else NULL, offset, mask, work.columns),
+                *(work.image(block.first) if self.reads else NULL, offset, mask, work.columns),
                 samples=work.columns if results.weight != NULL else NULL,
                 grad_input=grad_input,
                 grad_offset=grads[0],

@@ -1,4 +1,4 @@
-"""How a deformable convolution is cut on a CPU, for columns to stay in cache: groups, tiles, memory (pieces.cuh)."""
+"""One deformable convolution, and how a CPU cuts it so that columns stay in cache: groups, tiles, memory."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from cudakit.deformable.column_plan import HOST_TILE, Form, constants, few
 from cudakit.deformable.geometry import Deformation, Integers
 from cudakit.deformable.splitting import WHOLE, Splitting, choose_splitting
 from cudakit.layout import COPY_BYTES, Image, accumulator, packed
+from cudakit.plan import Slot
 from cudakit.source import C_TYPES
 from cudakit.workspace import ALIGNMENT
 
@@ -25,6 +26,16 @@ GIVEN_STEP = 32  # channels that pieces are multiples of, where weights are as g
 PADDING = 16  # zeros that a column may meet before it is worth turning
 
 CUT_FIELDS = tuple((f"cut.{name}", 1) for name in ("groups", "joined", "out_channels", "channel_block", "scratch"))
+
+
+class Slots(NamedTuple):
+    """The slots of a convolution's arrays."""
+
+    input: Slot
+    offset: Slot
+    weight: Slot
+    bias: Slot
+    mask: Slot
 
 
 class Convolution(NamedTuple):
@@ -147,11 +158,6 @@ class Convolution(NamedTuple):
         """Return weights as (outputs, channels, taps): as users have them, and in `dtype` with the channel fastest."""
         shape = (self.out_channels, self.d.channels // self.groups, self.d.taps)
         return packed(shape, self.d.dtype, channels_last=False), packed(shape, dtype, channels_last=True)
-
-    @property
-    def output_strides(self) -> Integers:
-        """The output's strides (batch, channel, pixel)."""
-        return (*self.output.strides[:2], self.output.strides[-1])
 
 
 def join(conv: Convolution) -> Convolution:

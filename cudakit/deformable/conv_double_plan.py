@@ -11,8 +11,7 @@ convolutions with kernels of one tap, whose images are the columns and whose off
 
 from cudakit.array import itemsize
 from cudakit.deformable.column_plan import Columns
-from cudakit.deformable.conv_cut import Convolution
-from cudakit.deformable.conv_plan import Slots
+from cudakit.deformable.conv_cut import Convolution, Slots
 from cudakit.deformable.conv_targets import plan_backward, plan_forward
 from cudakit.deformable.double_plan import DoubleSlots, plan_double
 from cudakit.layout import Image, add_copy, add_sum, packed

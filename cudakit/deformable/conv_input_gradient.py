@@ -2,8 +2,7 @@
 
 from cudakit.array import itemsize
 from cudakit.deformable.column_plan import Columns
-from cudakit.deformable.conv_cut import Convolution
-from cudakit.deformable.conv_plan import Slots
+from cudakit.deformable.conv_cut import Convolution, Slots
 from cudakit.deformable.gradient_plan import Adding, corner_terms, flat_masks, gradient_layouts
 from cudakit.layout import add_sums, part
 from cudakit.plan import NULL, Plan, Slot, Target

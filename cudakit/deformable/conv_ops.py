@@ -5,9 +5,8 @@ from typing import Any, NamedTuple
 
 from cudakit import checks
 from cudakit.array import CPU, Spec
-from cudakit.deformable.conv_cut import Convolution
+from cudakit.deformable.conv_cut import Convolution, Slots
 from cudakit.deformable.conv_double_plan import DoubleBackward
-from cudakit.deformable.conv_plan import Slots
 from cudakit.deformable.conv_targets import plan_backward, plan_forward
 from cudakit.deformable.double_plan import input_gradient
 from cudakit.deformable.geometry import Window, deformation, window
@@ -146,14 +145,14 @@ def _readable(conv: Convolution, target: Target) -> bool:
     """Whether the gradient of the output can be read as it is, on a GPU by cuBLAS."""
     if target.device == CPU or not conv.output.flat:
         return conv.output.flat
-    batch, channel, pixel = conv.output_strides
+    batch, channel, pixel = conv.output.pixel_strides
     outputs = conv.out_channels // conv.groups
     apart = outputs * channel if conv.groups > 1 else batch if conv.d.batch > 1 else 0
     return is_operand((pixel, channel, apart), conv.d.pixels, outputs)
 
 
 def _add_bias_gradient(plan: Plan, target: Target, conv: Convolution, result: Slot) -> None:
-    batch, channel, pixel = conv.output_strides
+    batch, channel, pixel = conv.output.pixel_strides
     sizes = (conv.out_channels, conv.d.batch, conv.d.pixels)
     dtype = conv.d.dtype
     strides = (channel, batch, pixel)

@@ -11,6 +11,7 @@ from cudakit.deformable.conv_cut import (
     Amount,
     Convolution,
     Size,
+    Slots,
     choose_amount,
     images_at_once,
     join,
@@ -36,16 +37,6 @@ PACK, FORWARD = (
     Kernel("deform_conv.cu", name, "DeformConvParams", FORWARD_FIELDS, pointers=9)
     for name in ("deform_conv_pack", "deform_conv")
 )
-
-
-class Slots(NamedTuple):
-    """The slots of a convolution's arrays."""
-
-    input: Slot
-    offset: Slot
-    weight: Slot
-    bias: Slot
-    mask: Slot
 
 
 class Access(NamedTuple):
@@ -148,7 +139,7 @@ class _Forward:
         cut = (*conv.cut(self.block), self._scratch(conv))
         geometry = geometry_values(d, read.strides)
         tail = pack_tail(
-            kernel, items, self.tiles, self.parts, read.group_stride(d), conv.output_strides, *cut, *geometry
+            kernel, items, self.tiles, self.parts, read.group_stride(d), conv.output.pixel_strides, *cut, *geometry
         )
         loaded = load(kernel, conv.prelude(read.layout, self.block), CPU)
         self.plan.launch(Launch(loaded, tail, items, 1, work, amount.workers), *pointers)

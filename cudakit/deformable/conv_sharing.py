@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from cudakit.deformable.conv_cut import BLOCK, GIVEN_STEP, LINE_BYTES, PIXELS, Convolution
 from cudakit.deformable.geometry import Deformation
-from cudakit.layout import SUMS_BYTES, accumulator
+from cudakit.layout import MOST_SUMS_BYTES, accumulator
 
 FEWER_PIXELS, FEWER_PIXELS_IN_HALF_PRECISION = 2, 8  # than outputs, for weights to be used as given
 CHANNEL_STEP = 16  # a chunk of channels is a multiple of it, where there are that many
@@ -89,7 +89,7 @@ def _shared(conv: Convolution, slots: int, wanted: int) -> Iterator[Sharing]:
     d = conv.d
     count = d.channels // d.groups
     alike = slots * d.groups  # items without any sharing
-    room = SUMS_BYTES // (slots * d.channels * prod(d.space) * conv.accumulator_bytes)
+    room = MOST_SUMS_BYTES // (slots * d.channels * prod(d.space) * conv.accumulator_bytes)
     most = max(1, min(-(-d.pixels // PIXELS), room))
 
     def spans(parts: int) -> int:

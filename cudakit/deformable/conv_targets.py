@@ -4,8 +4,7 @@ from typing import Any
 
 from cudakit.array import CPU
 from cudakit.deformable import conv_backward_plan, conv_cuda_plan, conv_plan, depthwise_plan
-from cudakit.deformable.conv_cut import Convolution
-from cudakit.deformable.conv_plan import Slots
+from cudakit.deformable.conv_cut import Convolution, Slots
 from cudakit.plan import Plan, Slot, Target
 
 

@@ -14,9 +14,8 @@ from cudakit.deformable.column_plan import (
     wants_neighbours,
 )
 from cudakit.deformable.conv_blocks import Staged
-from cudakit.deformable.conv_cut import Convolution
+from cudakit.deformable.conv_cut import Convolution, Slots
 from cudakit.deformable.conv_input_gradient import InputGradient
-from cudakit.deformable.conv_plan import Slots
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deformable.gradient_plan import Gradients, add_gradients
 from cudakit.launch import Launch, load
@@ -145,8 +144,7 @@ class _Work:
         x, y = self.inputs.layout, part(self.outputs.layout, d.batch)
         sizes = (items * form.lanes, chunks * d.taps * d.channels)
         defined = constants(d, form, (x.shape, x.strides), (y.shape, y.strides), *(((size,), (1,)) for size in sizes))
-        strides = (*y.strides[:2], y.strides[-1])
-        tail = pack_tail(kernel, items, blocks, chunks, int(opens), strides, *geometry_values(d, x.strides))
+        tail = pack_tail(kernel, items, blocks, chunks, int(opens), y.pixel_strides, *geometry_values(d, x.strides))
         loaded = load(kernel, tuple(defined.items()), self.target.device)
         work = d.batch * d.channels * d.taps * d.pixels
         self.plan.launch(Launch(loaded, tail, items, 1, work, self.target.threads), *slots)

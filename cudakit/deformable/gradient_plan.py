@@ -16,7 +16,7 @@ from cudakit.deformable.column_plan import (
 )
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.launch import Launch, load
-from cudakit.layout import SUMS_BYTES, Image, add_copy, add_sums, chunks, packed, part
+from cudakit.layout import MOST_SUMS_BYTES, Image, add_copy, add_sums, chunks, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target, clears
 from cudakit.rounding import add_anchors, flat, rounded_parts, sum_dtype
 from cudakit.source import Kernel
@@ -130,7 +130,7 @@ def _spans(d: Deformation, grad: Image, target: Target) -> int:
     groups = d.batch * d.groups
     if target.device != CPU or groups >= 4 * target.threads:
         return 1
-    room = SUMS_BYTES // (d.batch * grad.strides[0] * itemsize(grad.dtype))
+    room = MOST_SUMS_BYTES // (d.batch * grad.strides[0] * itemsize(grad.dtype))
     tiles = -(-d.visited // (2 * HOST_TILE))
     return max(1, min(target.threads // gcd(groups, target.threads), tiles, room))
 

@@ -8,7 +8,7 @@ from cudakit.array import CPU, Spec, is_contiguous
 from cudakit.double_backward import wanting
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch, load
-from cudakit.layout import CUDA_THREADS, MOST_ELEMENTS, SUM_BYTES, is_wide
+from cudakit.layout import CUDA_THREADS, MOST_ELEMENTS, PARTIAL_SUM_BYTES, is_wide
 from cudakit.op import Op
 from cudakit.plan import NULL, Output, Plan, Target
 from cudakit.source import Kernel, type_constants
@@ -186,7 +186,7 @@ def _plan_backward(results: tuple[Output], options: AffineGridOptions, target: T
         lanes = SUM_LANES
         pixels = max(FEWEST_PIXELS, min(pixels, batch * prod(space) * lanes // CUDA_THREADS))
     chunks = min(prod(space[:-1]), -(-prod(space) // pixels))
-    partial = plan.workspace(chunks * numbers * SUM_BYTES)
+    partial = plan.workspace(chunks * numbers * PARTIAL_SUM_BYTES)
     slots = (NULL, NULL, plan.input(0), partial, plan.result(0))
     for kernel, items, work in ((PARTIAL, batch * chunks, batch * prod(space)), (TOTAL, numbers, 0)):
         launch = _launch(kernel, results[0].dtype, options, target, lanes, items=items, chunks=chunks, work=work)

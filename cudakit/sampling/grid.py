@@ -1,5 +1,6 @@
 """The sampler of spatial transformers (arXiv 1506.02025, section 3.3), with its gradients."""
 
+from math import prod
 from typing import Any, NamedTuple
 
 from cudakit import checks
@@ -151,10 +152,7 @@ def _sampling(input: Spec, grid: Spec, options: GridSampleOptions) -> tuple[Samp
     n = len(x.space)
     names = ("D_out", "H_out", "W_out")[3 - n :]
     checks.shape("grid", grid, (f"N={x.shape[0]}", *names, n))
-    pixels = 1
-    for size in grid.shape[1:-1]:
-        pixels *= size
-    call = Sampling(x, pixels, grid.dtype, options.mode, options.padding_mode, options.align_corners)
+    call = Sampling(x, prod(grid.shape[1:-1]), grid.dtype, options.mode, options.padding_mode, options.align_corners)
     return call, (*x.shape[:2], *grid.shape[1:-1])
 
 

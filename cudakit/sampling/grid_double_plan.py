@@ -18,7 +18,7 @@ KERNELS = {
     name: Kernel("grid_sample_double_backward.cu", name, "GridSampleDoubleParams", FIELDS, pointers=9)
     for name in ("grid_sample_planar_double_backward", "grid_sample_double_backward")
 }
-FEW_CHANNELS = 15  # up to here a CPU takes a tile of samples at a time rather than all channels of one
+PLANAR_CHANNELS = 15  # up to here a CPU takes a tile of samples at a time rather than all channels of one
 
 
 def plan_double_backward(
@@ -39,7 +39,7 @@ def plan_double_backward(
     assert grad_spec is not None and input is not None and grid is not None
     x = call.input
     empty = 0 in grad.shape or 0 in x.shape
-    planar = target.device == CPU and x.shape[1] <= FEW_CHANNELS
+    planar = target.device == CPU and x.shape[1] <= PLANAR_CHANNELS
     neighbours = last or not planar
     sample = Result.written(grad.shape, x.dtype, last=last, neighbours=neighbours)
     total = Result.added(x.shape, x.dtype, target, _terms(call), last=last, neighbours=neighbours)
@@ -100,7 +100,7 @@ def _launch(call: Sampling, output: Image, target: Target, planar: bool, added: 
         kernel,
         *(items, *x.shape[:2], x.shape[1], 1, call.pixels, int(call.align_corners), 0),
         *(x.space, x.strides),
-        *((*output.strides[:2], output.strides[-1]), x.strides),
+        *(output.pixel_strides, x.strides),
         *inverses(call.pixels, x.shape[0]),
     )
     loaded = load(kernel, tuple(constants.items()), target.device)

@@ -112,7 +112,7 @@ def add_sampling(
         kernel,
         *(items, x.shape[0], x.shape[1], block, slabs, call.pixels, int(call.align_corners), int(not near)),
         *(x.space, x.strides),
-        *((*output.strides[:2], output.strides[-1]), grad.strides if grad else ()),
+        *(output.pixel_strides, grad.strides if grad else ()),
         *inverses(call.pixels, x.shape[0]),
     )
     work = x.shape[0] * x.shape[1] * call.pixels * call.taps

@@ -108,7 +108,26 @@ class _Given(_DeformConvNd):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
 
     def forward(self, input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Convolve; `offset` and `mask` are those of `cudakit.deform_conv2d`."""
+        """Convolve.
+
+        Parameters
+        ----------
+        input : Tensor, shape (N, in_channels, S...)
+            Of the dtype of the weights.
+        offset : Tensor, shape (N, G*K*n, O...)
+            In pixels, for G groups of offsets and K taps; of that dtype or float32.
+        mask : Tensor, shape (N, G*K, O...), optional
+            Of the dtype of `offset`.
+
+        Returns
+        -------
+        Tensor, shape (N, out_channels, O...)
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `cudakit.deform_conv2d` does.
+        """
         return self._convolve(input, offset, mask)
 
 
@@ -120,6 +139,8 @@ class DeformConv1d(_Given):
 
 class DeformConv2d(_Given):
     """A deformable convolution in place of ``torchvision.ops.DeformConv2d``: same arguments, parameters and drawing.
+
+    Offsets (arXiv 1703.06211), and masks if there are any (arXiv 1811.11168), are given with every call.
 
     Parameters
     ----------
@@ -136,6 +157,11 @@ class DeformConv2d(_Given):
     ----------
     allow_tf32 : bool
         That of `cudakit.deform_conv2d`, False until it is set; every layer here has it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is no int or tuple of ints, is out of range, or does not divide as groups must.
 
     Examples
     --------
@@ -189,7 +215,17 @@ class _Pack(_DeformConvNd):
         nn.init.zeros_(self.conv_offset.bias)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Convolve with offsets that the input itself decides on."""
+        """Convolve with offsets that the input itself decides on.
+
+        Parameters
+        ----------
+        input : Tensor, shape (N, in_channels, S...)
+            Of the dtype of the weights.
+
+        Returns
+        -------
+        Tensor, shape (N, out_channels, O...)
+        """
         found = self.conv_offset(nn.functional.pad(input, self._edges) if self._edges else input)
         mask = found[:, self.n * self.taps :].sigmoid() if self.modulated else None
         return self._convolve(input, found[:, : self.n * self.taps], mask)
@@ -219,6 +255,11 @@ class DeformConv2dPack(_Pack):
     bias : bool
         Whether a learnt number is added to each output channel.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As `DeformConv2d` does.
+
     Examples
     --------
     >>> import torch
@@ -247,7 +288,8 @@ class ModulatedDeformConv1dPack(DeformConv1dPack):
 class ModulatedDeformConv2dPack(DeformConv2dPack):
     """`DeformConv2dPack` that also weighs its samples (arXiv 1811.11168), with the parameters of mmcv's.
 
-    The last channels of `conv_offset` are masks before a sigmoid, so that every sample begins at half its weight.
+    The last channels of `conv_offset` are masks before a sigmoid, so that every sample begins at half its weight. The
+    arguments are those of `DeformConv2dPack`.
 
     Examples
     --------
