@@ -37,7 +37,7 @@ def boolean(argument: str, value: object) -> None:
 
 def names(argument: str, value: object, allowed: Collection[str]) -> tuple[str, ...]:
     """Check that a collection of names holds only allowed ones, and return it as a tuple."""
-    rule = f"hold only names from {tuple(allowed)}"
+    rule = f"be a collection of names from {tuple(allowed)}"
     if isinstance(value, str) or not isinstance(value, Collection) or getattr(value, "shape", None) == ():
         raise InvalidArgument(argument, rule, shown(value), TypeError)
     try:
@@ -45,7 +45,7 @@ def names(argument: str, value: object, allowed: Collection[str]) -> tuple[str, 
     except UNREADABLE:
         raise InvalidArgument(argument, rule, shown(value), TypeError) from None
     if not all(isinstance(name, str) and name in allowed for name in given):
-        raise InvalidArgument(argument, rule, shown(value))
+        raise InvalidArgument(argument, f"hold only names from {tuple(allowed)}", shown(value))
     return tuple(name for name in allowed if name in given)
 
 

@@ -261,5 +261,6 @@ def test_sizes_beyond_all_memory(batch: int, size: int) -> None:
         ValueError, match=r"^deform_col2im: input_size must make fewer than 2\*\*56 elements in all, got"
     ):
         cudakit.deform_col2im(columns, offset, (size, size), 1, stride=size)
-    with pytest.raises(ValueError, match=r"^affine_grid: size must have fewer than 2\*\*56 pixels in all, got"):
+    rule = r"^affine_grid: size must have fewer than 2\*\*56 pixels in all"
+    with pytest.raises(ValueError, match=rf"{rule}, got {batch}\*{size}\*{size}$"):
         cudakit.affine_grid(np.ones((batch, 2, 3), np.float32), (batch, 1, size, size))

@@ -196,10 +196,11 @@ def test_what_is_no_tuple_of_integers(size: Any) -> None:
         cudakit.deform_im2col(np.ones((1, 1, 4), np.float32), np.zeros((1, 3, 2), np.float32), size)
 
 
-def test_names_that_cannot_be_read() -> None:
+@pytest.mark.parametrize("needs", [memoryview(np.ones((2, 2))), iter(["grid"]), "grid", None])
+def test_what_is_no_collection_of_names(needs: Any) -> None:
     x, grid = np.ones((1, 1, 4, 4), np.float32), np.zeros((1, 4, 4, 2), np.float32)
-    with pytest.raises(TypeError, match="grid_sample_backward: needs must hold only names from"):
-        cudakit.grid_sample_backward(x, x, grid, needs=memoryview(np.ones((2, 2))))
+    with pytest.raises(TypeError, match="grid_sample_backward: needs must be a collection of names from"):
+        cudakit.grid_sample_backward(x, x, grid, needs=needs)
 
 
 def test_elements_of_no_bytes() -> None:
