@@ -1,14 +1,15 @@
-"""JAX: gradients of gradients."""
+"""JAX: gradients of gradients, and transposes."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 
+import cudakit
 from cudakit.op import OPS
 
 from .conftest import require
-from .jax_problems import CALLS, drawn, loss, slope
+from .jax_problems import CALLS, drawn, function, loss, slope
 
 jax: Any = None
 
@@ -81,3 +82,35 @@ def test_gradients_by_directions() -> None:
     hessian = jax.jacrev(slope)(image, grid).reshape(image.size, image.size)
     expected = 2 * hessian.T @ hessian @ along.ravel()
     np.testing.assert_allclose(jax.grad(product)(along).ravel(), expected, rtol=1e-4, atol=1e-4)
+
+
+LINEAR = [(name, array) for name in CALLS for array in OPS[name].arrays if array not in OPS[name].curved]
+
+
+@pytest.mark.parametrize(("name", "array"), LINEAR)
+def test_transposes(name: str, array: str) -> None:
+    """Gradients linearise first; solvers of linear equations transpose an operator itself."""
+    arrays, place = drawn(name), OPS[name].arrays.index(array)
+
+    def along(x: Any) -> Any:
+        return function(name)(*arrays[:place], x, *arrays[place + 1 :])
+
+    y, pull = jax.vjp(along, arrays[place])
+    transposed = jax.linear_transpose(along, arrays[place])
+    for found in (transposed(y), jax.jit(transposed)(y), jax.vmap(transposed)(y[None])):
+        np.testing.assert_array_equal(np.asarray(found[0]).reshape(arrays[place].shape), pull(y)[0])
+
+
+def test_what_is_not_linear_has_no_transpose() -> None:
+    image, grid = drawn("grid_sample")
+    with pytest.raises(NotImplementedError, match="grid_sample: can be transposed only with respect to one of input"):
+        jax.linear_transpose(lambda grid: function("grid_sample")(image, grid), grid)(
+            function("grid_sample")(image, grid)
+        )
+    x, offset, weight, *_ = drawn("deform_conv2d")
+    with pytest.raises(
+        NotImplementedError, match="deform_conv2d: can be transposed only with respect to one of input, "
+    ):
+        jax.linear_transpose(lambda *both: cudakit.deform_conv2d(both[0], offset, both[1]), x, weight)(
+            jax.numpy.zeros((2, 6, 4, 3))
+        )

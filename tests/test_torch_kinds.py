@@ -69,3 +69,31 @@ def test_fake_tensors() -> None:
     with FakeTensorMode():
         found = cudakit.grid_sample(torch.rand(2, 3, 5, 7), torch.rand(2, 5, 7, 2))
     assert (found.shape, type(found).__name__) == ((2, 3, 5, 7), "FakeTensor")
+
+
+def test_meta_tensors_beside_others_are_refused() -> None:
+    """Where a transform or a subclass sends a call through the dispatcher, which takes any meta tensor's word."""
+    x, grid = torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 2, 2, device="meta")
+
+    class Own(torch.Tensor):  # type: ignore[misc]
+        pass
+
+    refusal = "grid_sample: grid must be on the device of input, .*, got meta"
+    for call in (
+        lambda: torch.func.vmap(lambda x: cudakit.grid_sample(x, grid))(x[None]),
+        lambda: torch.func.grad(lambda x: cudakit.grid_sample(x, grid).sum())(x),
+        lambda: cudakit.grid_sample(x.as_subclass(Own), grid),
+    ):
+        with pytest.raises(TypeError, match=refusal):
+            call()
+
+
+@pytest.mark.parametrize("kind", ["sparse", "float8"])
+def test_tensors_of_other_kinds_are_refused_under_autocast_and_transforms(kind: str) -> None:
+    x = torch.zeros(1, 2, 5, 5)
+    x = x.to_sparse() if kind == "sparse" else x.to(torch.float8_e4m3fn)
+    grid = torch.zeros(1, 2, 2, 2)
+    with torch.autocast(x.device.type, torch.bfloat16), pytest.raises(TypeError, match="grid_sample: input must "):
+        cudakit.grid_sample(x, grid)
+    with pytest.raises(TypeError, match="grid_sample: input must "):
+        torch.func.grad(lambda grid: cudakit.grid_sample(x, grid).sum())(grid)

@@ -32,7 +32,8 @@ def window(stride: Any, padding: Any, dilation: Any) -> Window:
 def numbers(argument: str, value: Any, *, minimum: int) -> Integers:
     """Check an int or a sequence of ints."""
     sign = "positive" if minimum else "non-negative"
-    single = hasattr(value, "__index__") and not getattr(value, "shape", ())  # an array has __index__, of any size
+    # An array has __index__, of any size; PyTorch's compiler cannot say whether a symbol has.
+    single = type(value) is int or (hasattr(value, "__index__") and not getattr(value, "shape", ()))
     given = (value,) if single else value
     rule = f"be a {sign} int or a tuple of them"
     found = checks.integers(argument, given, rule, length=range(1, 7), minimum=minimum, instead=value)

@@ -66,8 +66,8 @@ class _Operator:
         self.op = op
         self.primitive = _primitive(op.name, self.run, self.types, self.map)
         ad.primitive_jvps[self.primitive] = self.push
-        if op.of is not None:  # gradients, which are linear in those of the results; theirs, in their directions
-            ad.primitive_transposes[self.primitive] = self.pull
+        # Gradients are linear in those of the results; theirs, in their directions.
+        ad.primitive_transposes[self.primitive] = self.transpose if op.of is None else self.pull
         if op.backward is None:
             self.curvature = _primitive(f"{op.name}_jvp", self.refuse, self.curvature_types, self.map_curvature)
             ad.primitive_jvps[self.curvature] = self.push_curvature
@@ -104,6 +104,21 @@ class _Operator:
         places = [i for i, there in enumerate(op.present(options, absent)) if there]
         pairs = ((changes.get(i), result) for i, result in zip(places, results, strict=True))
         return results, [ad.Zero(jax.typeof(x).to_tangent_aval()) if change is None else change for change, x in pairs]
+
+    def transpose(self, grads: Sequence[Any], *given: Any, options: Any, absent: Names) -> Results:
+        """Return the gradient by the one array that is not known, in which the result is linear."""
+        op, arrays = self.op, _filled(self.op, absent, given)
+        unknown = tuple(name for name, x in zip(op.arrays, arrays, strict=True) if ad.is_undefined_primal(x))
+        if len(unknown) > 1 or unknown[0] in op.curved:
+            linear = ", ".join(name for name in op.arrays if name not in op.curved)
+            raise NotImplementedError(f"{op.name}: can be transposed only with respect to one of {linear}")
+        # Whose gradient does not depend on it.
+        standing = [ad.instantiate_zeros(ad.Zero(x.aval)) if ad.is_undefined_primal(x) else x for x in arrays]
+        assert op.backward is not None
+        given_back = (grads[0], *[standing[i] for i in op.saved])
+        found = apply(op.backward, options._replace(needs=unknown), given_back)
+        named = dict(zip(op.arrays, found, strict=True))
+        return [named[name] for name in op.arrays if name not in absent]
 
     def pull(self, grads: Sequence[Any], *given: Any, options: Any, absent: Names) -> Results:
         """Return the gradients by the arrays in which the results are linear."""

@@ -40,12 +40,18 @@ def nested(argument: str) -> InvalidArgument:
     return InvalidArgument(argument, "be a dense tensor", "a nested one", TypeError)
 
 
+def not_dense(argument: str, x: torch.Tensor) -> InvalidArgument:
+    """Return what to raise for a sparse tensor, or one on a device that is none of ours."""
+    got = f"{x.layout} on {x.device}"
+    return InvalidArgument(argument, "be a dense tensor on a CPU or CUDA device", got, TypeError)
+
+
 def _view(x: torch.Tensor) -> View:
     place = x.device
     if x.is_nested:
         raise nested("{}")
     if place.type not in ("cpu", "cuda") or x.layout is not torch.strided:
-        raise InvalidArgument("{}", "be a dense tensor on a CPU or CUDA device", f"{x.layout} on {place}", TypeError)
+        raise not_dense("{}", x)
     device = CPU if place.type == "cpu" else ("cuda", place.index)
     pointer = x.data_ptr()
     return View(pointer, Spec(tuple(x.shape), x.stride(), dtype_name(x), device == CPU or pointer % 16 == 0), device)
@@ -264,11 +270,11 @@ def _watched(tensors: Tensors) -> bool:
 
 
 def _autocast(op: Op, tensors: Tensors) -> Tensors:
-    """Cast as the module's docstring says, under autocast; what is no floating tensor stays, to be refused."""
+    """Cast as the module's docstring says, under autocast; what is of another dtype or layout stays, to be refused."""
     device = tensors[0].device.type
     named = [(name, x) for name, x in zip(op.arrays, tensors, strict=True) if x is not None]
     enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if not enabled or not all(x.is_floating_point() for _, x in named):
+    if not enabled or not all(x.dtype in _NAMES and x.layout is torch.strided for _, x in named):
         return tensors
     data = [x.dtype for name, x in named if name not in op.coordinates] or [x.dtype for _, x in named]
     dtype = reduce(torch.promote_types, data)

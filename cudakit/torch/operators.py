@@ -17,7 +17,7 @@ from cudakit.derivatives import pulled_back, pushed_forward
 from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.op import OPS, Op, compact, spread
 from cudakit.plan import Output
-from cudakit.torch import DTYPES, FRAMEWORK, Tensors, any_dual, dtype_name, is_batched, nested, onnx, settled
+from cudakit.torch import DTYPES, FRAMEWORK, Tensors, any_dual, dtype_name, is_batched, nested, not_dense, onnx, settled
 
 _SCHEMAS: dict[Any, str] = {
     bool: "bool",
@@ -39,6 +39,8 @@ def dispatch(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     for name, x in zip(op.arrays, tensors, strict=True):
         if x is not None and x.is_nested:
             op.refuse(nested(name))
+        if x is not None and x.layout is not torch.strided:
+            op.refuse(not_dense(name, x))
     return run(op, options, tensors)
 
 
@@ -205,11 +207,20 @@ class _Operator:
     def fake(self, *values: Any) -> Any:
         """Return empty results."""
         tensors, options = self.split(values)
-        place = next(x.device for x in tensors if x is not None)
+        place = self.place(tensors)
         outputs = self.outputs(tensors, options)
         return self.results(
             tuple([x if x is None else torch.empty(x.shape, dtype=DTYPES[x.dtype], device=place) for x in outputs])
         )
+
+    def place(self, tensors: Tensors) -> torch.device:
+        """Return the device that all share: beside a meta tensor, PyTorch asks for empty results on any device."""
+        placed = [(name, x.device) for name, x in zip(self.op.arrays, tensors, strict=True) if x is not None]
+        leader, place = placed[0]
+        for name, other in placed:
+            if other != place:
+                self.op.refuse(InvalidArgument(name, f"be on the device of {leader}, {place}", str(other), TypeError))
+        return place
 
     def outputs(self, tensors: Tensors, options: Any) -> tuple[Output | None, ...]:
         """Return what the results look like; the arguments are checked as well where no size is a symbol."""
@@ -280,9 +291,13 @@ def _listed(found: Any) -> Any:
 
 
 def _spec(x: torch.Tensor) -> Spec:
-    """Return what a tensor would be if it were contiguous: strides do not change the results' shapes."""
+    """Return what a tensor would be if it were contiguous: strides do not change the results' shapes.
+
+    Symbols have none: of some, which depend on data, PyTorch cannot say whether they are 0.
+    """
     shape = tuple(x.shape)
-    return Spec(shape, contiguous_strides(shape), dtype_name(x))
+    known = not any(isinstance(size, torch.SymInt) for size in shape)
+    return Spec(shape, contiguous_strides(shape) if known else (0,) * len(shape), dtype_name(x))
 
 
 def _numbers(values: Any) -> Iterator[Any]:
