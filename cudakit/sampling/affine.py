@@ -129,8 +129,8 @@ def _prepare_affine_grid(specs: tuple[Spec, ...], options: AffineGridOptions, ta
     checks.floating("theta", theta)
     checks.shape("theta", theta, (f"N={options.batch}", n, n + 1))
     if max(options.batch, 1) * prod(options.space) >= MOST_ELEMENTS:
-        product = "*".join(map(str, (options.batch, *options.space)))
-        raise InvalidArgument("size", "have fewer than 2**56 pixels in all", product)
+        came = f"N={checks.shown(options.batch)} and {checks.shown(options.space)}"
+        raise InvalidArgument("size", "have fewer than 2**56 pixels in all", came)
     if not is_contiguous(theta):
         return Plan(1, copies=(0,))
     return _plan_forward(_infer_affine_grid(specs, options), options, target)
