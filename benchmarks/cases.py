@@ -114,10 +114,6 @@ class Family(NamedTuple):
         """Return the family with cudakit and those of its peers."""
         return self._replace(sides={name: side for name, side in self.sides.items() if name in names or name == OURS})
 
-    def without(self, names: Container[str]) -> "Family":
-        """Return the family without those of its sides."""
-        return self._replace(sides={name: side for name, side in self.sides.items() if name not in names})
-
 
 def in_layout(array: Array, last: bool) -> Array:
     """Return (N, C, S...) as it is, or in memory as (N, S..., C)."""

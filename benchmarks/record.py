@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, product
 from operator import itemgetter
@@ -52,7 +52,7 @@ class Share(NamedTuple):
 
     part: int
     parts: int
-    left_out: Mapping[str, Container[str]]
+    left_out: Mapping[str, set[str]]
 
 
 ALL = Share(0, 1, {})
@@ -132,8 +132,8 @@ def measure_rows(family: Family, choice: Choice, label: str, threads: int, share
         for sides, row, device in work:
             bar.update(task, description=f"{family.name}, {label}: {row.name}")
             try:
-                left_out = share.left_out.get(row.name, ())
-                rows[row.name] = measure_part(sides.without(left_out), row, threads, device, share.part, share.parts)
+                taken = sides.only(sides.sides.keys() - share.left_out.get(row.name, set()))
+                rows[row.name] = measure_part(taken, row, threads, device, share.part, share.parts)
             except Exception as error:
                 failed[row.name] = f"{type(error).__name__}: {error}"
                 bar.console.print(f"{label}: {row.name}: {failed[row.name]}")

@@ -112,7 +112,7 @@ class _Operator:
         if len(unknown) > 1 or unknown[0] in op.curved:
             linear = ", ".join(name for name in op.arrays if name not in op.curved)
             raise NotImplementedError(f"{op.name}: can be transposed only with respect to one of {linear}")
-        # Whose gradient does not depend on it.
+        # Zeros in its place, on which its own gradient does not depend.
         standing = [ad.instantiate_zeros(ad.Zero(x.aval)) if ad.is_undefined_primal(x) else x for x in arrays]
         assert op.backward is not None
         given_back = (grads[0], *[standing[i] for i in op.saved])

@@ -35,22 +35,22 @@ def dtype_name(x: torch.Tensor) -> str:
     return _NAMES.get(x.dtype) or str(x.dtype).removeprefix("torch.")
 
 
-def nested(argument: str) -> InvalidArgument:
-    """Return what to raise for a nested tensor."""
-    return InvalidArgument(argument, "be a dense tensor", "a nested one", TypeError)
+def is_dense(x: torch.Tensor) -> bool:
+    """Whether a tensor is neither nested nor sparse."""
+    return not x.is_nested and x.layout is torch.strided
 
 
 def not_dense(argument: str, x: torch.Tensor) -> InvalidArgument:
-    """Return what to raise for a sparse tensor, or one on a device that is none of ours."""
+    """Return what to raise for a tensor that is not, or on a device that is none of ours."""
+    if x.is_nested:
+        return InvalidArgument(argument, "be a dense tensor", "a nested one", TypeError)
     got = f"{x.layout} on {x.device}"
     return InvalidArgument(argument, "be a dense tensor on a CPU or CUDA device", got, TypeError)
 
 
 def _view(x: torch.Tensor) -> View:
     place = x.device
-    if x.is_nested:
-        raise nested("{}")
-    if place.type not in ("cpu", "cuda") or x.layout is not torch.strided:
+    if place.type not in ("cpu", "cuda") or not is_dense(x):
         raise not_dense("{}", x)
     device = CPU if place.type == "cpu" else ("cuda", place.index)
     pointer = x.data_ptr()

@@ -17,7 +17,18 @@ from cudakit.derivatives import pulled_back, pushed_forward
 from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.op import OPS, Op, compact, spread
 from cudakit.plan import Output
-from cudakit.torch import DTYPES, FRAMEWORK, Tensors, any_dual, dtype_name, is_batched, nested, not_dense, onnx, settled
+from cudakit.torch import (
+    DTYPES,
+    FRAMEWORK,
+    Tensors,
+    any_dual,
+    dtype_name,
+    is_batched,
+    is_dense,
+    not_dense,
+    onnx,
+    settled,
+)
 
 _SCHEMAS: dict[Any, str] = {
     bool: "bool",
@@ -37,9 +48,7 @@ def dispatch(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     except InvalidArgument as error:
         op.refuse(error)
     for name, x in zip(op.arrays, tensors, strict=True):
-        if x is not None and x.is_nested:
-            op.refuse(nested(name))
-        if x is not None and x.layout is not torch.strided:
+        if x is not None and not is_dense(x):
             op.refuse(not_dense(name, x))
     return run(op, options, tensors)
 
