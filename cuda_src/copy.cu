@@ -14,12 +14,21 @@ struct CopyParams {
     long long to_stride[3];
 };
 
-// tile[i][j] = from[i * si + j * sj] and back.
-template <typename T> DEVICE void read_tile(const T* from, index_t si, index_t sj, int rows, int columns, acc_t* tile) {
-    for (int i = 0; i < rows; ++i) load_line<TILE>(from + i * si, sj, columns, tile + i * TILE);
+// tile[i][j] = from[i * si + j * sj], or tile[j][i] where it is `turned`: the last index is that along which is read.
+template <typename T>
+DEVICE void read_tile(const T* from, index_t si, index_t sj, int rows, int columns, bool turned, acc_t* tile) {
+    const int lines = turned ? columns : rows, length = turned ? rows : columns;
+    for (int k = 0; k < lines; ++k) {
+        load_line<TILE>(from + k * (turned ? sj : si), turned ? si : sj, length, tile + k * TILE);
+    }
 }
-template <typename T> DEVICE void write_tile(T* to, index_t si, index_t sj, int rows, int columns, const acc_t* tile) {
-    for (int i = 0; i < rows; ++i) store_line<TILE>(tile + i * TILE, to + i * si, sj, columns);
+// And back.
+template <typename T>
+DEVICE void write_tile(T* to, index_t si, index_t sj, int rows, int columns, bool turned, const acc_t* tile) {
+    const int lines = turned ? columns : rows, length = turned ? rows : columns;
+    for (int k = 0; k < lines; ++k) {
+        store_line<TILE>(tile + k * TILE, to + k * (turned ? sj : si), turned ? si : sj, length);
+    }
 }
 
 KERNEL(copy, CopyParams) {
@@ -36,15 +45,13 @@ KERNEL(copy, CopyParams) {
         const scalar_t* from = p.from + a * (index_t)p.from_stride[0] + first_i * fi + first_j * fj;
         coord_t* to = p.to + a * (index_t)p.to_stride[0] + first_i * ti + first_j * tj;
         acc_t tile[TILE * TILE], other[TILE * TILE];
-        if (fi == 1 && fj != 1) {  // read and write along memory, whichever dimension that is
-            read_tile(from, fj, fi, columns, rows, tile);
-            write_tile(to, ti, tj, rows, columns, transpose<TILE, TILE>(tile, other));
-        } else if (ti == 1 && tj != 1) {
-            read_tile(from, fi, fj, rows, columns, tile);
-            write_tile(to, tj, ti, columns, rows, transpose<TILE, TILE>(tile, other));
-        } else {
-            read_tile(from, fi, fj, rows, columns, tile);
-            write_tile(to, ti, tj, rows, columns, tile);
-        }
+        // Read and write along memory, whichever dimension that is; along the longer one where a transpose would move
+        // little.
+        const bool few = smaller(rows, columns)<TILE / 2, longer = rows> columns;
+        const bool read_turned = TILE > 1 && (few ? longer : fi == 1 && fj != 1);
+        const bool write_turned = TILE > 1 && (few ? longer : ti == 1 && tj != 1);
+        read_tile(from, fi, fj, rows, columns, read_turned, tile);
+        const acc_t* read = read_turned != write_turned ? transpose<TILE, TILE>(tile, other) : tile;
+        write_tile(to, ti, tj, rows, columns, write_turned, read);
     }
 }

@@ -184,8 +184,13 @@ template <int size, typename T> DEVICE void load_line(const T* from, index_t str
         prefetch_line<size>(from + size);
         PREFETCH(from + 2 * size - 1);
         SIMD for (int j = 0; j < size; ++j) to[j] = widen(from[j]);
+    } else if (stride == 1) {
+        SIMD for (int j = 0; j < count; ++j) to[j] = widen(from[j]);
     } else {
-        for (int j = 0; j < count; ++j) to[j] = widen(from[j * stride]);
+        for (int j = 0; j < count; ++j) {
+            SCALAR_LOOP;
+            to[j] = widen(from[j * stride]);
+        }
     }
 }
 template <int size, typename T> DEVICE void store_line(const acc_t* from, T* to, index_t stride, int count) {
@@ -196,8 +201,13 @@ template <int size, typename T> DEVICE void store_line(const acc_t* from, T* to,
     } else if (stride == 1 && count == size) {
         prefetch_line<size>(to + size);
         SIMD for (int j = 0; j < size; ++j) narrow(from[j], to[j]);
+    } else if (stride == 1) {
+        SIMD for (int j = 0; j < count; ++j) narrow(from[j], to[j]);
     } else {
-        for (int j = 0; j < count; ++j) narrow(from[j], to[j * stride]);
+        for (int j = 0; j < count; ++j) {
+            SCALAR_LOOP;
+            narrow(from[j], to[j * stride]);
+        }
     }
 }
 
