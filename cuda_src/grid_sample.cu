@@ -114,10 +114,10 @@ KERNEL(grid_sample_channels, GridSampleParams) {
                     sample_channels(s, j, image + c, VEC, sum[j]);
                 }
             } else {
-                for (int j = 0; j < it.count; ++j) sample_channels(s, j, image + c, width, sum[j]);
+                for (int j = 0; j < it.count; ++j) sample_channels(s, j, image + c, width_of(width), sum[j]);
             }
             store_tile(output + c * (index_t)p.output_stride[1], (index_t)p.output_stride[1],
-                       (index_t)p.output_stride[2], it.count, width, sum);
+                       (index_t)p.output_stride[2], it.count, width == VEC ? VEC : width_of(width), sum);
         }
     }
 }
@@ -157,11 +157,11 @@ KERNEL(grid_sample_channels_backward, GridSampleParams) {
             acc_t tile[TILE][VEC], other[TILE * VEC];
             const acc_t* out_grad =
                 load_tile(grad_output + c * (index_t)p.output_stride[1], (index_t)p.output_stride[1],
-                          (index_t)p.output_stride[2], it.count, width, tile, other);
+                          (index_t)p.output_stride[2], it.count, width == VEC ? VEC : width_of(width), tile, other);
             if (width == VEC) {
                 channel_gradients(p, s, frontier, it, c, VEC, out_grad, parts);
             } else {
-                channel_gradients(p, s, frontier, it, c, width, out_grad, parts);
+                channel_gradients(p, s, frontier, it, c, width_of(width), out_grad, parts);
             }
         }
         if (!p.grad_grid) continue;

@@ -104,25 +104,30 @@ def test_empty_outputs_have_zero_gradients(arrays: Arrays, rng: np.random.Genera
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("channels", [3, 33])
-def test_every_layout(arrays: Arrays, rng: np.random.Generator, channels: int, layout: str, dtype: str) -> None:
+@pytest.mark.parametrize("out", [(4, 6), (1, 3)], ids=["all of it", "little of it"])
+@pytest.mark.parametrize("channels", [3, 6, 33])
+def test_every_layout(
+    arrays: Arrays, rng: np.random.Generator, channels: int, out: tuple[int, ...], layout: str, dtype: str
+) -> None:
     if arrays.device == "cuda" and dtype == "bfloat16":
         pytest.skip("the layouts are made by NumPy's and CuPy's own functions")
-    problem = draw(rng, (5, 7), (4, 6), channels=channels, dtype=dtype)
+    problem = draw(rng, (5, 7), out, channels=channels, dtype=dtype)
     made = [LAYOUTS[layout](arrays.xp, array) for array in make(arrays, problem, dtype)]
     expected = reference.grid_sample_backward(*(arrays.back(array) for array in made))
     for actual, values in zip(cudakit.grid_sample_backward(*made), expected, strict=True):
         assert_close(arrays.back(actual), values, dtype)
+    assert_close(arrays.back(cudakit.grid_sample_backward(*made, needs=("input",)).input), expected[0], dtype)
     assert_close(arrays.back(cudakit.grid_sample_backward(*made, needs=("grid",)).grid), expected[1], dtype)
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
-def test_an_image_of_which_little_is_read_is_not_copied(layout: str) -> None:
+@pytest.mark.parametrize("channels", [1, 33])
+def test_an_image_of_which_little_is_read_is_not_copied(channels: int, layout: str) -> None:
     """It would take terabytes."""
-    last = layout == "channels_last"
-    large = np.broadcast_to(np.float32(1), (1, 1 << 20, 1 << 20, 1) if last else (1, 1, 1 << 20, 1 << 20))
+    last, sizes = layout == "channels_last", (1 << 20, 1 << 20)
+    large = np.broadcast_to(np.float32(1), (1, *sizes, channels) if last else (1, channels, *sizes))
     grid = np.linspace(-0.9, 0.9, 80, dtype=np.float32).reshape(1, 1, 40, 2)
-    grad = np.ones((1, 1, 40, 1) if last else (1, 1, 1, 40), np.float32)
+    grad = np.ones((1, 1, 40, channels) if last else (1, channels, 1, 40), np.float32)
     found = cudakit.grid_sample_backward(grad, large, grid, needs=("grid",), data_format=layout)
     assert not found.grid.any()
 

@@ -18,18 +18,23 @@ TAPS = dict(zip(MODES, (1, 2, 4), strict=True))
 
 HOST_TILE = 32  # samples planned together on a CPU: a few SIMD vectors
 PLANAR_TILE = 64  # of the planar forward pass, which keeps less for each of them
+SIMD_CHANNELS = 8  # numbers of float32 in a vector
 FEW_CHANNELS = 4  # up to here the planar form is taken even where channels are neighbours
 LARGEST_GROUP = 4  # channels that the planar form reads together
 
 
 class Form(NamedTuple):
-    """A kernel's form and its compile-time sizes: samples planned together, lanes and channels of a pixel at a time."""
+    """A kernel's form and its compile-time sizes: samples planned together, lanes and channels of a pixel at a time.
+
+    `width` are all channels where a CPU takes them in one pass that is compiled for so many, else 0.
+    """
 
     channels: bool
     tile: int
     lanes: int
     vector: int
     group: int
+    width: int = 0
 
 
 def choose_form(x: Image, output: Image, target: Target, neighbours: bool, backward: bool = False) -> Form:
@@ -37,17 +42,19 @@ def choose_form(x: Image, output: Image, target: Target, neighbours: bool, backw
 
     `neighbours`: the image's channels lie next to each other, or will.
     """
-    count, group = x.shape[1], even_group(x.shape[1])
+    count = x.shape[1]
     if target.device == CPU:
+        if not neighbours or count <= FEW_CHANNELS:
+            return Form(False, HOST_TILE if backward else PLANAR_TILE, 1, 1, even_group(count))
         vector = host_vector(count)
-        channels = neighbours and count > FEW_CHANNELS
-        return Form(channels, HOST_TILE if channels or backward else PLANAR_TILE, 1, vector, group)
+        gains = count < vector and (backward or count % SIMD_CHANNELS)  # whole vectors forwards: any number is as fast
+        return Form(True, HOST_TILE, 1, vector, 1, count if gains else 0)
     vector = CUDA_VECTOR_BYTES // itemsize(x.dtype)
     whole = neighbours and count >= 2 * vector and count % vector == 0
     # The output's channels go in vectors, too, where they are neighbours.
     if not (whole and x.in_vectors(vector) and (output.strides[1] != 1 or output.in_vectors(vector))):
-        return Form(False, 1, 1, 1, group)
-    return Form(True, 1, cuda_lanes(count, vector, x.shape[0] * prod(output.space)), vector, group)
+        return Form(False, 1, 1, 1, even_group(count))
+    return Form(True, 1, cuda_lanes(count, vector, x.shape[0] * prod(output.space)), vector, 1)
 
 
 def even_group(channels: int) -> int:

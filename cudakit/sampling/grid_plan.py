@@ -100,7 +100,7 @@ def add_sampling(
     large = form.channels and target.bypasses_cache(pointers.output)  # a few planes are written as fast as copies
     constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts), large)
     constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
-    constants |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector, "GROUP": form.group}
+    constants |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector, "GROUP": form.group, "WIDTH": form.width}
     near, forward = _is_near(x, grad), pointers.output != NULL
     window = row_window(x, form, call.mode, target)
     constants |= {"WINDOW": window, "SLABS": int(slabs > 1), "NEAR": int(window and near and forward)}
@@ -180,20 +180,19 @@ def plan_backward(
 ) -> Plan:
     """Plan the gradients of `grid_sample`; `final` is the layout of the input's gradient."""
     x, wanted = call.input, needs[0] is not None
-    together = not wanted or len(x.space) > 1 or _shares(x, target) == 1
-    form, layout = _backward_form(call, output, target, together)
-    alone = not wanted and not form.channels  # no gradient has to lie as the image does
-    if not (x.flat or alone):
-        return Plan(3, copies=(1,))
-    grad, rounded = layout._replace(dtype=sum_dtype(x.dtype, target)), rounded_parts(x.dtype, target, call.terms)
     empty = 0 in output.shape or 0 in x.shape
-    direct = empty or (grad == final and not rounded)
     level = empty or call.mode == "nearest"  # has no slope between two jumps
     sloped = needs[1] is not None and not level
+    form, layout = _backward_form(call, output, final if wanted else None, target, reads=sloped)
+    copied = sloped and form.channels and not _readable(x, layout, form)
+    if copied and not x.flat:
+        return Plan(3, copies=(1,))
+    grad, rounded = layout._replace(dtype=sum_dtype(x.dtype, target)), rounded_parts(x.dtype, target, call.terms)
+    direct = empty or (grad == final and not rounded)
     plan = Plan(3, _zeroed(needs, (empty or (direct and not clears(target)), level)))
     if empty or not (wanted or sloped):
         return plan
-    copied, summed = sloped and not (alone or _readable(x, layout, form)), wanted and not direct
+    summed = wanted and not direct
     rounds = list(chunks(x, target)) if copied or summed else [(0, x.shape[0])]
     size = rounds[0][1] * layout.strides[0]
     space = plan.workspace(size * itemsize(x.dtype)) if copied else NULL
@@ -202,7 +201,7 @@ def plan_backward(
     anchors = add_anchors(plan, target, [[(plan.input(0), output)]], call.terms) if summed else NULL
     grads = plan.result(0), plan.result(1) if sloped else NULL
     pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), *grads, anchors)
-    if not sloped or copied:  # without its gradient the grid's image is not read, but says where pixels lie
+    if copied:
         call = call._replace(input=layout)
     for first, count in rounds:
         source = plan.input(1).at(first * x.strides[0] * itemsize(x.dtype))
@@ -226,9 +225,8 @@ def _zeroed(outputs: Sequence[Output | None], zero: Sequence[bool]) -> tuple[Out
 
 
 def _readable(x: Image, layout: Image, form: Form) -> bool:
-    """Whether an image need not be copied to that layout; batch and channels may have other strides where they fit."""
-    neighbours = x.strides[1] == 1 and (form.lanes == 1 or x.in_vectors(form.vector))
-    return x.strides[2:] == layout.strides[2:] and (neighbours or not form.channels)
+    """Whether channels can be read as they lie; those of the batch may have another stride than the layout's."""
+    return x.strides[1] == 1 and x.strides[2:] == layout.strides[2:] and (form.lanes == 1 or x.in_vectors(form.vector))
 
 
 def _shares(x: Image, target: Target) -> int:
@@ -244,32 +242,39 @@ def _shares(x: Image, target: Target) -> int:
     return min(range(1, max(most, 1) + 1), key=time)
 
 
-def _backward_form(call: Sampling, output: Image, target: Target, together: bool) -> tuple[Form, Image]:
-    """Choose the form, and the layout that the image and its gradient have in common.
+def _backward_form(
+    call: Sampling, output: Image, final: Image | None, target: Target, *, reads: bool
+) -> tuple[Form, Image]:
+    """Choose the form, and the layout of the input's gradient, which in the form of channels is that of the image, too.
 
-    Unless the channels of a pixel stay `together`, threads that divide them write to planes of their own: neighbours
-    in memory would be lines of the cache that all of them want.
+    `final` is how the gradient lies in the end, None where it is not needed; `reads`: so is the image. A CPU turns
+    images of many channels, if there are not more pixels to turn than to read. Unless the channels of a pixel stay
+    together, threads that divide them write to planes of their own: neighbours in memory would be lines of the cache
+    that all of them want.
     """
     x = call.input
-    neighbours = x.strides[1] == 1
+    neighbours, last = x.strides[1] == 1, final is not None and final.strides[1] == 1
+    together = final is None or len(x.space) > 1 or _shares(x, target) == 1
     if target.device == CPU:
-        neighbours = together and (neighbours or x.shape[1] >= MANY_CHANNELS[call.mode])
-    image = packed(x.shape, x.dtype, channels_last=neighbours)
-    form = choose_form(image, output, target, neighbours, backward=True)
-    interleaved = neighbours and x.strides[-1] == x.shape[1]
-    return form, packed(x.shape, x.dtype, channels_last=form.channels or interleaved)
+        turns = call.pixels * call.taps >= prod(x.space)
+        lies = (neighbours or not reads) and (last or final is None)
+        neighbours = together and (lies or (turns and (neighbours or x.shape[1] >= MANY_CHANNELS[call.mode])))
+    form = choose_form(packed(x.shape, x.dtype, channels_last=neighbours), output, target, neighbours, backward=True)
+    return form, packed(x.shape, x.dtype, channels_last=form.channels or (together and last))
 
 
 def _add_gradients(
     plan: Plan, target: Target, call: Sampling, form: Form, both: Pointers, output: Image, grad: Image
 ) -> None:
-    """Append one kernel for both gradients, or two where an image is shared out."""
-    shares = _shares(call.input, target)
+    """Append one kernel for both gradients, or two where an image is shared out, or pixels lie elsewhere in `grad`."""
+    x, shares = call.input, _shares(call.input, target)
+    as_grad = call._replace(input=x._replace(strides=grad.strides))  # whose pixels it does not read
     if both.grad_input == NULL:
         add_sampling(plan, target, call, form, both, output)
-    elif shares == 1:
+    elif both.grad_grid == NULL:
+        add_sampling(plan, target, as_grad, form, both, output, grad, shares)
+    elif shares == 1 and x.strides[2:] == grad.strides[2:]:
         add_sampling(plan, target, call, form, both, output, grad)
     else:
-        if both.grad_grid != NULL:
-            add_sampling(plan, target, call, form, both._replace(grad_input=NULL), output)
-        add_sampling(plan, target, call, form, both._replace(grad_grid=NULL), output, grad, shares)
+        add_sampling(plan, target, call, form, both._replace(grad_input=NULL), output)
+        add_sampling(plan, target, as_grad, form, both._replace(grad_grid=NULL), output, grad, shares)
