@@ -219,6 +219,26 @@ def test_derivatives_in_a_direction_have_gradients() -> None:
     assert torch.autograd.gradcheck(pushed(cudakit.deform_conv2d), (*inputs, *along))
 
 
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_derivatives_in_a_direction_have_gradients_at_once(moved: int) -> None:
+    """While the tensors still have their tangents."""
+    from torch.autograd import forward_ad
+
+    drawn = draw(np.random.default_rng(8), GEOMETRIES["2-D plain"]).map(lambda _, x: tensor(x))
+    inputs = [drawn.input, drawn.offset, drawn.weight]
+    along = torch.ones_like(inputs[moved])
+
+    def slope(*values: Any) -> Any:
+        directions = [along if i == moved else torch.zeros_like(x) for i, x in enumerate(values)]
+        return torch.func.jvp(cudakit.deform_conv2d, values, tuple(directions))[1].square().sum()
+
+    with forward_ad.dual_level():
+        given = [forward_ad.make_dual(x, along) if i == moved else x for i, x in enumerate(inputs)]
+        tangent = forward_ad.unpack_dual(cudakit.deform_conv2d(*given)).tangent
+        found = torch.autograd.grad(tangent.square().sum(), inputs, materialize_grads=True)
+    torch.testing.assert_close(found, torch.func.grad(slope, (0, 1, 2))(*[x.detach() for x in inputs]))
+
+
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # by PyTorch's linearize
 @pytest.mark.parametrize("how", ["mode", "kind", "linearize"])
 def test_forward_mode_past_those_who_watch(how: str) -> None:

@@ -211,6 +211,21 @@ def test_traced(name: str) -> None:
     same(loaded(*others), run(name, *others))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated")
+def test_traced_sizes_are_warned_of() -> None:
+    def shrink(theta: Any, image: Any) -> Any:
+        return cudakit.affine_grid(theta, image.shape)
+
+    with pytest.warns(torch.jit.TracerWarning, match="affine_grid: torch.jit.trace takes the sizes .* for constants"):
+        torch.jit.trace(shrink, (torch.rand(2, 2, 3), torch.rand(2, 3, 4, 5)), check_trace=False)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_functionalized(name: str) -> None:
+    arrays = tensors(name)
+    same(torch.func.functionalize(lambda *arrays: run(name, *arrays))(*arrays), run(name, *arrays))
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_symbols(name: str) -> None:
     """In a graph of ``torch.fx``: one node for each operator, from which it is made again elsewhere."""

@@ -124,7 +124,9 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _op: Op, _options: Any, _refused: Any, *tangents: torch.Tensor | None) -> Tensors:
         """Return the derivatives of the results in a direction."""
-        return pushed_forward(apply, ctx.op, ctx.options, ctx.saved_tensors, tangents)
+        # What is kept for gradients of these must have no tangents: nobody carries those forward once more.
+        saved = tuple([x if x is None else forward_ad.unpack_dual(x).primal for x in ctx.saved_tensors])
+        return pushed_forward(apply, ctx.op, ctx.options, saved, tangents)
 
 
 def _named(op: Op) -> type[_Differentiable]:

@@ -6,10 +6,12 @@ tensor, or for gradients a list of those that are needed.
 
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
+from warnings import warn
 
 import torch
 from torch.autograd import forward_ad
+from torch.jit import TracerWarning
 
 from cudakit.array import Spec, contiguous_strides
 from cudakit.batching import enlarged, foldable, leader
@@ -29,20 +31,13 @@ from cudakit.torch import (
     onnx,
     settled,
 )
-
-_SCHEMAS: dict[Any, str] = {
-    bool: "bool",
-    float: "float",
-    int: "SymInt",
-    int | None: "SymInt?",
-    str: "str",
-    tuple[int, ...]: "SymInt[]",
-    tuple[str, ...]: "str",  # `needs`, with commas between: ``torch.jit.trace`` knows no lists of strings
-}
+from cudakit.torch.records import Record, flattened
 
 
 def dispatch(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     """Run an operator through PyTorch's dispatcher."""
+    if torch._C._get_tracing_state() is not None and any(map(_is_traced, arguments)):
+        warn(f"{op.name}: torch.jit.trace takes the sizes that it is given for constants", TracerWarning, stacklevel=5)
     try:
         options = op.check(*arguments)
     except InvalidArgument as error:
@@ -53,9 +48,14 @@ def dispatch(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     return run(op, options, tensors)
 
 
+def _is_traced(argument: Any) -> bool:
+    """Whether numbers are sizes of a tensor that ``torch.jit.trace`` follows."""
+    return any(isinstance(x, torch.Tensor) for x in (argument if isinstance(argument, (tuple, list)) else (argument,)))
+
+
 def run(op: Op, options: Any, tensors: Tensors) -> Tensors:
     """Run an operator; return its results, None for one that is not needed."""
-    found = _OPERATORS[op.name](*tensors, *_flat(options))
+    found = _OPERATORS[op.name](*tensors, *flattened(options))
     return spread(_wanted(op, options, tensors), _listed(found))
 
 
@@ -71,59 +71,10 @@ def run_batched(op: Op, options: Any, tensors: Tensors) -> Tensors:
     places = [0 if is_batched(x) else None for x in tensors]
     pairs = zip(tensors, places, strict=True)
     given = [x if place is None else torch._remove_batch_dim(x, level, 0, 0) for x, place in pairs]
-    operator, fields, count = _OPERATORS[op.name], _flat(options), len(given[places.index(0)])
+    operator, fields, count = _OPERATORS[op.name], flattened(options), len(given[places.index(0)])
     every = (*places, *[None] * len(fields))
     found, _ = operator.vmap(operator.function, SimpleNamespace(batch_size=count), every, *given, *fields)
     return spread(_wanted(op, options, tensors), [torch._add_batch_dim(x, 0, level) for x in _listed(found)])
-
-
-def _flat(options: Any) -> list[Any]:
-    """Return the fields of a record, those of records within it included."""
-    values: list[Any] = []
-    for name, value in zip(options._fields, options, strict=True):
-        if name == "needs":
-            values.append(",".join(value))
-        elif not isinstance(value, tuple):
-            values.append(value)
-        elif hasattr(value, "_fields"):
-            values.extend(_flat(value))
-        else:
-            values.append(list(value))
-    return values
-
-
-class _Record(NamedTuple):
-    """The type of a record, with the types of its fields by their names, or records of those that are records."""
-
-    kind: type
-    fields: dict[str, Any]
-
-    @classmethod
-    def of(cls, record: type) -> "_Record":
-        """Read the annotations, which takes its time."""
-        kinds = get_type_hints(record).items()
-        return cls(record, {name: cls.of(kind) if hasattr(kind, "_fields") else kind for name, kind in kinds})
-
-    def schemas(self) -> Iterator[tuple[str, str]]:
-        """Yield the names and schemas of what `_flat` returns."""
-        for name, kind in self.fields.items():
-            if isinstance(kind, _Record):
-                yield from ((f"{name}_{inner}", schema) for inner, schema in kind.schemas())
-            else:
-                yield name, _SCHEMAS[kind]
-
-    def made(self, values: Iterator[Any]) -> Any:
-        """Return the record that `_flat` took apart."""
-        fields = []
-        for kind in self.fields.values():
-            if isinstance(kind, _Record):
-                fields.append(kind.made(values))
-                continue
-            value = next(values)
-            if kind == tuple[str, ...]:
-                value = value.split(",") if value else []
-            fields.append(tuple(value) if isinstance(value, (list, tuple)) else value)
-        return self.kind(*fields)
 
 
 class _Transformed(torch.autograd.Function):
@@ -168,7 +119,7 @@ class _Operator:
     def __init__(self, op: Op) -> None:
         self.op = op
         self.function: Any
-        self.record = _Record.of(get_type_hints(op.check)["return"])
+        self.record = Record.of(get_type_hints(op.check)["return"])
         arrays = [f"Tensor{'?' if name in op.optional else ''} {name}" for name in op.arrays]
         options = [f"{schema} {name}" for name, schema in self.record.schemas()]
         schema = f"({', '.join(arrays + options)}) -> {'Tensor[]' if op.differentiated else 'Tensor'}"
@@ -184,7 +135,7 @@ class _Operator:
             if forward_ad._current_level >= 0:
                 raise NotImplementedError(f"{self.op.name}: torch.compile carries no derivatives forward")
             return self.plain(*values)
-        if torch._C._are_functorch_transforms_active() or any_dual(values[: len(self.op.arrays)]):
+        if _differentiates() or any_dual(values[: len(self.op.arrays)]):
             return _Transformed.apply(*values, self)
         return self.function(*values)
 
@@ -274,12 +225,12 @@ class _Operator:
         )
         if foldable(self.op, options, mapped):
             larger = [self.fold(name, x, count, name in mapped) for name, x in zip(axes, moved, strict=True)]
-            found = _listed(function(*larger, *_flat(enlarged(options, count))))
+            found = _listed(function(*larger, *flattened(enlarged(options, count))))
             first = leader(self.op, tensors)
             batch = moved[first].shape[int(self.op.arrays[first] in mapped)]
             results = [x.reshape(count, batch, *x.shape[1:]) for x in found]
         else:
-            fields, rows = _flat(options), range(max(count, 1))  # of nothing, results have a shape, too
+            fields, rows = flattened(options), range(max(count, 1))  # of nothing, results have a shape, too
             if count == 0:
                 named = zip(axes, moved, strict=True)
                 moved = tuple([x.new_zeros(1, *x.shape[1:]) if name in mapped else x for name, x in named])
@@ -293,6 +244,13 @@ class _Operator:
         if x is None or name in self.op.weights:
             return x
         return (x if mapped else x.expand(count, *x.shape)).flatten(0, 1)
+
+
+def _differentiates() -> bool:
+    """Whether a transform of ``torch.func`` is at work; to ``functionalize`` an operator is like any other."""
+    if not torch._C._are_functorch_transforms_active():
+        return False
+    return bool(torch._C._functorch.peek_interpreter_stack().key() != torch._C._functorch.TransformType.Functionalize)
 
 
 def _listed(found: Any) -> Any:
