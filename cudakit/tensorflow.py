@@ -5,6 +5,7 @@ be saved without Python nor be compiled by XLA.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import tensorflow as tf
@@ -28,10 +29,30 @@ FRAMEWORK = wrapping_framework(_wrap)
 
 def call(op: Op, tensors: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Run an operator on tensors or variables, recording it for the tapes that watch."""
-    options = op.options(arguments)
     tensors = tuple(None if x is None else tf.convert_to_tensor(x) for x in tensors)
     _check(op, tensors)
-    return _recorded(op, options, tensors)
+    return _recorded(op, _options(op, tensors, arguments), tensors)
+
+
+def _options(op: Op, tensors: tuple[Any, ...], arguments: tuple[Any, ...]) -> Any:
+    """Return the checked options; a batch that a graph does not know is that of the first array, None until it runs."""
+    if not tf.executing_eagerly() and any(map(_is_open, arguments)):
+        with suppress(InvalidArgument):
+            options = op.check(*[(0, *x[1:]) if _is_open(x) else x for x in arguments])
+            if hasattr(options, "batch"):
+                return options._replace(batch=tensors[0].shape[0])
+    return op.options(arguments)
+
+
+def _is_open(argument: Any) -> bool:
+    """Whether this is the shape of a batch of unknown size."""
+    shaped = isinstance(argument, (tuple, list)) or (isinstance(argument, tf.TensorShape) and argument.rank is not None)
+    return shaped and len(argument) > 0 and argument[0] is None
+
+
+def _closed(options: Any, batch: int) -> Any:
+    """Return options of a known batch."""
+    return options._replace(batch=batch) if getattr(options, "batch", 0) is None else options
 
 
 def _recorded(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -50,7 +71,8 @@ def _recorded(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]
                 raise no_derivatives(op.name)
             present = [i for i, x in enumerate(given) if x is not None]
             needed = options._replace(needs=tuple(op.arrays[i] for i in present))
-            found = _recorded(op.backward, needed, (*_in_places(results, grads), *(given[i] for i in op.saved)))
+            dense = map(tf.convert_to_tensor, grads)  # those of `tf.gather` are slices
+            found = _recorded(op.backward, needed, (*_in_places(results, dense), *(given[i] for i in op.saved)))
             return [found[i] for i in present]
 
         return compact(results), backward
@@ -80,7 +102,7 @@ def _run(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     looks = _looks(op, options, tensors)
 
     def later(*values: Any) -> list[Any]:
-        return compact(op.run(FRAMEWORK, _in_places(tensors, values), options))
+        return compact(op.run(FRAMEWORK, _in_places(tensors, values), _closed(options, len(values[0]))))
 
     dtypes = [tf.as_dtype(look[1]) for look in looks if look is not None]
     found = iter(tf.py_function(later, compact(tensors), dtypes) if dtypes else ())
@@ -93,7 +115,8 @@ def _looks(op: Op, options: Any, tensors: tuple[Any, ...]) -> list[tuple[Any, st
     if first == second:
         results = op.results(first, options, on_host=not tf.config.list_physical_devices("GPU"))
         return [None if x is None else (x.shape, x.dtype) for x in results]
-    pairs = zip(op.outputs(first, options), op.outputs(second, options), strict=True)
+    outputs = (op.outputs(x, _closed(options, n)) for x, n in zip((first, second), STAND_INS, strict=True))
+    pairs = zip(*outputs, strict=True)
     return [None if x is None or y is None else (_agreed(x.shape, y.shape), x.dtype) for x, y in pairs]
 
 

@@ -75,6 +75,49 @@ def test_graph_knows_its_shapes_and_checks_them() -> None:
         tf.function(cudakit.grid_sample)(image, grid[:1])
 
 
+def test_graph_of_an_unknown_batch() -> None:
+    """Whose size `affine_grid` is not told either."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 2, 3)), tf.TensorSpec((None, 3, 6, 5))])
+    def turn(theta: Any, image: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(theta)
+            grid = cudakit.affine_grid(theta, image.shape)
+            loss = tf.reduce_sum(grid**2)
+        assert grid.shape.as_list() == [None, 6, 5, 2]
+        return grid, tape.gradient(loss, theta)
+
+    rng = np.random.default_rng(0)
+    for batch in (1, 3):
+        theta, image = (rng.uniform(size=s).astype(np.float32) for s in ((batch, 2, 3), (batch, 3, 6, 5)))
+        grid = cudakit.affine_grid(theta, image.shape)
+        gradient = cudakit.affine_grid_backward(2 * grid, image.shape)
+        for found, expected in zip(turn(theta, image), (grid, gradient), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    with pytest.raises(TypeError, match=r"affine_grid: size must be .*, got \(None, 3, None, 5\)"):
+        tf.function(cudakit.affine_grid)(theta, (None, 3, None, 5))
+    with pytest.raises(TypeError, match=r"affine_grid: size must be .*, got \(None, 3, 6, 5\)"):
+        cudakit.affine_grid(tf.constant(theta), (None, 3, 6, 5))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradients_that_arrive_as_slices(compiled: bool) -> None:
+    """Those of ``tf.gather``."""
+    image, grid = (tf.constant(np.random.default_rng(1).uniform(size=s)) for s in ((3, 2, 4, 4), (3, 3, 3, 2)))
+
+    def slopes(image: Any, grid: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch([image, grid])
+            chosen = tf.gather(cudakit.grid_sample(image, grid), [0, 2])
+        return tape.gradient(chosen, [image, grid])
+
+    chosen = np.ones((3, 2, 3, 3))
+    chosen[1] = 0
+    expected = cudakit.grid_sample_backward(chosen, image.numpy(), grid.numpy())
+    for found, values in zip((tf.function(slopes) if compiled else slopes)(image, grid), expected, strict=True):
+        np.testing.assert_array_equal(found, values)
+
+
 def squares(tensors: Any) -> Any:
     return tf.add_n([tf.reduce_sum(x**2) for x in tensors])
 
