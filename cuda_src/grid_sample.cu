@@ -41,12 +41,15 @@ KERNEL(grid_sample_planar, GridSampleParams) {
     }
 }
 
+// Whoever adds to a slab of an image does nothing else.
+DEVICE bool wants_slopes(const GridSampleParams& p) { return !SLABS && p.grad_grid; }
+
 // Both gradients of a tile in the group of channels that begins at `first`.
 DEVICE void group_gradients(const GridSampleParams& p, const Samples& s, const Item& it, index_t first,
                             const index_t* later, acc_t grad[][TILE]) {
     const scalar_t* plane[GROUP];
     Sums target[GROUP];
-    if (p.grad_grid) {
+    if (wants_slopes(p)) {
         const scalar_t* image = p.input + it.n * (index_t)p.input_stride[0];
         group_planes(image, first, it.channel_end, (index_t)p.input_stride[1], plane);
         if (later) fetch(later, plane);
@@ -58,7 +61,7 @@ DEVICE void group_gradients(const GridSampleParams& p, const Samples& s, const I
     }
     acc_t out_grad[GROUP][TILE];
     load_group(p, it, first, out_grad);
-    if (p.grad_grid) {
+    if (wants_slopes(p)) {
         if (fits_pixels(s, p.size[NDIM - 1])) {
             pixel_gradients(s, plane[0], out_grad, grad);
         } else if (TILE > 1 && s.whole) {
@@ -89,7 +92,7 @@ KERNEL(grid_sample_planar_backward, GridSampleParams) {
         for (index_t first = it.channel; first < it.channel_end; first += GROUP) {
             group_gradients(p, s, it, first, ahead ? later : nullptr, grad);
         }
-        if (p.grad_grid) store_grid_gradient(p, it, grad);
+        if (wants_slopes(p)) store_grid_gradient(p, it, grad);
     }
 }
 
@@ -125,7 +128,7 @@ KERNEL(grid_sample_channels, GridSampleParams) {
 // Both gradients of a tile in the channels c ... c + width - 1.
 DEVICE void channel_gradients(const GridSampleParams& p, const Samples& s, const Frontier& frontier, const Item& it,
                               index_t c, int width, const acc_t* out_grad, acc_t grad[][TILE][PARTS]) {
-    if (p.grad_grid) {
+    if (wants_slopes(p)) {
         const scalar_t* image = p.input + it.n * (index_t)p.input_stride[0] + c;
         for (int j = 0; j < it.count; ++j) {
             fetch_soon<VEC>(s, frontier, j, it.count, image);
@@ -164,7 +167,7 @@ KERNEL(grid_sample_channels_backward, GridSampleParams) {
                 channel_gradients(p, s, frontier, it, c, width_of(width), out_grad, parts);
             }
         }
-        if (!p.grad_grid) continue;
+        if (!wants_slopes(p)) continue;
         acc_t grad[NDIM][TILE];
         UNROLL for (int d = 0; d < NDIM; ++d) {
             SIMD for (int j = 0; j < TILE; ++j) grad[d][j] = lane_sum(whole_of(parts[d][j]));

@@ -187,36 +187,57 @@ def plan_backward(
     copied = sloped and form.channels and not _readable(x, layout, form)
     if copied and not x.flat:
         return Plan(3, copies=(1,))
-    grad, rounded = layout._replace(dtype=sum_dtype(x.dtype, target)), rounded_parts(x.dtype, target, call.terms)
-    direct = empty or (grad == final and not rounded)
+    grad = layout._replace(dtype=sum_dtype(x.dtype, target))
+    direct = empty or (grad == final and not rounded_parts(x.dtype, target, call.terms))
     plan = Plan(3, _zeroed(needs, (empty or (direct and not clears(target)), level)))
     if empty or not (wanted or sloped):
         return plan
-    summed = wanted and not direct
+    goals = plan.result(0), plan.result(1) if sloped else NULL
+    pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), *goals)
+    summed = final if wanted and not direct else None
+    _add_rounds(plan, target, call, form, pointers, output, grad, layout if copied else None, summed)
+    return plan
+
+
+def _add_rounds(
+    plan: Plan,
+    target: Target,
+    call: Sampling,
+    form: Form,
+    pointers: Pointers,
+    output: Image,
+    grad: Image,
+    copied: Image | None,
+    summed: Image | None,
+) -> None:
+    """Append what makes the gradients, of a few images at a time where it takes temporary memory.
+
+    `copied` is the layout of images that are copied first, `summed` that of gradients which `grad` is copied to.
+    """
+    x, item = call.input, itemsize(call.input.dtype)
     rounds = list(chunks(x, target)) if copied or summed else [(0, x.shape[0])]
-    size = rounds[0][1] * layout.strides[0]
-    space = plan.workspace(size * itemsize(x.dtype)) if copied else NULL
-    parts, wide = max(rounded, 1), itemsize(grad.dtype)
+    size, wide = rounds[0][1] * grad.strides[0], itemsize(grad.dtype)
+    parts = max(rounded_parts(x.dtype, target, call.terms), 1)
+    space = plan.workspace(size * item) if copied else NULL
     total = plan.workspace(size * parts * wide) if summed else NULL
-    anchors = add_anchors(plan, target, [[(plan.input(0), output)]], call.terms) if summed else NULL
-    grads = plan.result(0), plan.result(1) if sloped else NULL
-    pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), *grads, anchors)
-    if copied:
-        call = call._replace(input=layout)
+    if summed:
+        anchors = add_anchors(plan, target, [[(pointers.grad_output, output)]], call.terms)
+        pointers = pointers._replace(anchors=anchors)
     for first, count in rounds:
-        source = plan.input(1).at(first * x.strides[0] * itemsize(x.dtype))
-        goal = plan.result(0).at(first * final.strides[0] * itemsize(x.dtype))
-        if copied:
-            add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)))
-        if summed and not clears(target):
-            plan.zero(total, count * layout.strides[0] * parts * wide, target.device)
         where = _shifted(pointers, first, call, output)
-        where = where._replace(input=space if copied else source, grad_input=total if summed else goal)
-        piece = call._replace(input=part(call.input, count))
+        where = where._replace(input=pointers.input.at(first * x.strides[0] * item))
+        piece = call._replace(input=part(x, count))
+        if copied:
+            piece = call._replace(input=part(copied, count))
+            add_copy(plan, target, (where.input, part(x, count)), (space, piece.input))
+            where = where._replace(input=space)
+        if summed and not clears(target):
+            plan.zero(total, count * grad.strides[0] * parts * wide, target.device)
+        goal = pointers.grad_input.at(first * (summed or grad).strides[0] * item)
+        where = where._replace(grad_input=total if summed else goal)
         _add_gradients(plan, target, piece, form, where, part(output, count), part(grad, count))
         if summed:
-            add_sums(plan, target, parts, (total, part(grad, count)), (goal, part(final, count)))
-    return plan
+            add_sums(plan, target, parts, (total, part(grad, count)), (goal, part(summed, count)))
 
 
 def _zeroed(outputs: Sequence[Output | None], zero: Sequence[bool]) -> tuple[Output | None, ...]:
