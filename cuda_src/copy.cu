@@ -47,7 +47,8 @@ KERNEL(copy, CopyParams) {
         acc_t tile[TILE * TILE], other[TILE * TILE];
         // Read and write along memory, whichever dimension that is; along the longer one where a transpose would move
         // little.
-        const bool few = smaller(rows, columns)<TILE / 2, longer = rows> columns;
+        const bool few = smaller(rows, columns) < TILE / 2;
+        const bool longer = rows > columns;
         const bool read_turned = TILE > 1 && (few ? longer : fi == 1 && fj != 1);
         const bool write_turned = TILE > 1 && (few ? longer : ti == 1 && tj != 1);
         read_tile(from, fi, fj, rows, columns, read_turned, tile);

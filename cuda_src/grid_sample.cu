@@ -108,7 +108,8 @@ KERNEL(grid_sample_channels, GridSampleParams) {
         const scalar_t* image = p.input + it.n * (index_t)p.input_stride[0];
         scalar_t* output = p.output + it.n * (index_t)p.output_stride[0] + it.first * (index_t)p.output_stride[2];
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
-            const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
+            const int left = (int)smaller(index_t(VEC), it.channel_end - c);
+            const int width = LANES > 1 || left == VEC ? VEC : width_of(left);  // either is a constant
             acc_t sum[TILE][VEC];
             constexpr bool WIDE = VEC * (int)sizeof(scalar_t) >= 256;  // of fewer lines the hardware fetches enough
             if (width == VEC) {                                        // a constant, for straight SIMD code
@@ -117,10 +118,10 @@ KERNEL(grid_sample_channels, GridSampleParams) {
                     sample_channels(s, j, image + c, VEC, sum[j]);
                 }
             } else {
-                for (int j = 0; j < it.count; ++j) sample_channels(s, j, image + c, width_of(width), sum[j]);
+                for (int j = 0; j < it.count; ++j) sample_channels(s, j, image + c, width, sum[j]);
             }
             store_tile(output + c * (index_t)p.output_stride[1], (index_t)p.output_stride[1],
-                       (index_t)p.output_stride[2], it.count, width == VEC ? VEC : width_of(width), sum);
+                       (index_t)p.output_stride[2], it.count, width, sum);
         }
     }
 }
@@ -156,15 +157,15 @@ KERNEL(grid_sample_channels_backward, GridSampleParams) {
             p.grad_output + it.n * (index_t)p.output_stride[0] + it.first * (index_t)p.output_stride[2];
         acc_t parts[NDIM][TILE][PARTS] = {};
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
-            const int width = LANES > 1 ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
+            const int width = LANES > 1 ? VEC : width_of(smaller(index_t(VEC), it.channel_end - c));
             acc_t tile[TILE][VEC], other[TILE * VEC];
             const acc_t* out_grad =
                 load_tile(grad_output + c * (index_t)p.output_stride[1], (index_t)p.output_stride[1],
-                          (index_t)p.output_stride[2], it.count, width == VEC ? VEC : width_of(width), tile, other);
+                          (index_t)p.output_stride[2], it.count, width, tile, other);
             if (width == VEC) {
                 channel_gradients(p, s, frontier, it, c, VEC, out_grad, parts);
             } else {
-                channel_gradients(p, s, frontier, it, c, width_of(width), out_grad, parts);
+                channel_gradients(p, s, frontier, it, c, width, out_grad, parts);
             }
         }
         if (!wants_slopes(p)) continue;
