@@ -58,10 +58,22 @@ def test_without_offsets_it_is_a_convolution(n: int, kind: str) -> None:
     torch.testing.assert_close(found(image, *arguments), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["DeformConv{n}d", "ModulatedDeformConv{n}dPack"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_device_and_dtype_of_parameters(n: int, kind: str) -> None:
+    for options in ({"dtype": torch.float64}, {"device": "meta", "dtype": torch.bfloat16}, {"device": "meta"}):
+        made = set(layer(kind, n, 4, 6, 3, **options).parameters())
+        assert len(made) == (2 if kind == "DeformConv{n}d" else 4)
+        assert {x.dtype for x in made} == {options.get("dtype", torch.get_default_dtype())}
+        assert {x.device.type for x in made} == {options.get("device", torch.get_default_device().type)}
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_whether_factors_may_be_rounded(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+    from cudakit.torch import convolutions
+
     seen = []
-    monkeypatch.setitem(nn._FUNCTIONS, 2, lambda *_, allow_tf32: seen.append(allow_tf32))
+    monkeypatch.setitem(convolutions._FUNCTIONS, 2, lambda *_, allow_tf32: seen.append(allow_tf32))
     for found in (nn.DeformConv2d(4, 6, 3), nn.DeformConv2dPack(4, 6, 3)):
         if allowed:
             found.allow_tf32 = True
