@@ -88,12 +88,12 @@ def test_every_operator_is_here() -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # it looks at one itself
 @pytest.mark.parametrize(("name", "without"), [*((name, "") for name in CALLS), *OPTIONAL])
 def test_opcheck(name: str, without: str) -> None:
-    from cudakit.torch.operators import _flat
+    from cudakit.torch.operators import _OPERATORS
+    from cudakit.torch.records import flattened
 
-    options = _flat(OPS[name].options(CALLS[name][1]))
+    options = flattened(OPS[name].options(CALLS[name][1]))
     arrays = tensors(name, without=without, grad=OPS[name].backward is not None)
-    operator = getattr(torch.ops.cudakit, name).default
-    torch.library.opcheck(operator, (*arrays, *options))
+    torch.library.opcheck(_OPERATORS[name].function, (*arrays, *options))
 
 
 @pytest.mark.parametrize("name", CALLS)
