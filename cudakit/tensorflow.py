@@ -40,7 +40,7 @@ def _options(op: Op, tensors: tuple[Any, ...], arguments: tuple[Any, ...]) -> An
         with suppress(InvalidArgument):
             options = op.check(*[(0, *x[1:]) if _is_open(x) else x for x in arguments])
             if hasattr(options, "batch"):
-                return options._replace(batch=tensors[0].shape[0])
+                return options._replace(batch=next(iter(tensors[0].shape), 0))
     return op.options(arguments)
 
 
@@ -50,9 +50,9 @@ def _is_open(argument: Any) -> bool:
     return shaped and len(argument) > 0 and argument[0] is None
 
 
-def _closed(options: Any, batch: int) -> Any:
-    """Return options of a known batch."""
-    return options._replace(batch=batch) if getattr(options, "batch", 0) is None else options
+def _closed(options: Any, arrays: Sequence[Any]) -> Any:
+    """Return options of a known batch, that of the first of these arrays or specs."""
+    return options._replace(batch=arrays[0].shape[0]) if getattr(options, "batch", 0) is None else options
 
 
 def _recorded(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -102,7 +102,8 @@ def _run(op: Op, options: Any, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     looks = _looks(op, options, tensors)
 
     def later(*values: Any) -> list[Any]:
-        return compact(op.run(FRAMEWORK, _in_places(tensors, values), _closed(options, len(values[0]))))
+        given = _in_places(tensors, values)
+        return compact(op.run(FRAMEWORK, given, _closed(options, given)))
 
     dtypes = [tf.as_dtype(look[1]) for look in looks if look is not None]
     found = iter(tf.py_function(later, compact(tensors), dtypes) if dtypes else ())
@@ -115,8 +116,7 @@ def _looks(op: Op, options: Any, tensors: tuple[Any, ...]) -> list[tuple[Any, st
     if first == second:
         results = op.results(first, options, on_host=not tf.config.list_physical_devices("GPU"))
         return [None if x is None else (x.shape, x.dtype) for x in results]
-    outputs = (op.outputs(x, _closed(options, n)) for x, n in zip((first, second), STAND_INS, strict=True))
-    pairs = zip(*outputs, strict=True)
+    pairs = zip(*(op.outputs(specs, _closed(options, specs)) for specs in (first, second)), strict=True)
     return [None if x is None or y is None else (_agreed(x.shape, y.shape), x.dtype) for x, y in pairs]
 
 

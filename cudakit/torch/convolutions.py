@@ -26,13 +26,13 @@ class DeformConvNd(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: Integers,
-        stride: Integers,
-        padding: Integers,
-        dilation: Integers,
-        groups: int,
-        bias: bool,
-        device: Any,
-        dtype: torch.dtype | None,
+        stride: Integers = 1,
+        padding: Integers = 0,
+        dilation: Integers = 1,
+        groups: int = 1,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.in_channels = self._number("in_channels", in_channels)
@@ -95,21 +95,6 @@ class DeformConvNd(nn.Module):
 
 class _Given(DeformConvNd):
     """The offsets and masks are arguments."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Integers,
-        stride: Integers = 1,
-        padding: Integers = 0,
-        dilation: Integers = 1,
-        groups: int = 1,
-        bias: bool = True,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype)
 
     def forward(self, input: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Convolve.
