@@ -102,6 +102,11 @@ DEVICE void raise_to(unsigned* target, unsigned value) {
 #define WIDTH 0
 #endif
 
+template <typename T> DEVICE T keep(T value, int flag) {  // of 16 bits
+    value.bits &= -flag;
+    return value;
+}
+
 typedef SCALAR scalar_t;
 #ifdef IMAGE
 typedef IMAGE image_t;  // what is sampled: a host may have it copied to a type that takes no time to widen

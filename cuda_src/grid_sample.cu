@@ -27,6 +27,12 @@ KERNEL(grid_sample_planar, GridSampleParams) {
             const scalar_t* plane[GROUP];
             group_planes(image, first, it.channel_end, (index_t)p.input_stride[1], plane);
             if (ahead) fetch(later, plane);
+            if (COPIED) {
+                scalar_t* to[GROUP];
+                group_planes(output, first, it.channel_end, channel_stride, to);
+                copy_nearest(s, plane, to, pixel_stride, it.count);
+                continue;
+            }
             acc_t sum[GROUP][TILE];
             if (fits_pixels(s, p.size[NDIM - 1])) {
                 sample_pixels(s, plane[0], sum);

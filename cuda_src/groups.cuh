@@ -20,6 +20,44 @@ DEVICE void store_group(const acc_t sum[][TILE], scalar_t* to, index_t channel_s
     }
 }
 
+// Zero what lies outside.
+DEVICE void clear_outside(const int* inside, scalar_t* const* to, index_t pixel_stride, int count) {
+    UNROLL for (int c = 0; c < GROUP; ++c) {
+        if (pixel_stride == 1) {
+            SIMD for (int j = 0; j < count; ++j) to[c][j] = keep(to[c][j], inside[j]);
+        } else {
+            for (int j = 0; j < count; ++j) to[c][j * pixel_stride] = keep(to[c][j * pixel_stride], inside[j]);
+        }
+    }
+}
+
+// Nearest samples are elements of the planes, or zero. A host copies all, and then clears some by SIMD code.
+DEVICE void copy_nearest(const Samples& s, const scalar_t* const* plane, scalar_t* const* to, index_t pixel_stride,
+                         int count) {
+    index_t at[TILE];
+    int inside[TILE];
+    SIMD for (int j = 0; j < TILE; ++j) {
+        at[j] = row_at(s, 0, j) + s.axis[NDIM - 1].at[0][j];
+        inside[j] = row_inside(s, 0, j) & s.axis[NDIM - 1].inside[0][j];
+    }
+    UNROLL for (int c = 0; c < LINES; ++c) prefetch_line<TILE>(to[c] + TILE);
+    const auto copy = [&](int j) {
+        scalar_t value[GROUP];
+        UNROLL for (int c = 0; c < GROUP; ++c) value[c] = TILE > 1 || inside[j] ? plane[c][at[j]] : scalar_t();
+        UNROLL for (int c = 0; c < GROUP; ++c) to[c][j * pixel_stride] = value[c];
+    };
+    int first = 0;
+    for (; first + BURST <= count; first += BURST) {
+        UNROLL for (int k = 0; k < BURST; ++k) copy(first + k);
+        SCALAR_LOOP;
+    }
+    for (; first < count; ++first) {
+        copy(first);
+        SCALAR_LOOP;
+    }
+    if (TILE > 1 && !s.whole) clear_outside(inside, to, pixel_stride, count);
+}
+
 // The group's gradients by the output, zero where there is no pixel or no channel.
 DEVICE void load_group(const GridSampleParams& p, const Item& it, index_t first, acc_t out_grad[][TILE]) {
     const index_t channel_stride = (index_t)p.output_stride[1], pixel_stride = (index_t)p.output_stride[2];

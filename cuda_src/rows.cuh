@@ -17,6 +17,7 @@ constexpr bool WORDS = TILE > 1 && WINDOW != 0 && ROW_SPACE == ROW_LENGTH &&
                        (sizeof(Row) == sizeof(unsigned) || sizeof(Row) == sizeof(long long));
 constexpr bool SHORT = WORDS && sizeof(Row) == sizeof(long long) && TILE % 16 == 0 && ROWS * TILE <= 128;
 constexpr bool GATHERED = WORDS && (GATHERS == 2 || (GATHERS == 1 && SHORT && (GROUP == 1 || NEAR)));
+constexpr bool COPIED = MODE == NEAREST && !GATHERED;  // a sample is an element as it is
 constexpr bool BUILT = SHORT && !GATHERED;
 constexpr int PART = BUILT || (SHORT && GATHERS == 1 && GROUP == 1) ? 16 : TILE;  // samples that are loaded together
 
