@@ -1,9 +1,11 @@
 """Interleaved rounds of timed calls."""
 
 import gc
+import os
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from io import FileIO
 from itertools import cycle
 from math import ceil, inf
 from pathlib import Path
@@ -23,6 +25,7 @@ WARM_SECONDS = 0.1  # calls that take longer need no untimed call before them
 LONG_SECONDS = 0.5  # calls that take longer have their turns in one process
 BUSY = 0.05  # share of its time that a call may wait for a core before it counts as disturbed
 TASKS = Path("/proc/self/task")
+NOTHING_KNOWN: Mapping[str, float] = {}
 
 Result = dict[str, Any]
 
@@ -56,8 +59,8 @@ WHOLE = Effort()
 def waited() -> float:
     """Return the seconds that this process' threads have waited for a core so far; 0 where the system does not say."""
     total = 0
-    for task in TASKS.iterdir() if TASKS.is_dir() else ():
-        with suppress(OSError), (task / "schedstat").open("rb", buffering=0) as file:  # of a thread that has just ended
+    for task in os.scandir(TASKS) if TASKS.is_dir() else ():
+        with suppress(OSError), FileIO(f"{task.path}/schedstat") as file:  # unless the thread has just ended
             total += int(file.read().split()[1])
     return 1e-9 * total
 
@@ -156,14 +159,19 @@ class Device(NamedTuple):
 CPU = Device(lambda row: [aligned(row.make())], lambda arrays: arrays, _turn)
 
 
-def _opening(calls: dict[str, Callable[[], Any]], device: Device) -> tuple[dict[str, float], dict[str, Turns]]:
+def _opening(
+    calls: dict[str, Callable[[], Any]], device: Device, known: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, Turns]]:
     """Return about how many seconds each side's call takes, and the turns of those that need no untimed call.
 
-    Their first timed call is a turn of theirs, beside one of cudakit's, rather than thrown away.
+    The first timed call of these, unless its length was known, is a turn of theirs, beside one of cudakit's, rather
+    than thrown away.
     """
-    expected: dict[str, float] = {}
+    expected = {side: known[side] for side in calls if side in known}
     found: dict[str, Turns] = {side: {} for side in calls}
     for number, (side, call) in enumerate(calls.items(), start=1):
+        if side in known:
+            continue
         turn = device.turn(call, inf)
         expected[side] = turn[0].seconds
         if expected[side] < BURST_SECONDS:  # the first calls are slower
@@ -176,7 +184,11 @@ def _opening(calls: dict[str, Callable[[], Any]], device: Device) -> tuple[dict[
 
 
 def interleaved(
-    calls: dict[str, Callable[[], Any]], device: Device = CPU, effort: Effort = WHOLE, parts: int = 1
+    calls: dict[str, Callable[[], Any]],
+    device: Device = CPU,
+    effort: Effort = WHOLE,
+    parts: int = 1,
+    known: Mapping[str, float] = NOTHING_KNOWN,
 ) -> dict[str, Turns]:
     """Time several calls in turns: one side's burst, the next side's, and so on, round after round.
 
@@ -191,6 +203,8 @@ def interleaved(
         many more where half of them were disturbed. cudakit takes part in every round.
     parts : int
         How many processes share the rounds.
+    known : mapping of float
+        About how many seconds calls of sides take, found out by another process.
 
     Returns
     -------
@@ -201,8 +215,9 @@ def interleaved(
     gc.collect()
     gc.disable()
     try:
-        expected, found = _opening(calls, device)
-        count = {side: effort.turns(seconds, parts) - (seconds >= WARM_SECONDS) for side, seconds in expected.items()}
+        expected, found = _opening(calls, device, known)
+        opened = {side for side, seconds in expected.items() if seconds >= WARM_SECONDS and side not in known}
+        count = {side: effort.turns(seconds, parts) - (side in opened) for side, seconds in expected.items()}
         for number in range(rounds + rounds // 2):
             if number < rounds:
                 due = {side for side in calls if (number + 1) * count[side] // rounds > number * count[side] // rounds}

@@ -123,8 +123,9 @@ def call_overhead(family: Family) -> dict[str, float]:
 
 
 def _child(code: str, cache: Path) -> list[float]:
-    """Return the numbers that a fresh interpreter prints, in milliseconds."""
-    environment = os.environ | {"CUDAKIT_CACHE_DIR": str(cache)}
+    """Return the numbers that a fresh interpreter prints, in milliseconds; bytecode is kept, as in an installation."""
+    environment = os.environ | {"CUDAKIT_CACHE_DIR": str(cache), "PYTHONPYCACHEPREFIX": str(cache.parent / "bytecode")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, cwd=cache.parent, env=environment, capture_output=True, text=True, check=True)
     return [1e3 * float(word) for word in done.stdout.split()]

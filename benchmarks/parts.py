@@ -1,7 +1,8 @@
 """Rows in parts: what each process finds about a row, and what the parts make together.
 
 From process to process some times differ by up to a fifth, sometimes by half, mostly for as long as one lives. So
-several processes share the rounds of a row; what takes long is left to the first of them.
+several processes share the rounds of a row; what takes long is left to the first of them, which tells the others how
+long calls take.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,18 @@ from .distance import crossing_ns, far_from
 from .measure import CPU, LONG_SECONDS, WHOLE, Checked, Device, Result, Turns, check, interleaved, ratio, summary
 
 PROCESSES = 3
+Seconds = Mapping[str, float]  # of a call, by the side
+
+
+class Share(NamedTuple):
+    """Which part of the rounds a process measures, of how many, and what calls took in the first, by the row's name."""
+
+    part: int
+    parts: int
+    known: Mapping[str, Seconds]
+
+
+ALL = Share(0, 1, {})
 
 
 class Part(NamedTuple):
@@ -25,17 +38,19 @@ class Part(NamedTuple):
     turns: dict[str, Turns]
     crossing_ns: float | None
 
-    def slow(self) -> set[str]:
-        """Return the peers that have had all their turns here."""
-        middle = {side: summary(turns)["median_ms"] for side, turns in self.turns.items() if side != OURS}
-        return {side for side, milliseconds in middle.items() if milliseconds >= 1e3 * LONG_SECONDS}
+    def seconds(self) -> Seconds:
+        """Return how long a call of each side takes."""
+        return {side: 1e-3 * summary(turns)["median_ms"] for side, turns in self.turns.items()}
 
 
-def measure_part(family: Family, row: Row, threads: int, device: Device = CPU, part: int = 0, parts: int = 1) -> Part:
-    """Time the sides in one of so many parts; in the first, check that they agree with cudakit."""
+def measure_part(family: Family, row: Row, threads: int, device: Device = CPU, share: Share = ALL) -> Part:
+    """Time the sides in a part of the rounds; in the first, check that they agree with cudakit."""
+    known = share.known.get(row.name, {})
+    slow = {side for side, seconds in known.items() if seconds >= LONG_SECONDS and side != OURS}
     before = crossing_ns(threads)
-    checked = check(family, row, device.copies(row), threads, device, compare=part == 0)
-    turns = interleaved(checked.calls, device, WHOLE, parts)
+    sides = family.only(family.sides.keys() - slow)
+    checked = check(sides, row, device.copies(row), threads, device, compare=share.part == 0)
+    turns = interleaved(checked.calls, device, WHOLE, share.parts, known)
     after = crossing_ns(threads)
     apart = max(before, after) if before and after else None
     return Part(checked._replace(calls={}), turns, apart)

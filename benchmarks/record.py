@@ -5,7 +5,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, product
 from operator import itemgetter
@@ -23,7 +23,7 @@ from .distance import nearest
 from .families import FAMILIES, GROWTH
 from .limits import Limits, against
 from .measure import CPU, Device, Result
-from .parts import PROCESSES, Part, measure_part, together
+from .parts import ALL, PROCESSES, Part, Share, measure_part, together
 from .peers import PEERS, forget_libraries, keep_compiled, present, set_threads, title, versions
 from .processes import in_new_process
 from .progress import progress
@@ -45,17 +45,6 @@ class Choice(NamedTuple):
     rows: str
     small: bool
     extras: bool
-
-
-class Share(NamedTuple):
-    """Which part of the rounds a process measures, of how many, and the peers that it leaves out of rows."""
-
-    part: int
-    parts: int
-    left_out: Mapping[str, set[str]]
-
-
-ALL = Share(0, 1, {})
 
 
 class Found(NamedTuple):
@@ -132,8 +121,7 @@ def measure_rows(family: Family, choice: Choice, label: str, threads: int, share
         for sides, row, device in work:
             bar.update(task, description=f"{family.name}, {label}: {row.name}")
             try:
-                taken = sides.only(sides.sides.keys() - share.left_out.get(row.name, set()))
-                rows[row.name] = measure_part(taken, row, threads, device, share.part, share.parts)
+                rows[row.name] = measure_part(sides, row, threads, device, share)
             except Exception as error:
                 failed[row.name] = f"{type(error).__name__}: {error}"
                 bar.console.print(f"{label}: {row.name}: {failed[row.name]}")
@@ -238,8 +226,8 @@ def measure_parts(names: Sequence[str], choice: Choice) -> dict[int, list[Measur
     with TemporaryDirectory() as folder:
         for part, threads in product(range(parts), found):
             first = [rows for families, _ in found[threads][:1] for rows, _ in families.values()]
-            left_out = {name: measured.slow() for rows in first for name, measured in rows.items()}
-            arguments = (names, choice, threads, Share(part, parts, left_out), f"{folder}/{threads}")
+            known = {name: measured.seconds() for rows in first for name, measured in rows.items()}
+            arguments = (names, choice, threads, Share(part, parts, known), f"{folder}/{threads}")
             found[threads].append(in_new_process(threads, measure, *arguments))
     return found
 

@@ -16,7 +16,7 @@ from .cases import OURS
 from .comparison import compare
 from .families import FAMILIES
 from .measure import CPU, WHOLE, Checked, Sample, interleaved, ratio, summary
-from .parts import Part, near, together
+from .parts import Part, Share, measure_part, near, together
 
 
 def parsed(*words: str) -> argparse.Namespace:
@@ -156,6 +156,27 @@ def test_processes_share_the_rounds() -> None:
     assert taken[at + 1 :] == [(True, 1e-3)] * (1 + WHOLE.rounds // 3)
 
 
+def test_calls_of_known_length_need_no_turn_to_find_out() -> None:
+    calls = {OURS: lambda: None, "torch": lambda: None}
+    taken: list[float] = []
+
+    def turn(_: Callable[[], None], expected: float) -> list[Sample]:
+        taken.append(expected)
+        return [Sample(expected, disturbed=False)]
+
+    known = {OURS: 1e-3, "torch": 0.2}
+    found = interleaved(calls, CPU._replace(turn=turn), parts=3, known=known)
+    assert {side: len(turns) for side, turns in found.items()} == {OURS: WHOLE.rounds // 3, "torch": 1}
+    assert set(taken) == set(known.values())
+
+
+def test_later_parts_leave_out_what_takes_long() -> None:
+    row = FAMILIES["sampling"].rows(True)[0]
+    known = {row.name: {OURS: 9.0, "torch": 9.0}}
+    found = measure_part(FAMILIES["sampling"].only(["torch"]), row, 1, share=Share(1, 3, known))
+    assert found.turns.keys() == {OURS}
+
+
 @pytest.mark.parametrize("parts", [1, 3])
 def test_slow_sides_have_turns_in_several_rounds_of_one_process(parts: int) -> None:
     calls = {OURS: lambda: None, "torch": lambda: None}
@@ -163,7 +184,7 @@ def test_slow_sides_have_turns_in_several_rounds_of_one_process(parts: int) -> N
     found = interleaved(calls, device, parts=parts)
     assert {side: len(turns) for side, turns in found.items()} == {OURS: 1 + WHOLE.rounds // parts, "torch": 3}
     assert found["torch"].keys() < found[OURS].keys()
-    assert Part(Checked(8, {}, {}, {}, {}), found, None).slow() == {"torch"}
+    assert Part(Checked(8, {}, {}, {}, {}), found, None).seconds() == {OURS: 1e-3, "torch": 9.0}
 
 
 def test_sides_of_one_part_count_where_its_cores_were_far_apart() -> None:
