@@ -122,12 +122,13 @@ def in_layout(array: Array, last: bool) -> Array:
 
 def aligned(arrays: Arrays) -> Arrays:
     """Return copies that begin at lines of the cache: where NumPy begins is chance, and makes a tenth of the time."""
-    return {name: _at_line(array) for name, array in arrays.items()}
+    return {name: placed(array, LINE_BYTES) for name, array in arrays.items()}
 
 
-def _at_line(array: Array) -> Array:
-    memory = np.empty(array.nbytes + LINE_BYTES, np.uint8)
-    first = -memory.ctypes.data % LINE_BYTES
+def placed(array: Array, multiple: int) -> Array:
+    """Return a copy whose address is a multiple of so many bytes."""
+    memory = np.empty(array.nbytes + multiple, np.uint8)
+    first = -memory.ctypes.data % multiple
     found = memory[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
     found[...] = array
     return found

@@ -50,6 +50,7 @@ class Memory(NamedTuple):
 
 
 Temporary = Callable[[int, Device, int], Memory]  # (bytes, device, stream)
+Maker = Callable[[], Any]  # of new arrays
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -74,18 +75,18 @@ class Framework:
     """A kind of array.
 
     `view` reads an array, `pointer` only its address; `signature` is a quick key: arrays with equal ones have equal
-    specs and devices. `empty` and `zeros` take (shape, dtype name, device); `contiguous` returns a copy in C order;
-    `stream` returns the handle of the stream to launch on for a device ordinal. `temporary` makes workspaces, where the
-    framework has memory for them that its CUDA graphs keep. `finish` waits for what was launched, given the ordinal and
-    the stream, where that is not the stream that the framework works on. `deterministic` says whether the framework's
-    user wants results that are the same in every run, and `threads` on how many CPU threads the framework works.
+    specs and devices. `maker` takes (shape, dtype name, device, "empty" or "zeros") and returns what makes such arrays;
+    `contiguous` returns a copy in C order; `stream` returns the handle of the stream to launch on for a device ordinal.
+    `temporary` makes workspaces, where the framework has memory for them that its CUDA graphs keep. `finish` waits for
+    what was launched, given the ordinal and the stream, where that is not the stream that the framework works on.
+    `deterministic` says whether the framework's user wants results that are the same in every run, and `threads` on how
+    many CPU threads the framework works.
     """
 
     view: Callable[[Any], View]
     pointer: Callable[[Any], int]
     signature: Callable[[Any], Any]
-    empty: Callable[[tuple[int, ...], str, Device], Any]
-    zeros: Callable[[tuple[int, ...], str, Device], Any]
+    maker: Callable[[tuple[int, ...], str, Device, str], Maker]
     contiguous: Callable[[Any], Any]
     stream: Callable[[int], int]
     temporary: Temporary | None = None

@@ -95,16 +95,10 @@ def signature(x: Any) -> Any:
     return x.shape, x.strides, x.dtype, memory.device_id, memory.ptr % 16
 
 
-def empty(shape: tuple[int, ...], dtype: str, device: Device) -> Any:
-    """Return an uninitialised CuPy array."""
+def new_array(shape: tuple[int, ...], dtype: str, device: Device, make: str) -> Any:
+    """Return a CuPy array that is "empty", or of "zeros"."""
     with _on(device[1]):
-        return cupy.empty(shape, numpy_dtype(dtype))
-
-
-def zeros(shape: tuple[int, ...], dtype: str, device: Device) -> Any:
-    """Return a CuPy array of zeros."""
-    with _on(device[1]):
-        return cupy.zeros(shape, numpy_dtype(dtype))
+        return getattr(cupy, make)(shape, numpy_dtype(dtype))
 
 
 def contiguous(x: Any) -> Any:

@@ -20,6 +20,7 @@ from cudakit.array import (
     CPU,
     Device,
     Framework,
+    Maker,
     array_interface,
     dlpack_pointer,
     dlpack_view,
@@ -46,11 +47,11 @@ def _aligned(shape: tuple[int, ...], dtype: Any, make: str) -> Any:
     return memory[first : first + size].view(dtype).reshape(shape)
 
 
-def _numpy_array(shape: tuple[int, ...], dtype: str, make: str) -> Any:
+def _numpy_maker(shape: tuple[int, ...], dtype: str, _: Device, make: str) -> Maker:
     kind = numpy_dtype(dtype)
     if prod(shape) * kind.itemsize < LARGE:  # NumPy's own takes a microsecond less
-        return getattr(np, make)(shape, kind)
-    return _aligned(shape, kind, make)
+        return partial(getattr(np, make), shape, kind)
+    return partial(_aligned, shape, kind, make)
 
 
 @cache
@@ -59,8 +60,7 @@ def _numpy_framework() -> Framework:
         view=numpy_view,
         pointer=numpy_pointer,
         signature=attrgetter("shape", "strides", "dtype"),
-        empty=lambda shape, dtype, _: _numpy_array(shape, dtype, "empty"),
-        zeros=lambda shape, dtype, _: _numpy_array(shape, dtype, "zeros"),
+        maker=_numpy_maker,
         contiguous=partial(np.array, order="C"),  # also where only the stride of a single row is odd
         stream=_no_stream,
     )
@@ -74,8 +74,7 @@ def _cupy_framework() -> Framework:
         view=cuda.view,
         pointer=cuda.pointer,
         signature=cuda.signature,
-        empty=cuda.empty,
-        zeros=cuda.zeros,
+        maker=lambda *what: partial(cuda.new_array, *what),
         contiguous=cuda.contiguous,
         stream=cuda.stream,
     )
@@ -119,7 +118,7 @@ def wrapping_framework(wrap: Callable[[Any, str], Any], stream: Callable[[int], 
         from cudakit import cuda
 
         with cuda.current(device, launches_on(device[1])):
-            return wrap(getattr(cuda, make)(shape, storage, device), dtype)
+            return wrap(cuda.new_array(shape, storage, device, make), dtype)
 
     def contiguous(x: Any) -> Any:
         view = dlpack_view(x)
@@ -138,8 +137,7 @@ def wrapping_framework(wrap: Callable[[Any, str], Any], stream: Callable[[int], 
         view=dlpack_view,
         pointer=dlpack_pointer,
         signature=lambda x: dlpack_view(x)[1:],
-        empty=lambda shape, dtype, device: allocate(shape, dtype, device, "empty"),
-        zeros=lambda shape, dtype, device: allocate(shape, dtype, device, "zeros"),
+        maker=lambda *what: partial(allocate, *what),
         contiguous=contiguous,
         stream=launches_on,
         finish=None if stream else _finish,

@@ -16,7 +16,8 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +34,7 @@ FLAGS = (
 )
 X86_FLAGS = ("-mprefer-vector-width=512",)
 _JOB = struct.Struct("P3q").pack  # `Job` of `host_pool.cpp`
+POOL = "host_pool.cpp"
 DIGEST_SIZE = hashlib.sha256().digest_size
 ZIG_FLAGS = ("-nostdlib++",)  # its C++ library would be built from source on first use; the kernels need none
 REMEDY = "install g++ or clang++, or: pip install 'cudakit[cpu]'"
@@ -146,9 +148,24 @@ def _remove(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _entry(text: str) -> Path:
+    return cache_dir() / f"{hashlib.sha256(fingerprint() + text.encode()).hexdigest()[:40]}.so"
+
+
+def build_together(texts: Iterable[str], most: int) -> None:
+    """Build what kernels of these texts need and the disk cache lacks, up to `most` libraries at the same time."""
+    missing = [text for text in dict.fromkeys((*texts, flatten(POOL))) if not _entry(text).exists()]
+    # Where Python ends, no thread can be started: then each is built when it is loaded.
+    if len(missing) > 1 and threading.main_thread().is_alive():
+        from concurrent.futures import ThreadPoolExecutor  # here, because an import of cudakit need not wait for it
+
+        with ThreadPoolExecutor(min(len(missing), most)) as threads:
+            list(threads.map(build, missing))  # raises the first error
+
+
 def build(text: str) -> Path:
     """Return a shared library made from `text`, from the disk cache where it is there."""
-    entry = cache_dir() / f"{hashlib.sha256(fingerprint() + text.encode()).hexdigest()[:40]}.so"
+    entry = _entry(text)
     if _intact(entry):
         return entry
     handle, name = tempfile.mkstemp(suffix=".so", dir=entry.parent)
@@ -201,7 +218,7 @@ def load(text: str) -> ctypes.CDLL:
 @cache
 def _pool() -> Any:
     """Return `parallel_run` of `host_pool.cpp`: run a kernel's items on several threads."""
-    run = load(flatten("host_pool.cpp")).parallel_run
+    run = load(flatten(POOL)).parallel_run
     run.argtypes = (ctypes.c_char_p,)  # everything in one string: ctypes takes its time with each argument
     run.restype = None
     return run

@@ -1,13 +1,13 @@
 """(kernel, specialisation, device) -> something to call, compiled at its first call, and kept."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from operator import index
 from typing import Any
 
 from cudakit.array import CPU, Device
-from cudakit.host import HostKernel
+from cudakit.host import HostKernel, build_together
 from cudakit.source import Kernel, render
 
 # Work per thread below which waking another one costs more than it saves, in inner-loop steps.
@@ -148,15 +148,24 @@ class Loaded:
         self.rounds = "ROUNDED" in self._constants  # what it adds up
         self.call: Callable[[bytes, int, int, int, int], None] = self._compile
 
+    @property
+    def awaits_host(self) -> bool:
+        """Whether it is yet to be compiled by a host's compiler."""
+        return self._device == CPU and self.call == self._compile
+
+    @property
+    def text(self) -> str:
+        """What is compiled."""
+        return render(self._kernel, self._constants, host=self._device == CPU)
+
     def _compile(self, *arguments: Any) -> None:
-        kernel, device = self._kernel, self._device
-        text = render(kernel, self._constants, host=device == CPU)
+        name, device = self._kernel.name, self._device
         if device == CPU:
-            self.call = HostKernel(text, kernel.name).launch
+            self.call = HostKernel(self.text, name).launch
         else:
             from cudakit.cuda import CudaKernel
 
-            self.call = CudaKernel(text, kernel.name, int(self._constants["LANES"]), device[1]).launch
+            self.call = CudaKernel(self.text, name, int(self._constants["LANES"]), device[1]).launch
         self.call(*arguments)
 
 
@@ -196,3 +205,11 @@ class Launch:
     def __call__(self, pointers: bytes, stream: int) -> None:
         """Launch with these pointers, packed, on this stream (which means nothing on a CPU)."""
         self.kernel.call(pointers + self.tail, self.items, self.grain, self.threads, stream)
+
+
+def compile_together(calls: Iterable[object]) -> None:
+    """Have a host's compiler make all that the launches among these wait for, rather than one after the other."""
+    kernels = [call.kernel for call in calls if isinstance(call, Launch)]
+    texts = [kernel.text for kernel in kernels if kernel.awaits_host]
+    if texts:
+        build_together(texts, cores())

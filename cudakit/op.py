@@ -7,13 +7,13 @@ launch. The adapters of frameworks read these records and know no family.
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
 
 from cudakit.adapters import adapter, is_traced
-from cudakit.array import CPU, Device, Framework, Spec, View, contiguous_strides
+from cudakit.array import CPU, Device, Framework, Maker, Spec, View, contiguous_strides
 from cudakit.errors import UNREADABLE, InvalidArgument
 from cudakit.frameworks import framework_of, kind_of
 from cudakit.launch import are_deterministic_algorithms_enabled, get_num_threads, num_threads_of
@@ -243,7 +243,6 @@ class Op:
 
 Adapter = Callable[[Op, tuple[Any, ...], tuple[Any, ...]], tuple[Any, ...]]
 _agreed: dict[tuple[Any, ...], Framework | Adapter] = {}  # what arrays of these types have in common, by operator
-Maker = Callable[[], Any]
 Recipe = tuple[Plan, Device, tuple[Maker | None, ...]]  # the last allocate the results
 _recipes: dict[Any, Recipe] = {}  # what a call with arrays like these does, checks passed
 
@@ -255,7 +254,7 @@ def _wants_reproducible(framework: Framework) -> bool:
 
 
 def _maker(framework: Framework, result: Output, device: Device) -> Maker:
-    return partial(framework.zeros if result.zero else framework.empty, result.shape, result.dtype, device)
+    return framework.maker(result.shape, result.dtype, device, "zeros" if result.zero else "empty")
 
 
 def _remember(key: Any, recipe: Recipe) -> Recipe:

@@ -123,6 +123,40 @@ def test_a_folder_that_nothing_may_be_run_from_is_named(cache: Path, monkeypatch
         host.load(text_of(5))
 
 
+def test_what_a_call_waits_for_is_built_at_the_same_time(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting, real = tmp_path / "meeting", shlex.join(host.compiler())
+    meeting.mkdir()
+    waits = tmp_path / "waits"  # for the compilers of all three: the texts and the pool of threads
+    waits.write_text(f'''#!/bin/sh
+touch "{meeting}/$$"
+for _ in $(seq 300); do
+    [ "$(ls "{meeting}" | wc -l)" -ge 3 ] && exec {real} "$@"
+    sleep 0.1
+done
+exit 1
+''')
+    waits.chmod(0o755)
+    monkeypatch.setenv("CXX", str(waits))
+    forget()
+    host.build_together([text_of(1), text_of(2), text_of(1)], 3)
+    monkeypatch.setattr(host.subprocess, "run", no_compile)
+    assert [answer(host.build(text_of(number))) for number in (1, 2)] == [1, 2]
+    host.build_together([text_of(1), text_of(2)], 3)
+
+
+def test_an_error_in_one_of_several_sources_is_raised(cache: Path) -> None:
+    with pytest.raises(CompileError, match="no such luck"):
+        host.build_together([text_of(1), "#error no such luck\n"], 2)
+
+
+def test_a_first_call_while_python_ends_compiles(tmp_path: Path) -> None:
+    call = "print(cudakit.grid_sample(np.ones((1, 1, 2, 2)), np.zeros((1, 1, 1, 2)))[0, 0])"
+    code = f"import atexit, cudakit, numpy as np\natexit.register(lambda: {call})"
+    assert python(code, CUDAKIT_CACHE_DIR=tmp_path) == ["[[1.]]"]
+
+
 def test_processes_that_start_together_share_an_empty_cache(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     variables = os.environ | {"CUDAKIT_CACHE_DIR": str(cache)}

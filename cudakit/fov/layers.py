@@ -12,6 +12,12 @@ class Conv:
     ----------
     kernel_size, stride, padding, dilation : int or tuple of int
         As for a convolution. `padding` may have 2n numbers: all begins, then all ends.
+
+    Examples
+    --------
+    >>> from cudakit.fov import Conv, sampling_positions
+    >>> sampling_positions([Conv(dilation=2)], (9,), (2,))[0].T
+    array([[2., 4., 6.]])
     """
 
     kernel_size: Any = 3
@@ -32,6 +38,14 @@ class DeformConv:
         As for `Conv`.
     mask : array, shape (1, G*K, O...), optional
         Factors of the samples.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cudakit.fov import DeformConv, sampling_positions
+    >>> offset = np.array([-0.5, 0.0, 0.5]).reshape(1, 3, 1).repeat(7, axis=2)
+    >>> sampling_positions([DeformConv(offset)], (9,), (2,))[0].T
+    array([[1.5, 3. , 4.5]])
     """
 
     offset: Any
@@ -56,6 +70,14 @@ class SpatialTransformer:
         As for `cudakit.grid_sample`.
     size : tuple of int, optional
         The output's sizes O where `theta` is given; by default those of the input.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cudakit.fov import SpatialTransformer, sampling_positions
+    >>> zoom = SpatialTransformer(theta=np.array([[[0.5, 0.0]]]))
+    >>> sampling_positions([zoom], (9,), (0,))[0]
+    array([[2.]])
     """
 
     theta: Any = None

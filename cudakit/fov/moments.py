@@ -22,6 +22,14 @@ class Moments:
         Their centre in pixels, y before x; NaN for a field without mass.
     covariance : ndarray, shape (n, n)
         Their second moments about the centre, in square pixels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cudakit.fov import moments
+    >>> found = moments(np.outer([1.0, 2.0, 1.0], [1.0, 1.0, 1.0, 1.0, 1.0]))
+    >>> found.mass, found.centre, found.axes**2, round(found.elongation, 3)
+    (20.0, array([1., 2.]), array([2. , 0.5]), 2.0)
     """
 
     mass: float

@@ -195,25 +195,26 @@ def plan_backward(
     goals = plan.result(0), plan.result(1) if sloped else NULL
     pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), *goals)
     summed = final if wanted and not direct else None
-    _add_rounds(plan, target, call, form, pointers, output, grad, layout if copied else None, summed)
+    _add_rounds(plan, target, call, form, pointers, Layouts(output, grad, layout if copied else None, summed))
     return plan
 
 
-def _add_rounds(
-    plan: Plan,
-    target: Target,
-    call: Sampling,
-    form: Form,
-    pointers: Pointers,
-    output: Image,
-    grad: Image,
-    copied: Image | None,
-    summed: Image | None,
-) -> None:
-    """Append what makes the gradients, of a few images at a time where it takes temporary memory.
+class Layouts(NamedTuple):
+    """How arrays lie that gradients are made from and in.
 
-    `copied` is the layout of images that are copied first, `summed` that of gradients which `grad` is copied to.
+    `output` is that of the output's gradient and `grad` that of sums. `copied` is the layout of images that are copied
+    first, `summed` that of gradients which the sums are copied to.
     """
+
+    output: Image
+    grad: Image
+    copied: Image | None
+    summed: Image | None
+
+
+def _add_rounds(plan: Plan, target: Target, call: Sampling, form: Form, pointers: Pointers, layouts: Layouts) -> None:
+    """Append what makes the gradients, of a few images at a time where it takes temporary memory."""
+    output, grad, copied, summed = layouts
     x, item = call.input, itemsize(call.input.dtype)
     rounds = list(chunks(x, target)) if copied or summed else [(0, x.shape[0])]
     size, wide = rounds[0][1] * grad.strides[0], itemsize(grad.dtype)

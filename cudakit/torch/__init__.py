@@ -12,13 +12,13 @@ convolution are. Gradients that autograd asks for come back in the dtypes of the
 
 import sys
 from collections.abc import Callable
-from functools import cache, lru_cache, reduce
+from functools import cache, lru_cache, partial, reduce
 from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
-from cudakit.array import CPU, Device, Framework, Memory, Spec, View
+from cudakit.array import CPU, Device, Framework, Maker, Memory, Spec, View
 from cudakit.derivatives import directions, pulled_back, pushed_forward
 from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.frameworks import kind_of
@@ -66,12 +66,8 @@ def _on(device: Device) -> torch.device:
     return torch.device("cpu") if device == CPU else torch.device(*device)
 
 
-def _empty(shape: tuple[int, ...], dtype: str, device: Device) -> torch.Tensor:
-    return torch.empty(shape, dtype=DTYPES[dtype], device=_on(device))
-
-
-def _zeros(shape: tuple[int, ...], dtype: str, device: Device) -> torch.Tensor:
-    return torch.zeros(shape, dtype=DTYPES[dtype], device=_on(device))
+def _maker(shape: tuple[int, ...], dtype: str, device: Device, make: str) -> Maker:
+    return partial(getattr(torch, make), shape, dtype=DTYPES[dtype], device=_on(device))
 
 
 def _temporary(size: int, device: Device, _stream: int) -> Memory:
@@ -83,8 +79,7 @@ FRAMEWORK = Framework(
     view=_view,
     pointer=torch.Tensor.data_ptr,
     signature=_signature,
-    empty=_empty,
-    zeros=_zeros,
+    maker=_maker,
     contiguous=torch.Tensor.contiguous,
     stream=lambda ordinal: torch.cuda.current_stream(ordinal).cuda_stream,
     temporary=_temporary,
