@@ -22,7 +22,7 @@ FEWEST_PAIRS = 5
 BURST_SECONDS = 0.012
 LONGEST_BURST = 10
 WARM_SECONDS = 0.1  # calls that take longer need no untimed call before them
-LONG_SECONDS = 0.5  # calls that take longer have their turns in one process
+LONG_SECONDS = 0.25  # calls that take longer have their turns in one process
 BUSY = 0.05  # share of its time that a call may wait for a core before it counts as disturbed
 TASKS = Path("/proc/self/task")
 NOTHING_KNOWN: Mapping[str, float] = {}
@@ -174,8 +174,6 @@ def _opening(
             continue
         turn = device.turn(call, inf)
         expected[side] = turn[0].seconds
-        if expected[side] < BURST_SECONDS:  # the first calls are slower
-            expected[side] = min(sample.seconds for sample in device.turn(call, expected[side]))
         if expected[side] >= WARM_SECONDS:
             found[side][-number] = turn
             if side != OURS:
@@ -225,7 +223,8 @@ def interleaved(
                 due = {side for side in calls if count[side] == rounds and 2 * len(_steady(found[side])) < rounds}
             for side in calls if due else ():
                 if side in due | {OURS}:
-                    found[side][number] = device.turn(calls[side], expected[side])
+                    found[side][number] = turn = device.turn(calls[side], expected[side])
+                    expected[side] = min(expected[side], *(sample.seconds for sample in turn))  # first calls are slower
     finally:
         gc.enable()
     return found

@@ -16,7 +16,7 @@ from .native import library
 SLOWED = 1.15  # times the least time of the loop
 TRIES = 200
 LONGEST_WAIT = 0.1
-PATIENCE = 0.08
+PATIENCE = 0.05
 TEXT = """
 #include <pthread.h>
 #include <sched.h>

@@ -146,7 +146,7 @@ def test_processes_share_the_rounds() -> None:
 
     def turn(call: Callable[[], None], expected: float) -> list[Sample]:
         taken.append((call is calls[OURS], expected))
-        return [Sample(1e-3 if call is calls[OURS] else 0.4, disturbed=False)]
+        return [Sample(1e-3 if call is calls[OURS] else 0.2, disturbed=False)]
 
     found = interleaved(calls, CPU._replace(turn=turn), parts=3)
     # One turn of what is slow is enough, and cudakit takes one right after it.
