@@ -198,7 +198,7 @@ def interleaved(
         How they are timed.
     effort : Effort
         How many rounds there are; slow sides have fewer turns, spread over the rounds, and fast ones up to half as
-        many more where half of them were disturbed. cudakit takes part in every round.
+        many more where half of them were disturbed, but not all. cudakit takes part in every round.
     parts : int
         How many processes share the rounds.
     known : mapping of float
@@ -220,7 +220,7 @@ def interleaved(
             if number < rounds:
                 due = {side for side in calls if (number + 1) * count[side] // rounds > number * count[side] // rounds}
             else:
-                due = {side for side in calls if count[side] == rounds and 2 * len(_steady(found[side])) < rounds}
+                due = {side for side in calls if count[side] == rounds and 0 < 2 * len(_steady(found[side])) < rounds}
             for side in calls if due else ():
                 if side in due | {OURS}:
                     found[side][number] = turn = device.turn(calls[side], expected[side])

@@ -94,10 +94,15 @@ def test_undisturbed_turns_of_different_rounds_are_compared_where_no_others_are_
 
 def test_disturbed_sides_have_more_rounds() -> None:
     calls = {OURS: lambda: None, "torch": lambda: None}
-    found = interleaved(calls, CPU._replace(turn=lambda call, _: [Sample(1e-3, disturbed=call is calls["torch"])]))
-    assert {side: len(turns) for side, turns in found.items()} == dict.fromkeys(calls, WHOLE.rounds + WHOLE.rounds // 2)
-    found = interleaved(calls, CPU._replace(turn=lambda call, _: [Sample(1e-3, disturbed=False)]))
-    assert {side: len(turns) for side, turns in found.items()} == dict.fromkeys(calls, WHOLE.rounds)
+
+    def rounds(calm: int) -> set[int]:  # where so many of torch's turns, the first one among them, are undisturbed
+        turns = iter([False] * calm + [True] * 100)
+        device = CPU._replace(turn=lambda call, _: [Sample(1e-3, disturbed=call is calls["torch"] and next(turns))])
+        return {len(found) for found in interleaved(calls, device).values()}
+
+    assert rounds(calm=3) == {WHOLE.rounds + WHOLE.rounds // 2}
+    assert rounds(calm=100) == {WHOLE.rounds}
+    assert rounds(calm=0) == {WHOLE.rounds}  # nothing better is to be expected
 
 
 def part(crossing_ns: float | None = None, **seconds: float) -> Part:
