@@ -5,6 +5,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import cudakit
 from cudakit import layout, op
 from cudakit.cli.matrix import BRIDGES
 
+from .libraries import forget_surroundings
 from .tolerances import NUMPY_DTYPES, grid_away_from_knots, rounded
 
 collect_ignore = ["emulated"]  # which stands in for CuPy where that is asked for, and nowhere else
@@ -252,3 +254,13 @@ def one_image(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def rng() -> np.random.Generator:
     """Seeded generator, fresh for every test."""
     return np.random.default_rng(20260)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Empty cache folder; what `cudakit.host` remembers about its surroundings is forgotten before and after."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("CUDAKIT_CACHE_DIR", str(folder))
+    forget_surroundings()
+    yield folder
+    forget_surroundings()

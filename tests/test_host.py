@@ -1,18 +1,14 @@
-"""The host's C++ compiler: which one is taken, the disk cache of libraries, and what goes wrong."""
+"""The host's C++ compiler: which one is taken, and what goes wrong."""
 
-import ctypes
 import os
 import pickle
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,10 +18,9 @@ from cudakit.errors import BackendUnavailable, CompileError
 from cudakit.op import OPS
 from cudakit.source import render
 
+from .libraries import TEXT, answer, forget_surroundings, no_compile, text_of
 from .processes import python
 from .specialisations import CALLS, HOST, specialisations
-
-TEXT = 'extern "C" __attribute__((visibility("default"))) int answer() { return ANSWER; }\n'
 
 # Prints sums over results of both forms of the kernels, and where compiler and libraries are.
 SAMPLE = """
@@ -43,157 +38,10 @@ print(host.compiler()[0], host.cache_dir(), sep="\\n")
 """
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Empty cache folder; what the module remembers about its surroundings is forgotten before and after."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("CUDAKIT_CACHE_DIR", str(folder))
-    forget()
-    yield folder
-    forget()
-
-
-def forget() -> None:
-    """Forget compiler and cache folder, for another environment."""
-    for function in (host._cache_dir, host.compiler, host.fingerprint):
-        function.cache_clear()
-
-
-def text_of(number: int) -> str:
-    """Return a small source whose library answers with `number`."""
-    return f"#define ANSWER {number}\n{TEXT}"
-
-
-def answer(library: Path) -> int:
-    """Ask a library for its number."""
-    value: int = ctypes.CDLL(str(library)).answer()
-    return value
-
-
-def no_compile(*_: Any, **__: Any) -> Any:
-    """Stand in for `subprocess.run` where nothing may be compiled."""
-    raise AssertionError("a compiler was run")
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The disk cache
-
-
-def test_a_second_build_compiles_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = host.build(text_of(1))
-    monkeypatch.setattr(host.subprocess, "run", no_compile)
-    assert host.build(text_of(1)) == first
-    assert answer(first) == 1
-    assert list(cache.iterdir()) == [first]
-
-
-def test_another_text_or_other_flags_make_another_entry(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = {host.build(text_of(1)), host.build(text_of(2))}
-    monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-O1"))
-    forget()
-    entries.add(host.build(text_of(1)))
-    assert len(entries) == 3
-
-
-DAMAGES = {
-    "empty": lambda content: b"",
-    "cut in half": lambda content: content[: len(content) // 2],
-    "cut by a byte": lambda content: content[:-1],
-    "longer": lambda content: content + b"\0",
-    "one bit flipped": lambda content: bytes([content[0] ^ 1]) + content[1:],
-    "digest only": lambda content: content[-host.DIGEST_SIZE :],
-    "zeros": lambda content: bytes(len(content)),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_entry_is_a_miss_and_repaired(cache: Path, damage: str) -> None:
-    entry = host.build(text_of(3))
-    good = entry.read_bytes()
-    entry.write_bytes(DAMAGES[damage](good))
-    assert host.build(text_of(3)) == entry
-    content = entry.read_bytes()
-    assert host.hashlib.sha256(content[: -host.DIGEST_SIZE]).digest() == content[-host.DIGEST_SIZE :]
-    assert answer(entry) == 3
-
-
-def test_a_folder_that_nothing_may_be_run_from_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "_compile", lambda text, target: target.write_bytes(b"what no system loads"))
-    with pytest.raises(BackendUnavailable, match=rf"cannot load {re.escape(str(cache))}/.*: .*; set CUDAKIT_CACHE_DIR"):
-        host.load(text_of(5))
-
-
-def test_what_a_call_waits_for_is_built_at_the_same_time(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    meeting, real = tmp_path / "meeting", shlex.join(host.compiler())
-    meeting.mkdir()
-    waits = tmp_path / "waits"  # for the compilers of all three: the texts and the pool of threads
-    waits.write_text(f'''#!/bin/sh
-touch "{meeting}/$$"
-for _ in $(seq 300); do
-    [ "$(ls "{meeting}" | wc -l)" -ge 3 ] && exec {real} "$@"
-    sleep 0.1
-done
-exit 1
-''')
-    waits.chmod(0o755)
-    monkeypatch.setenv("CXX", str(waits))
-    forget()
-    host.build_together([text_of(1), text_of(2), text_of(1)], 3)
-    monkeypatch.setattr(host.subprocess, "run", no_compile)
-    assert [answer(host.build(text_of(number))) for number in (1, 2)] == [1, 2]
-    host.build_together([text_of(1), text_of(2)], 3)
-
-
-def test_an_error_in_one_of_several_sources_is_raised(cache: Path) -> None:
-    with pytest.raises(CompileError, match="no such luck"):
-        host.build_together([text_of(1), "#error no such luck\n"], 2)
-
-
-def test_a_first_call_while_python_ends_compiles(tmp_path: Path) -> None:
-    call = "print(cudakit.grid_sample(np.ones((1, 1, 2, 2)), np.zeros((1, 1, 1, 2)))[0, 0])"
-    code = f"import atexit, cudakit, numpy as np\natexit.register(lambda: {call})"
-    assert python(code, CUDAKIT_CACHE_DIR=tmp_path) == ["[[1.]]"]
-
-
-def test_processes_that_start_together_share_an_empty_cache(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
-    variables = os.environ | {"CUDAKIT_CACHE_DIR": str(cache)}
-    code = "import numpy as np, cudakit; print(cudakit.affine_grid(np.ones((1, 2, 3)), (1, 1, 2, 2)).sum())"
-    command = [sys.executable, "-c", code]
-    started = [subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [(process.communicate()[0], process.returncode) for process in started] == [("8.0\n", 0)] * 3
-    assert {entry.suffix for entry in cache.iterdir()} == {".so"}
-    assert len(list(cache.iterdir())) == 2  # the kernel and the thread pool, and nothing half done
-
-
-@pytest.mark.parametrize("variable", ["CUDAKIT_CACHE_DIR", "XDG_CACHE_HOME", "HOME"])
-def test_an_unwritable_cache_is_replaced_by_a_temporary_one(tmp_path: Path, variable: str) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("in the way of a folder")
-    environment = dict.fromkeys(("CUDAKIT_CACHE_DIR", "XDG_CACHE_HOME"), "") | {variable: str(blocked)}
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    code = (
-        f"import ctypes; from cudakit import host; folder = host.cache_dir()\n"
-        f"print(ctypes.CDLL(str(host.build({text_of(4)!r}))).answer(), folder, folder.is_dir())"
-    )
-    (line,) = python(code, **environment, TMPDIR=temporary)
-    number, folder, exists = line.split()
-    assert (number, exists) == ("4", "True")
-    assert Path(folder).parent == temporary
-    assert list(temporary.iterdir()) == []  # gone with the process
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# The compiler
-
-
 def test_cxx_may_have_arguments(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = Path(host.compiler()[0]).name
     monkeypatch.setenv("CXX", f"{name} -DANSWER=5 '-DUNUSED=a b'")
-    forget()
+    forget_surroundings()
     assert host.compiler()[1:] == ("-DANSWER=5", "-DUNUSED=a b")
     assert answer(host.build(TEXT)) == 5
 
@@ -207,7 +55,7 @@ def test_cxx_may_run_the_compiler_through_another_command(
     script.chmod(0o755)
     monkeypatch.setenv("CXX", shlex.join(["ccache", *host.compiler()]))
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    forget()
+    forget_surroundings()
     assert host.compiler()[0] == str(script)
     assert answer(host.build(text_of(6))) == 6
     assert used.exists()
@@ -255,7 +103,7 @@ def test_a_compiler_that_fails_shows_what_it_printed(
     script.write_text("#!/bin/sh\necho out of licences >&2\nexit 3\n")
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))
-    forget()
+    forget_surroundings()
     with pytest.raises(CompileError, match=r"compiler.* failed\nout of licences") as raised:
         host.build(TEXT)
     assert (raised.value.source, raised.value.log) == (TEXT, "out of licences\n")
@@ -318,12 +166,6 @@ def test_a_failed_compile_crosses_processes() -> None:
     error = CompileError("it failed", "int x", "line 1")
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.source, copy.log) == (str(error), "int x", "line 1")
-
-
-def test_a_cache_that_was_removed_is_made_anew(cache: Path) -> None:
-    assert answer(host.build(text_of(1))) == 1
-    shutil.rmtree(cache)
-    assert answer(host.build(text_of(2))) == 2
 
 
 @pytest.mark.parametrize(("command", "error"), [("g++ 'x", BackendUnavailable), ("{}", CompileError)])

@@ -1,0 +1,130 @@
+"""The disk cache of libraries: what is built anew, what is damaged or shared, and what is built at the same time."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cudakit import host
+from cudakit.errors import BackendUnavailable, CompileError
+
+from .libraries import answer, forget_surroundings, no_compile, text_of
+from .processes import python
+
+
+def test_a_second_build_compiles_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = host.build(text_of(1))
+    monkeypatch.setattr(host.subprocess, "run", no_compile)
+    assert host.build(text_of(1)) == first
+    assert answer(first) == 1
+    assert list(cache.iterdir()) == [first]
+
+
+def test_another_text_or_other_flags_make_another_entry(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = {host.build(text_of(1)), host.build(text_of(2))}
+    monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-O1"))
+    forget_surroundings()
+    entries.add(host.build(text_of(1)))
+    assert len(entries) == 3
+
+
+DAMAGES = {
+    "empty": lambda content: b"",
+    "cut in half": lambda content: content[: len(content) // 2],
+    "cut by a byte": lambda content: content[:-1],
+    "longer": lambda content: content + b"\0",
+    "one bit flipped": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "digest only": lambda content: content[-host.DIGEST_SIZE :],
+    "zeros": lambda content: bytes(len(content)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_entry_is_a_miss_and_repaired(cache: Path, damage: str) -> None:
+    entry = host.build(text_of(3))
+    good = entry.read_bytes()
+    entry.write_bytes(DAMAGES[damage](good))
+    assert host.build(text_of(3)) == entry
+    content = entry.read_bytes()
+    assert host.hashlib.sha256(content[: -host.DIGEST_SIZE]).digest() == content[-host.DIGEST_SIZE :]
+    assert answer(entry) == 3
+
+
+def test_a_folder_that_nothing_may_be_run_from_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_compile", lambda text, target: target.write_bytes(b"what no system loads"))
+    with pytest.raises(BackendUnavailable, match=rf"cannot load {re.escape(str(cache))}/.*: .*; set CUDAKIT_CACHE_DIR"):
+        host.load(text_of(5))
+
+
+def test_what_a_call_waits_for_is_built_at_the_same_time(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting, real = tmp_path / "meeting", shlex.join(host.compiler())
+    meeting.mkdir()
+    waits = tmp_path / "waits"  # for the compilers of all three: the texts and the pool of threads
+    waits.write_text(f'''#!/bin/sh
+touch "{meeting}/$$"
+for _ in $(seq 300); do
+    [ "$(ls "{meeting}" | wc -l)" -ge 3 ] && exec {real} "$@"
+    sleep 0.1
+done
+exit 1
+''')
+    waits.chmod(0o755)
+    monkeypatch.setenv("CXX", str(waits))
+    forget_surroundings()
+    host.build_together([text_of(1), text_of(2), text_of(1)], 3)
+    monkeypatch.setattr(host.subprocess, "run", no_compile)
+    assert [answer(host.build(text_of(number))) for number in (1, 2)] == [1, 2]
+    host.build_together([text_of(1), text_of(2)], 3)
+
+
+def test_an_error_in_one_of_several_sources_is_raised(cache: Path) -> None:
+    with pytest.raises(CompileError, match="no such luck"):
+        host.build_together([text_of(1), "#error no such luck\n"], 2)
+
+
+def test_a_first_call_while_python_ends_compiles(tmp_path: Path) -> None:
+    call = "print(cudakit.grid_sample(np.ones((1, 1, 2, 2)), np.zeros((1, 1, 1, 2)))[0, 0])"
+    code = f"import atexit, cudakit, numpy as np\natexit.register(lambda: {call})"
+    assert python(code, CUDAKIT_CACHE_DIR=tmp_path) == ["[[1.]]"]
+
+
+def test_processes_that_start_together_share_an_empty_cache(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    variables = os.environ | {"CUDAKIT_CACHE_DIR": str(cache)}
+    code = "import numpy as np, cudakit; print(cudakit.affine_grid(np.ones((1, 2, 3)), (1, 1, 2, 2)).sum())"
+    command = [sys.executable, "-c", code]
+    started = [subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [(process.communicate()[0], process.returncode) for process in started] == [("8.0\n", 0)] * 3
+    assert {entry.suffix for entry in cache.iterdir()} == {".so"}
+    assert len(list(cache.iterdir())) == 2  # the kernel and the thread pool, and nothing half done
+
+
+@pytest.mark.parametrize("variable", ["CUDAKIT_CACHE_DIR", "XDG_CACHE_HOME", "HOME"])
+def test_an_unwritable_cache_is_replaced_by_a_temporary_one(tmp_path: Path, variable: str) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way of a folder")
+    environment = dict.fromkeys(("CUDAKIT_CACHE_DIR", "XDG_CACHE_HOME"), "") | {variable: str(blocked)}
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    code = (
+        f"import ctypes; from cudakit import host; folder = host.cache_dir()\n"
+        f"print(ctypes.CDLL(str(host.build({text_of(4)!r}))).answer(), folder, folder.is_dir())"
+    )
+    (line,) = python(code, **environment, TMPDIR=temporary)
+    number, folder, exists = line.split()
+    assert (number, exists) == ("4", "True")
+    assert Path(folder).parent == temporary
+    assert list(temporary.iterdir()) == []  # gone with the process
+
+
+def test_a_cache_that_was_removed_is_made_anew(cache: Path) -> None:
+    assert answer(host.build(text_of(1))) == 1
+    shutil.rmtree(cache)
+    assert answer(host.build(text_of(2))) == 2
