@@ -40,7 +40,7 @@ DEVICE void copy_nearest(const Samples& s, const scalar_t* const* plane, scalar_
         at[j] = row_at(s, 0, j) + s.axis[NDIM - 1].at[0][j];
         inside[j] = row_inside(s, 0, j) & s.axis[NDIM - 1].inside[0][j];
     }
-    UNROLL for (int c = 0; c < LINES; ++c) prefetch_line<TILE>(to[c] + TILE);
+    UNROLL for (int c = 0; c < LINES; ++c) prefetch_line<TILE>(to[c] + TILE * pixel_stride);
     const auto copy = [&](int j) {
         scalar_t value[GROUP];
         UNROLL for (int c = 0; c < GROUP; ++c) value[c] = TILE > 1 || inside[j] ? plane[c][at[j]] : scalar_t();

@@ -16,7 +16,12 @@ from cudakit.adapters import adapter, is_traced
 from cudakit.array import CPU, Device, Framework, Maker, Spec, View, contiguous_strides
 from cudakit.errors import UNREADABLE, InvalidArgument
 from cudakit.frameworks import framework_of, kind_of
-from cudakit.launch import are_deterministic_algorithms_enabled, get_num_threads, num_threads_of
+from cudakit.launch import (
+    are_deterministic_algorithms_enabled,
+    compile_together,
+    get_num_threads,
+    num_threads_of,
+)
 from cudakit.plan import Output, Plan, Target
 
 PLANS = 4096  # kept at a time
@@ -172,7 +177,7 @@ class Op:
     def _recipe(
         self, framework: Framework, arrays: Arrays, options: Any, threads: int, *, reproducible: bool = False
     ) -> "Recipe":
-        """Check the arrays and plan for them."""
+        """Check the arrays, plan for them, and compile what the plan wants of a host."""
         views = [self._view(framework, name, array) for name, array in zip(self.arrays, arrays, strict=True)]
         leader, device = next(((name, view.device) for name, view in zip(self.arrays, views, strict=True) if view))
         for name, view in zip(self.arrays, views, strict=True):
@@ -185,6 +190,7 @@ class Op:
             return Plan(len(views), copies=apart), device, ()
         specs = tuple(view and view.spec for view in views)
         plan = self.plan(specs, options, device, threads, reproducible=reproducible)
+        compile_together(step.launch for step in plan.steps)
         return plan, device, tuple(result and _maker(framework, result, device) for result in plan.results)
 
     def plan(

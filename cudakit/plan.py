@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from cudakit.array import CPU, Device, Temporary, itemsize
 from cudakit.caches import largest_bytes
-from cudakit.launch import Launch, compile_together
+from cudakit.launch import Launch
 from cudakit.product import Multiply
 from cudakit.workspace import aligned, borrow, give_back
 
@@ -80,7 +80,7 @@ class Plan:
 
     `results` holds an `Output` for each result of the operator, None for one that is not asked for. `copies` are the
     positions of inputs that must be made contiguous first; such a plan has nothing else and is made again after.
-    `varies`: a GPU adds numbers up in any order, which shows. `compiled`: nothing is left to be compiled.
+    `varies`: a GPU adds numbers up in any order, which shows.
     """
 
     inputs: int
@@ -91,7 +91,6 @@ class Plan:
     taken: int = 0  # of these, by workspaces whose memory is not free again
     steps: list[Step] = field(default_factory=list)
     varies: bool = False
-    compiled: bool = False
 
     def input(self, position: int) -> Slot:
         """Return the slot of an input."""
@@ -141,9 +140,6 @@ class Plan:
 
         `pointers` are those of the inputs and of the results (0 where there is none); `temporary` allocates on a GPU.
         """
-        if not self.compiled:
-            compile_together(step.launch for step in self.steps)
-            self.compiled = True
         table = (0, *pointers)
         if self.workspaces:
             memory = borrow(self.temporary, device, stream, temporary)
