@@ -16,7 +16,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -152,15 +151,9 @@ def _entry(text: str) -> Path:
     return cache_dir() / f"{hashlib.sha256(fingerprint() + text.encode()).hexdigest()[:40]}.so"
 
 
-def build_together(texts: Iterable[str], most: int) -> None:
-    """Build what kernels of these texts need and the disk cache lacks, up to `most` libraries at the same time."""
-    missing = [text for text in dict.fromkeys((*texts, flatten(POOL))) if not _entry(text).exists()]
-    # Where Python ends, no thread can be started: then each is built when it is loaded.
-    if len(missing) > 1 and threading.main_thread().is_alive():
-        from concurrent.futures import ThreadPoolExecutor  # here, because an import of cudakit need not wait for it
-
-        with ThreadPoolExecutor(min(len(missing), most)) as threads:
-            list(threads.map(build, missing))  # raises the first error
+def missing(texts: Iterable[str]) -> list[str]:
+    """Return what has to be built for kernels of these texts, because the disk cache lacks it."""
+    return [text for text in dict.fromkeys((*texts, flatten(POOL))) if not _entry(text).exists()]
 
 
 def build(text: str) -> Path:

@@ -1,18 +1,21 @@
 """(kernel, specialisation, device) -> something to call, compiled at its first call, and kept."""
 
 import os
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from operator import index
-from typing import Any
+from typing import Any, TypeVar
 
 from cudakit.array import CPU, Device
-from cudakit.host import HostKernel, build_together
+from cudakit.host import HostKernel, build, missing
 from cudakit.source import Kernel, render
 
 # Work per thread below which waking another one costs more than it saves, in inner-loop steps.
 SERIAL_WORK = 1 << 15
 MOST_THREADS = 1024
+
+T = TypeVar("T")
 
 
 def cores() -> int:
@@ -144,28 +147,32 @@ class Loaded:
     """
 
     def __init__(self, kernel: Kernel, constants: tuple[tuple[str, str | int], ...], device: Device) -> None:
-        self._kernel, self._constants, self._device = kernel, dict(constants), device
+        self._kernel, self._constants, self.device = kernel, dict(constants), device
         self.rounds = "ROUNDED" in self._constants  # what it adds up
-        self.call: Callable[[bytes, int, int, int, int], None] = self._compile
+        self.call: Callable[[bytes, int, int, int, int], None] = self._first
 
     @property
-    def awaits_host(self) -> bool:
-        """Whether it is yet to be compiled by a host's compiler."""
-        return self._device == CPU and self.call == self._compile
+    def compiled(self) -> bool:
+        """Whether it was."""
+        return self.call != self._first
 
     @property
     def text(self) -> str:
         """What is compiled."""
-        return render(self._kernel, self._constants, host=self._device == CPU)
+        return render(self._kernel, self._constants, host=self.device == CPU)
 
-    def _compile(self, *arguments: Any) -> None:
-        name, device = self._kernel.name, self._device
+    def compile(self) -> None:
+        """Compile it for its device."""
+        name, device = self._kernel.name, self.device
         if device == CPU:
             self.call = HostKernel(self.text, name).launch
         else:
             from cudakit.cuda import CudaKernel
 
             self.call = CudaKernel(self.text, name, int(self._constants["LANES"]), device[1]).launch
+
+    def _first(self, *arguments: Any) -> None:
+        self.compile()
         self.call(*arguments)
 
 
@@ -208,8 +215,22 @@ class Launch:
 
 
 def compile_together(calls: Iterable[object]) -> None:
-    """Have a host's compiler make all that the launches among these wait for, rather than one after the other."""
-    kernels = [call.kernel for call in calls if isinstance(call, Launch)]
-    texts = [kernel.text for kernel in kernels if kernel.awaits_host]
-    if texts:
-        build_together(texts, cores())
+    """Compile what the launches among these wait for at the same time, rather than one after the other."""
+    launched = dict.fromkeys(call.kernel for call in calls if isinstance(call, Launch))
+    waiting = [kernel for kernel in launched if not kernel.compiled]
+    on_host = [kernel.text for kernel in waiting if kernel.device == CPU]
+    if on_host:
+        in_threads(build, missing(on_host), cores())
+    in_threads(Loaded.compile, [kernel for kernel in waiting if kernel.device != CPU], cores())
+
+
+def in_threads(action: Callable[[T], object], things: Sequence[T], most: int) -> None:
+    """Do something with each of several things, up to `most` at a time; the first error is raised.
+
+    Nothing is done with a single one, or where Python ends, which starts no thread any more.
+    """
+    if len(things) > 1 and threading.main_thread().is_alive():
+        from concurrent.futures import ThreadPoolExecutor  # here, because an import of cudakit need not wait for it
+
+        with ThreadPoolExecutor(min(len(things), most)) as threads:
+            list(threads.map(action, things))

@@ -173,6 +173,6 @@ def specialisations(target: Target = CUDA) -> tuple[Specialisation, ...]:
             assert not (plan.varies and target.reproducible)
             for step in plan.steps:
                 loaded = step.launch.kernel if isinstance(step.launch, Launch) else None  # the filling of a workspace
-                if loaded is not None and loaded._device == target.device:
+                if loaded is not None and loaded.device == target.device:
                     found[Specialisation(loaded._kernel, tuple(loaded._constants.items()))] = None
     return tuple(found)

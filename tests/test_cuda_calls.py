@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from types import ModuleType
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import frameworks
+from cudakit import frameworks, launch
+from cudakit.deformable.column_plan import IM2COL
 from cudakit.op import OPS
 from cudakit.product import Product
 from cudakit.sampling.grid import GridSampleOptions
@@ -244,6 +246,33 @@ def test_an_error_of_cublas_has_its_name(cupy: Any) -> None:
     impossible = cuda.CudaProduct(PRODUCT._replace(sizes=(2, 3, -1)), 0)
     with pytest.raises(RuntimeError, match="cublasGemmStridedBatchedEx failed: CUBLAS_STATUS_INVALID_VALUE"):
         impossible.launch(bytes(24), 0)
+
+
+def test_kernels_of_one_call_are_compiled_at_the_same_time(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cudakit import cuda
+
+    both, launched = Barrier(2), []
+
+    class Awaited:
+        """A kernel that is not compiled before another one is about to be."""
+
+        def __init__(self, text: str, *_: Any) -> None:
+            both.wait(timeout=60)
+            self.text = text
+
+        def launch(self, *_: Any) -> None:
+            launched.append(self.text)
+
+    monkeypatch.setattr(cuda, "CudaKernel", Awaited)
+    monkeypatch.setattr(launch, "cores", lambda: 2)
+    made = [launch.Loaded(IM2COL, (("LANES", lanes),), DEVICE) for lanes in (1, 2)]
+    calls = [launch.Launch(kernel, b"", 1, 1, 1, 1) for kernel in (*made, *made)]
+    launch.compile_together([*calls, None])
+    assert all(kernel.compiled for kernel in made)
+    launch.compile_together(calls)
+    for each in calls:
+        each(b"", 0)
+    assert launched == [made[0].text, made[1].text] * 2
 
 
 def test_missing_parts_of_the_toolkit_are_named(cupy: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from cudakit import host
 from cudakit.errors import BackendUnavailable, CompileError
+from cudakit.launch import in_threads
 
 from .libraries import answer, forget_surroundings, no_compile, text_of
 from .processes import python
@@ -78,15 +79,15 @@ exit 1
     waits.chmod(0o755)
     monkeypatch.setenv("CXX", str(waits))
     forget_surroundings()
-    host.build_together([text_of(1), text_of(2), text_of(1)], 3)
+    in_threads(host.build, host.missing([text_of(1), text_of(2), text_of(1)]), 3)
     monkeypatch.setattr(host.subprocess, "run", no_compile)
     assert [answer(host.build(text_of(number))) for number in (1, 2)] == [1, 2]
-    host.build_together([text_of(1), text_of(2)], 3)
+    assert host.missing([text_of(1), text_of(2)]) == []
 
 
 def test_an_error_in_one_of_several_sources_is_raised(cache: Path) -> None:
     with pytest.raises(CompileError, match="no such luck"):
-        host.build_together([text_of(1), "#error no such luck\n"], 2)
+        in_threads(host.build, [text_of(1), "#error no such luck\n"], 2)
 
 
 def test_a_first_call_while_python_ends_compiles(tmp_path: Path) -> None:
