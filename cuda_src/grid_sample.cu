@@ -5,6 +5,7 @@
 // shared by LANES lanes, each of which takes VEC channels at a time.
 #include "grid_sample.cuh"
 #include "planar.cuh"
+#include "cubic_rows.cuh"
 #include "groups.cuh"
 #include "channels.cuh"
 
@@ -12,6 +13,25 @@ template <> constexpr int RESIDENT<GridSampleParams> = NDIM == 3 ? 2 : LANES == 
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Planar: one channel after the other.
+
+// Where an image's last pixel lies in it.
+DEVICE index_t last_pixel(const GridSampleParams& p) {
+    index_t at = 0;
+    UNROLL for (int d = 0; d < NDIM; ++d) at += (index_t)(p.size[d] - 1) * (index_t)p.input_stride[2 + d];
+    return at;
+}
+
+// The tile in a group of channels.
+template <bool CHECKED>
+DEVICE void sample_group(const GridSampleParams& p, const Samples& s, const scalar_t* const* plane, acc_t sum[][TILE]) {
+    if constexpr (CUBIC_ROWS) {
+        sample_rows<CHECKED>(s, plane, sum);
+    } else if (fits_pixels(s, last_pixel(p))) {
+        sample_pixels<CHECKED>(s, plane[0], sum);
+    } else {
+        sample_planes<CHECKED>(s, plane, sum);
+    }
+}
 
 KERNEL(grid_sample_planar, GridSampleParams) {
     FOR_EACH(i, p.items) {
@@ -34,12 +54,10 @@ KERNEL(grid_sample_planar, GridSampleParams) {
                 continue;
             }
             acc_t sum[GROUP][TILE];
-            if (fits_pixels(s, p.size[NDIM - 1])) {
-                sample_pixels(s, plane[0], sum);
-            } else if (TILE > 1 && s.whole) {
-                sample_planes<false>(s, plane, sum);
+            if (TILE > 1 && s.whole) {
+                sample_group<false>(p, s, plane, sum);
             } else {
-                sample_planes<true>(s, plane, sum);
+                sample_group<true>(p, s, plane, sum);
             }
             store_group(sum, output + first * channel_stride, channel_stride, pixel_stride, it.count,
                         (int)smaller(index_t(GROUP), it.channel_end - first));
@@ -49,6 +67,19 @@ KERNEL(grid_sample_planar, GridSampleParams) {
 
 // Whoever adds to a slab of an image does nothing else.
 DEVICE bool wants_slopes(const GridSampleParams& p) { return !SLABS && p.grad_grid; }
+
+// grad += out_grad * the tile's slopes in a group of channels.
+template <bool CHECKED> DEVICE void add_slopes(const GridSampleParams& p, const Samples& s,
+                                               const scalar_t* const* plane, const acc_t out_grad[][TILE],
+                                               acc_t grad[][TILE]) {
+    if constexpr (CUBIC_ROWS) {
+        row_gradients<CHECKED>(s, plane, out_grad, grad);
+    } else if (fits_pixels(s, last_pixel(p))) {
+        pixel_gradients<CHECKED>(s, plane[0], out_grad, grad);
+    } else {
+        plane_gradients<CHECKED>(s, plane, out_grad, grad);
+    }
+}
 
 // Both gradients of a tile in the group of channels that begins at `first`.
 DEVICE void group_gradients(const GridSampleParams& p, const Samples& s, const Item& it, index_t first,
@@ -68,12 +99,10 @@ DEVICE void group_gradients(const GridSampleParams& p, const Samples& s, const I
     acc_t out_grad[GROUP][TILE];
     load_group(p, it, first, out_grad);
     if (wants_slopes(p)) {
-        if (fits_pixels(s, p.size[NDIM - 1])) {
-            pixel_gradients(s, plane[0], out_grad, grad);
-        } else if (TILE > 1 && s.whole) {
-            plane_gradients<false>(s, plane, out_grad, grad);
+        if (TILE > 1 && s.whole) {
+            add_slopes<false>(p, s, plane, out_grad, grad);
         } else {
-            plane_gradients<true>(s, plane, out_grad, grad);
+            add_slopes<true>(p, s, plane, out_grad, grad);
         }
     }
     if (p.grad_input) {

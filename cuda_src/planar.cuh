@@ -27,19 +27,32 @@ template <bool CHECKED> DEVICE void sample_planes(const Samples& s, const scalar
     }
 }
 
-// Whether a pixel's channels may be read as a vector of PIXEL: they are neighbours, and behind every tap another pixel
-// follows in its row. Numbers of 16 bits take widening, which is cheaper for a vector of samples.
+// The greatest offset among a sample's taps in one dimension.
+DEVICE index_t furthest(const Axis& axis, int j) {
+    index_t at = axis.at[TAPS - 1][j];
+    if (PADDING == REFLECTION) {
+        UNROLL for (int t = 0; t < TAPS - 1; ++t) at = larger(at, axis.at[t][j]);
+    }
+    return at;
+}
+
+// Whether the pixels of a tile may be read as vectors of PIXEL channels: channels are neighbours, and what is read
+// beyond a pixel's lies before the image's end, where `last` is its last pixel. Numbers of 16 bits take widening, which
+// is cheaper for a vector of samples.
 constexpr int PIXEL = 4;
-DEVICE bool fits_pixels(const Samples& s, long long width) {
-    if (WINDOW != 2 || sizeof(scalar_t) < 4 || !s.whole) return false;
-    const index_t last = (index_t)(width - 1) * GROUP;
+DEVICE bool fits_pixels(const Samples& s, index_t last) {
+    if (WINDOW != 2 || sizeof(scalar_t) < 4) return false;
     int room = 1;
-    SIMD for (int j = 0; j < TILE; ++j) room &= s.axis[NDIM - 1].at[TAPS - 1][j] < last;
+    SIMD for (int j = 0; j < TILE; ++j) {
+        index_t at = PIXEL - GROUP;
+        UNROLL for (int d = 0; d < NDIM; ++d) at += furthest(s.axis[d], j);
+        room &= at <= last;
+    }
     return room;
 }
 
-// sample_planes<false> to the same bits, by pixels.
-DEVICE void sample_pixels(const Samples& s, const scalar_t* image, acc_t sum[][TILE]) {
+// sample_planes to the same bits, by pixels.
+template <bool CHECKED> DEVICE void sample_pixels(const Samples& s, const scalar_t* image, acc_t sum[][TILE]) {
     const Axis& x = s.axis[NDIM - 1];
     acc_t pixel[TILE][PIXEL];
     for (int j = 0; j < TILE; ++j) {
@@ -50,9 +63,10 @@ DEVICE void sample_pixels(const Samples& s, const scalar_t* image, acc_t sum[][T
                     const scalar_t* row = image + row_at(s, r, j) + x.at[0][j];
                     acc_t value = 0;
                     UNROLL for (int t = 0; t < TAPS; ++t) {
-                        value = fused(weight_along(s, t, j), widen(row[t * GROUP + v]), value);
+                        const acc_t tap = widen(row[t * GROUP + v]);
+                        value = fused(weight_along(s, t, j), CHECKED ? keep(tap, x.inside[t][j]) : tap, value);
                     }
-                    total = fused(row_weight(s, r, j), value, total);
+                    total = fused(row_weight(s, r, j), CHECKED ? keep(value, row_inside(s, r, j)) : value, total);
                 }
                 pixel[j][v] = total;
             }
@@ -102,7 +116,8 @@ template <bool CHECKED> DEVICE void plane_gradients(const Samples& s, const scal
     }
 }
 
-// plane_gradients<false>, likewise: the slopes of a pixel's channels are vectors.
+// As plane_gradients, but for rounding: the slopes of a pixel's channels are vectors.
+template <bool CHECKED>
 DEVICE void pixel_gradients(const Samples& s, const scalar_t* image, const acc_t out_grad[][TILE], acc_t grad[][TILE]) {
     const Axis& x = s.axis[NDIM - 1];
     acc_t slopes[NDIM][TILE][PIXEL];
@@ -114,9 +129,14 @@ DEVICE void pixel_gradients(const Samples& s, const scalar_t* image, const acc_t
                     const scalar_t* row = image + row_at(s, r, j) + x.at[0][j];
                     acc_t value = 0, slope = 0;
                     UNROLL for (int t = 0; t < TAPS; ++t) {
-                        const acc_t tap = widen(row[t * GROUP + v]);
+                        const acc_t found = widen(row[t * GROUP + v]);
+                        const acc_t tap = CHECKED ? keep(found, x.inside[t][j]) : found;
                         value = fused(x.weight[t][j], tap, value);
                         slope = fused(x.slope[t][j], tap, slope);
+                    }
+                    if (CHECKED) {
+                        value = keep(value, row_inside(s, r, j));
+                        slope = keep(slope, row_inside(s, r, j));
                     }
                     if (NDIM > 1) slope0 = fused(row_slope(s, 0, r, j), value, slope0);
                     if (NDIM > 2) slope1 = fused(row_slope(s, NDIM > 2, r, j), value, slope1);
@@ -131,7 +151,11 @@ DEVICE void pixel_gradients(const Samples& s, const scalar_t* image, const acc_t
     }
     UNROLL for (int d = 0; d < NDIM; ++d) {
         SIMD for (int j = 0; j < TILE; ++j) {
-            UNROLL for (int c = 0; c < GROUP; ++c) grad[d][j] = fused(out_grad[c][j], slopes[d][j][c], grad[d][j]);
+            UNROLL for (int c = 0; c < GROUP; ++c) {
+                const acc_t slope = slopes[d][j][c];  // 0 outside, whatever out_grad is
+                grad[d][j] =
+                    CHECKED ? add_product(slope, out_grad[c][j], grad[d][j]) : fused(out_grad[c][j], slope, grad[d][j]);
+            }
         }
     }
 }

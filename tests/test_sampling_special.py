@@ -13,7 +13,15 @@ ORDINARY = 0.123  # not near a knot of any size used here
 
 
 def compare(
-    arrays: Arrays, x: Floats, grid: Floats, mode: str, padding_mode: str, align_corners: bool, dtype: str = "float32"
+    arrays: Arrays,
+    x: Floats,
+    grid: Floats,
+    mode: str,
+    padding_mode: str,
+    align_corners: bool,
+    dtype: str = "float32",
+    *,
+    last: bool = False,
 ) -> tuple[Floats, Floats, Floats]:
     """Compare values and both gradients with the oracle's; return them, in float64.
 
@@ -27,9 +35,13 @@ def compare(
         reference.grid_sample(x, grid, *attributes),
         *reference.grid_sample_backward(grad_output, x, grid, *attributes),
     )
-    made_x, made_grid = arrays.make(x, dtype), arrays.make(grid, dtype)
-    gradients = cudakit.grid_sample_backward(arrays.make(grad_output, dtype), made_x, made_grid, *attributes)
-    actual = [arrays.back(array) for array in (cudakit.grid_sample(made_x, made_grid, *attributes), *gradients)]
+    to_end, back = ((1, -1), (-1, 1)) if last else ((1, 1), (1, 1))
+    made_x, made_grad = (arrays.make(np.moveaxis(array, *to_end), dtype) for array in (x, grad_output))
+    made_grid, data_format = arrays.make(grid, dtype), "channels_last" if last else "channels_first"
+    gradients = cudakit.grid_sample_backward(made_grad, made_x, made_grid, *attributes, data_format=data_format)
+    values = cudakit.grid_sample(made_x, made_grid, *attributes, data_format=data_format)
+    images = (np.moveaxis(arrays.back(array), *back) for array in (values, gradients.input))
+    actual = [*images, arrays.back(gradients.grid)]
     for result, values in zip(actual, expected, strict=True):
         assert_close(result, values, dtype)
     values, grad_input, grad_grid = (array[:1] for array in actual)
