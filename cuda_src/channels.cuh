@@ -116,7 +116,7 @@ DEVICE void load_taps(const Samples& s, int r0, const scalar_t* image, Words* pi
 // sum[v] = sample j in the channels image[0] ... image[width - 1].
 DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int width, acc_t* sum) {
     const Axis& x = s.axis[NDIM - 1];
-    if (LANES == 1 && s.whole) {
+    if (LANES == 1 && (s.whole || is_inside(s, j))) {
         for (int r0 = 0; r0 < ROWS; r0 += PASS) {
             const scalar_t* tap[PASS * TAPS];
             acc_t weight[PASS * TAPS];
@@ -252,7 +252,7 @@ DEVICE void add_row_slopes(const Samples& s, int r, const acc_t* out_grad, const
 DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, int width, const acc_t* out_grad,
                                 acc_t grad[][TILE][PARTS]) {
     const Axis& x = s.axis[NDIM - 1];
-    if (LANES == 1 && s.whole) {
+    if (LANES == 1 && (s.whole || is_inside(s, j))) {
         acc_t sum[NDIM][SUMS] = {};
         for (int r0 = 0; r0 < ROWS; r0 += PASS) {
             const scalar_t* tap[PASS * TAPS];

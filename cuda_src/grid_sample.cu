@@ -69,9 +69,9 @@ KERNEL(grid_sample_planar, GridSampleParams) {
 DEVICE bool wants_slopes(const GridSampleParams& p) { return !SLABS && p.grad_grid; }
 
 // grad += out_grad * the tile's slopes in a group of channels.
-template <bool CHECKED> DEVICE void add_slopes(const GridSampleParams& p, const Samples& s,
-                                               const scalar_t* const* plane, const acc_t out_grad[][TILE],
-                                               acc_t grad[][TILE]) {
+template <bool CHECKED> DEVICE void add_group_slopes(const GridSampleParams& p, const Samples& s,
+                                                     const scalar_t* const* plane, const acc_t out_grad[][TILE],
+                                                     acc_t grad[][TILE]) {
     if constexpr (CUBIC_ROWS) {
         row_gradients<CHECKED>(s, plane, out_grad, grad);
     } else if (fits_pixels(s, last_pixel(p))) {
@@ -100,9 +100,9 @@ DEVICE void group_gradients(const GridSampleParams& p, const Samples& s, const I
     load_group(p, it, first, out_grad);
     if (wants_slopes(p)) {
         if (TILE > 1 && s.whole) {
-            add_slopes<false>(p, s, plane, out_grad, grad);
+            add_group_slopes<false>(p, s, plane, out_grad, grad);
         } else {
-            add_slopes<true>(p, s, plane, out_grad, grad);
+            add_group_slopes<true>(p, s, plane, out_grad, grad);
         }
     }
     if (p.grad_input) {

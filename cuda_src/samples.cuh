@@ -127,6 +127,14 @@ DEVICE void make_rows(Samples& s) {
     }
 }
 
+// Whether every tap of sample j is inside.
+DEVICE bool is_inside(const Samples& s, int j) {
+    int inside = 1;
+    UNROLL for (int d = 0; d < NDIM; ++d) { UNROLL for (int t = 0; t < TAPS; ++t) inside &= s.axis[d].inside[t][j]; }
+    return inside;
+}
+
+// Whether those of all samples are.
 DEVICE bool all_inside(const Samples& s) {
     int inside = 1;
     UNROLL for (int d = 0; d < NDIM; ++d) {
