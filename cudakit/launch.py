@@ -1,4 +1,4 @@
-"""(kernel, specialisation, device) -> something to call, compiled at its first call, and kept."""
+"""(kernel, specialisation, device) -> something to call, compiled when a plan first wants it, and kept."""
 
 import os
 import threading
@@ -139,9 +139,9 @@ def use_deterministic_algorithms(mode: bool) -> None:
 
 
 class Loaded:
-    """A kernel for one specialisation and device, compiled when it is first called.
+    """A kernel for one specialisation and device, compiled together with others of a plan, or when it is first called.
 
-    Threads that call it first at the same time each compile it: no lock is held then, which a fork could leave locked.
+    Threads that want it first at the same time each compile it: no lock is held then, which a fork could leave locked.
 
     `call` takes (parameters, items, grain, threads, stream).
     """

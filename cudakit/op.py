@@ -177,7 +177,7 @@ class Op:
     def _recipe(
         self, framework: Framework, arrays: Arrays, options: Any, threads: int, *, reproducible: bool = False
     ) -> "Recipe":
-        """Check the arrays, plan for them, and compile what the plan wants of a host."""
+        """Check the arrays, plan for them, and compile what the plan launches."""
         views = [self._view(framework, name, array) for name, array in zip(self.arrays, arrays, strict=True)]
         leader, device = next(((name, view.device) for name, view in zip(self.arrays, views, strict=True) if view))
         for name, view in zip(self.arrays, views, strict=True):

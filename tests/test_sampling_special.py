@@ -209,11 +209,19 @@ def test_the_ends_of_the_line_are_the_edge_pixels(
     assert not grad_grid.any()
 
 
-@pytest.mark.parametrize("channels", [1, 3, 16, 20])
+@pytest.mark.parametrize(
+    ("channels", "mode", "last"),
+    [
+        *((channels, "bilinear", False) for channels in (1, 3, 16, 20)),
+        *((3, *form) for form in (("bilinear", True), ("bicubic", False), ("bicubic", True))),
+    ],
+)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_outside_no_gradient_counts(arrays: Arrays, channels: int, bad: float) -> None:
-    x, grid = np.ones((1, channels, 4, 4)), np.full((1, 1, 3, 2), [[np.nan, 0], [9, 0], [0, 9]])
-    grad = np.full((1, channels, 1, 3), bad)
-    found = cudakit.grid_sample_backward(*map(arrays.make, (grad, x, grid)))
+def test_outside_no_gradient_counts(arrays: Arrays, channels: int, mode: str, last: bool, bad: float) -> None:
+    shape = (1, 4, 4, channels) if last else (1, channels, 4, 4)
+    x, grid = np.ones(shape), np.full((1, 1, 3, 2), [[np.nan, 0], [9, 0], [0, 9]])
+    grad = np.full((1, 1, 3, channels) if last else (1, channels, 1, 3), bad)
+    data_format = "channels_last" if last else "channels_first"
+    found = cudakit.grid_sample_backward(*map(arrays.make, (grad, x, grid)), mode, data_format=data_format)
     assert not arrays.back(found.input).any()
     assert not arrays.back(found.grid).any()
