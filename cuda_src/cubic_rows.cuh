@@ -18,7 +18,7 @@ template <bool CHECKED> DEVICE void sample_rows(const Samples& s, const scalar_t
                         const acc_t tap = widen((plane[c] + x.at[0][j])[row_at(s, r, j) + t]);
                         total = fused(row_weight(s, r, j), CHECKED ? keep(tap, row_inside(s, r, j)) : tap, total);
                     }
-                    rows[c][j][t] = first == 0 ? total : rows[c][j][t] + total;
+                    rows[c][j][t] = joined(first, rows[c][j][t], total);
                 }
             }
         }
@@ -56,9 +56,9 @@ template <bool CHECKED> DEVICE void row_gradients(const Samples& s, const scalar
                     if (NDIM > 2) slope1 = fused(row_slope(s, NDIM > 2, r, j), dot, slope1);
                     value = fused(row_weight(s, r, j), dot, value);
                 }
-                rows[0][j][t] = first == 0 ? slope0 : rows[0][j][t] + slope0;
-                if (NDIM > 2) rows[NDIM > 2][j][t] = first == 0 ? slope1 : rows[NDIM > 2][j][t] + slope1;
-                rows[NDIM - 1][j][t] = first == 0 ? value : rows[NDIM - 1][j][t] + value;
+                rows[0][j][t] = joined(first, rows[0][j][t], slope0);
+                if (NDIM > 2) rows[NDIM > 2][j][t] = joined(first, rows[NDIM > 2][j][t], slope1);
+                rows[NDIM - 1][j][t] = joined(first, rows[NDIM - 1][j][t], value);
             }
         }
         SCALAR_LOOP;

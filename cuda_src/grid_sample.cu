@@ -54,11 +54,9 @@ KERNEL(grid_sample_planar, GridSampleParams) {
                 continue;
             }
             acc_t sum[GROUP][TILE];
-            if (TILE > 1 && s.whole) {
-                sample_group<false>(p, s, plane, sum);
-            } else {
-                sample_group<true>(p, s, plane, sum);
-            }
+            const bool whole = TILE > 1 && s.whole;
+            if (whole || WEIGHED) sample_group<false>(p, s, plane, sum);
+            if (!whole && (!WEIGHED || any_nan<GROUP>(sum))) sample_group<true>(p, s, plane, sum);
             store_group(sum, output + first * channel_stride, channel_stride, pixel_stride, it.count,
                         (int)smaller(index_t(GROUP), it.channel_end - first));
         }
@@ -69,9 +67,9 @@ KERNEL(grid_sample_planar, GridSampleParams) {
 DEVICE bool wants_slopes(const GridSampleParams& p) { return !SLABS && p.grad_grid; }
 
 // grad += out_grad * the tile's slopes in a group of channels.
-template <bool CHECKED> DEVICE void add_group_slopes(const GridSampleParams& p, const Samples& s,
-                                                     const scalar_t* const* plane, const acc_t out_grad[][TILE],
-                                                     acc_t grad[][TILE]) {
+template <bool CHECKED> DEVICE void add_slopes_of(const GridSampleParams& p, const Samples& s,
+                                                  const scalar_t* const* plane, const acc_t out_grad[][TILE],
+                                                  acc_t grad[][TILE]) {
     if constexpr (CUBIC_ROWS) {
         row_gradients<CHECKED>(s, plane, out_grad, grad);
     } else if (fits_pixels(s, last_pixel(p))) {
@@ -81,9 +79,27 @@ template <bool CHECKED> DEVICE void add_group_slopes(const GridSampleParams& p, 
     }
 }
 
+struct Slopes {
+    acc_t by[NDIM][TILE];
+};
+
+// The same, without a look at what is outside where that shows no NaN.
+DEVICE void add_group_slopes(const GridSampleParams& p, const Samples& s, const scalar_t* const* plane,
+                             const acc_t out_grad[][TILE], Slopes& grad) {
+    if constexpr (WEIGHED) {
+        Slopes sum = grad;
+        add_slopes_of<false>(p, s, plane, out_grad, sum.by);
+        if (s.whole || !any_nan<NDIM>(sum.by)) {
+            grad = sum;
+            return;
+        }
+    }
+    add_slopes_of<true>(p, s, plane, out_grad, grad.by);
+}
+
 // Both gradients of a tile in the group of channels that begins at `first`.
 DEVICE void group_gradients(const GridSampleParams& p, const Samples& s, const Item& it, index_t first,
-                            const index_t* later, acc_t grad[][TILE]) {
+                            const index_t* later, Slopes& grad) {
     const scalar_t* plane[GROUP];
     Sums target[GROUP];
     if (wants_slopes(p)) {
@@ -99,15 +115,11 @@ DEVICE void group_gradients(const GridSampleParams& p, const Samples& s, const I
     acc_t out_grad[GROUP][TILE];
     load_group(p, it, first, out_grad);
     if (wants_slopes(p)) {
-        if (TILE > 1 && s.whole) {
-            add_group_slopes<false>(p, s, plane, out_grad, grad);
-        } else {
-            add_group_slopes<true>(p, s, plane, out_grad, grad);
-        }
+        add_group_slopes(p, s, plane, out_grad, grad);
     }
     if (p.grad_input) {
         const int count = (int)smaller(index_t(GROUP), it.channel_end - first);
-        if (TILE > 1 && s.whole) {
+        if (TILE > 1 && (s.whole || (WEIGHED && all_finite<GROUP>(out_grad)))) {
             scatter_planes<false>(s, out_grad, target, count);
         } else {
             scatter_planes<true>(s, out_grad, target, count);
@@ -123,11 +135,11 @@ KERNEL(grid_sample_planar_backward, GridSampleParams) {
         if (!plan(p, p.input_stride + 2, it, s)) continue;
         index_t later[TILE];
         const bool ahead = look_ahead(p, p.input_stride + 2, it, later);
-        acc_t grad[NDIM][TILE] = {};
+        Slopes grad = {};
         for (index_t first = it.channel; first < it.channel_end; first += GROUP) {
             group_gradients(p, s, it, first, ahead ? later : nullptr, grad);
         }
-        if (wants_slopes(p)) store_grid_gradient(p, it, grad);
+        if (wants_slopes(p)) store_grid_gradient(p, it, grad.by);
     }
 }
 

@@ -107,12 +107,75 @@ DEVICE bool keep_slab(Axis& axis, const Item& it, index_t step) {
             any |= here;
         }
     }
+    if (WEIGHED) {
+        SIMD for (int j = 0; j < TILE; ++j) weigh_inside(axis, j);
+    }
     return any;
 }
 
-// Most tiles lie in the interior of an image, where no tap needs a padding: those are spared it. False where none of
-// the item's slab is among the taps.
+DEVICE acc_t in_pixels(acc_t coordinate, acc_t scale, acc_t shift) {
+    // Infinity times the scale of a single pixel, 0, would be a NaN.
+    const acc_t far = acc_t(1e30), finite = PADDING == ZEROS ? coordinate : smaller(larger(coordinate, -far), far);
+    return fused(finite + 1, scale, -shift);
+}
+
+// How far an image's elements are from each other, where rows of taps are one load if WINDOW says so.
+DEVICE index_t step_along(const long long* stride, int d) {
+    return d < NDIM - 1 || !WINDOW ? (index_t)stride[d] : WINDOW == 2 ? GROUP : 1;
+}
+
+// `plan` for nearest samples. Those outside are looked for at the slab's first pixel.
+DEVICE bool plan_single(const GridSampleParams& p, const long long* stride, const Item& it, Samples& s) {
+    acc_t coordinate[NDIM][TILE];
+    load_coordinates(grid_at(p, it.n, it.first), it.count, coordinate);
+    Axis& x = s.axis[NDIM - 1];
+    int any = 0, all = 1;
+    SIMD for (int j = 0; j < TILE; ++j) {
+        uindex_t at = 0;
+        int inside = 1;
+        UNROLL for (int d = 0; d < NDIM; ++d) {
+            const acc_t pixel = in_pixels(coordinate[d][j], grid_scale(p, d), grid_shift(p));
+            const acc_t near = confine(pixel, (index_t)p.size[d], p.align_corners).x;
+            const index_t low = d == 0 ? it.low : 0, high = d == 0 ? it.high : (index_t)p.size[d];
+            const index_t index = (index_t)round_even(near) - low;
+            inside &= int((uindex_t)index < (uindex_t)(high - low)) & (PADDING == ZEROS ? 1 : int(pixel == pixel));
+            at += (uindex_t)index * (uindex_t)step_along(stride, d);  // may overflow outside
+        }
+        x.at[0][j] = (index_t)(at & -(uindex_t)inside) + it.low * step_along(stride, 0);
+        x.inside[0][j] = inside;
+        any |= inside;
+        all &= inside;
+    }
+    s.whole = all;
+    return !SLABS || any;
+}
+
+// Look for the tile's taps in dimension d. Most tiles lie in the interior of an image, where no tap needs a padding:
+// those are spared it.
+DEVICE void locate_tile(const GridSampleParams& p, int d, const acc_t* coordinate, bool interior, index_t step,
+                        Axis& axis) {
+    const index_t size = (index_t)p.size[d];
+    const bool align_corners = p.align_corners;
+    if (TILE > 1 && interior) {
+        SIMD for (int j = 0; j < TILE; ++j) locate_interior(axis, j, coordinate[j], step);
+    } else if (TILE > 1 && MODE == LINEAR) {
+        SIMD for (int j = 0; j < TILE; ++j) locate_linear(axis, j, coordinate[j], size, step, align_corners);
+    } else if (WINDOW && d == NDIM - 1 && MODE == CUBIC && PADDING == ZEROS) {
+        SIMD for (int j = 0; j < TILE; ++j) locate_cubic(axis, j, coordinate[j], size, step);
+    } else {
+        SIMD for (int j = 0; j < TILE; ++j) {
+            locate(axis, j, coordinate[j], size, step, align_corners);
+            if (WEIGHED) weigh_inside(axis, j);
+        }
+        if (WINDOW && d == NDIM - 1) {
+            SIMD for (int j = 0; j < TILE; ++j) make_window(axis, j, size, step);
+        }
+    }
+}
+
+// False where none of the item's slab is among the taps.
 DEVICE bool plan(const GridSampleParams& p, const long long* stride, const Item& it, Samples& s) {
+    if constexpr (SINGLE) return plan_single(p, stride, it, s);
     acc_t coordinate[NDIM][TILE];
     load_coordinates(grid_at(p, it.n, it.first), it.count, coordinate);
     const acc_t shift = grid_shift(p);
@@ -121,10 +184,7 @@ DEVICE bool plan(const GridSampleParams& p, const long long* stride, const Item&
         int all = 1;
         const acc_t scale = grid_scale(p, d);
         SIMD for (int j = 0; j < TILE; ++j) {
-            // Infinity times the scale of a single pixel, 0, would be a NaN.
-            const acc_t far = acc_t(1e30), g = coordinate[d][j];
-            const acc_t finite = PADDING == ZEROS ? g : smaller(larger(g, -far), far);
-            coordinate[d][j] = fused(finite + 1, scale, -shift);
+            coordinate[d][j] = in_pixels(coordinate[d][j], scale, shift);
             all &= is_interior(coordinate[d][j], (index_t)p.size[d]);
         }
         interior[d] = all;
@@ -132,19 +192,8 @@ DEVICE bool plan(const GridSampleParams& p, const long long* stride, const Item&
         if (SLABS && PADDING == ZEROS && d == 0 && !near_slab(coordinate[0], it)) return false;
     }
     UNROLL for (int d = 0; d < NDIM; ++d) {
-        const index_t size = (index_t)p.size[d];
-        const index_t step = d < NDIM - 1 || !WINDOW ? (index_t)stride[d] : WINDOW == 2 ? GROUP : 1;
-        if (TILE > 1 && interior[d]) {
-            SIMD for (int j = 0; j < TILE; ++j) locate_interior(s.axis[d], j, coordinate[d][j], step);
-        } else if (WINDOW && d == NDIM - 1 && MODE == LINEAR && PADDING == ZEROS) {
-            SIMD for (int j = 0; j < TILE; ++j) locate_window(s.axis[d], j, coordinate[d][j], size, step);
-        } else {
-            const bool align_corners = p.align_corners;
-            SIMD for (int j = 0; j < TILE; ++j) { locate(s.axis[d], j, coordinate[d][j], size, step, align_corners); }
-            if (WINDOW && d == NDIM - 1) {
-                SIMD for (int j = 0; j < TILE; ++j) make_window(s.axis[d], j, size, step);
-            }
-        }
+        const index_t step = step_along(stride, d);
+        locate_tile(p, d, coordinate[d], interior[d], step, s.axis[d]);
         if (SLABS && d == 0 && !keep_slab(s.axis[0], it, step)) return false;
     }
     make_rows(s);
@@ -229,6 +278,6 @@ DEVICE void fetch_soon(const Samples& s, const Frontier& frontier, int j, int co
     if (TILE == 1 || MODE == CUBIC) return;
     const int k = smaller(j + SOON, count - 1);
     index_t at = 0;
-    UNROLL for (int d = 0; d < NDIM; ++d) at += s.axis[d].at[frontier.last[d] ? TAPS - 1 : 0][k];
+    UNROLL for (int d = FIRST_AXIS; d < NDIM; ++d) at += s.axis[d].at[frontier.last[d] ? TAPS - 1 : 0][k];
     UNROLL for (int c = 0; c < size; c += 64 / (int)sizeof(T)) PREFETCH(image + at + c);
 }

@@ -20,6 +20,20 @@ DEVICE void store_group(const acc_t sum[][TILE], scalar_t* to, index_t channel_s
     }
 }
 
+// Whether some number of `lines` lines is a NaN.
+template <int lines> DEVICE bool any_nan(const acc_t line[][TILE]) {
+    int found = 0;
+    UNROLL for (int c = 0; c < lines; ++c) { SIMD for (int j = 0; j < TILE; ++j) found |= line[c][j] != line[c][j]; }
+    return found;
+}
+
+// Whether all are finite.
+template <int lines> DEVICE bool all_finite(const acc_t line[][TILE]) {
+    int finite = 1;
+    UNROLL for (int c = 0; c < lines; ++c) { SIMD for (int j = 0; j < TILE; ++j) finite &= line[c][j] * 0 == 0; }
+    return finite;
+}
+
 // Zero what lies outside.
 DEVICE void clear_outside(const int* inside, scalar_t* const* to, index_t pixel_stride, int count) {
     UNROLL for (int c = 0; c < GROUP; ++c) {
@@ -34,12 +48,8 @@ DEVICE void clear_outside(const int* inside, scalar_t* const* to, index_t pixel_
 // Nearest samples are elements of the planes, or zero. A host copies all, and then clears some by SIMD code.
 DEVICE void copy_nearest(const Samples& s, const scalar_t* const* plane, scalar_t* const* to, index_t pixel_stride,
                          int count) {
-    index_t at[TILE];
-    int inside[TILE];
-    SIMD for (int j = 0; j < TILE; ++j) {
-        at[j] = row_at(s, 0, j) + s.axis[NDIM - 1].at[0][j];
-        inside[j] = row_inside(s, 0, j) & s.axis[NDIM - 1].inside[0][j];
-    }
+    const index_t* at = s.axis[NDIM - 1].at[0];
+    const int* inside = s.axis[NDIM - 1].inside[0];
     UNROLL for (int c = 0; c < LINES; ++c) prefetch_line<TILE>(to[c] + TILE * pixel_stride);
     const auto copy = [&](int j) {
         scalar_t value[GROUP];

@@ -7,10 +7,13 @@ constexpr int SET = BUILT && WINDOW == 1 && ROWS <= 2 ? 1 : GROUP;
 // sum[c][j] = sample j in the channel plane[c].
 template <bool CHECKED> DEVICE void sample_planes(const Samples& s, const scalar_t* const* plane, acc_t sum[][TILE]) {
     for (int first = 0; first < TILE; first += PART) {
+        index_t start[PART];
+        if (LEVEL) find_row(s, 0, first, start);
         UNROLL for (int begin = 0; begin < GROUP; begin += SET) {
             UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
                 Window<WINDOW == 2 ? LINES : SET> window;
-                load_row<CHECKED>(s, plane + begin, r, first, window);
+                if (!LEVEL) find_row(s, r, first, start);
+                load_row<CHECKED>(s, plane + begin, r, first, start, window);
                 SIMD for (int k = 0; k < PART; ++k) {
                     const int j = first + k;
                     UNROLL for (int c = 0; c < SET; ++c) {
@@ -83,10 +86,13 @@ template <bool CHECKED> DEVICE void plane_gradients(const Samples& s, const scal
     constexpr bool SETS = SET < GROUP;
     for (int first = 0; first < TILE; first += PART) {
         acc_t dots[SETS ? ROWS : 1][TAPS][PART];  // of the taps and out_grad
+        index_t start[PART];
+        if (LEVEL) find_row(s, 0, first, start);
         UNROLL for (int begin = 0; begin < GROUP; begin += SET) {
             UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
                 Window<WINDOW == 2 ? LINES : SET> window;
-                load_row<CHECKED>(s, plane + begin, r, first, window);
+                if (!LEVEL) find_row(s, r, first, start);
+                load_row<CHECKED>(s, plane + begin, r, first, start, window);
                 SIMD for (int k = 0; k < PART; ++k) {
                     const int j = first + k;
                     acc_t(*const dot)[PART] = dots[SETS ? r : 0];
@@ -142,9 +148,9 @@ DEVICE void pixel_gradients(const Samples& s, const scalar_t* image, const acc_t
                     if (NDIM > 2) slope1 = fused(row_slope(s, NDIM > 2, r, j), value, slope1);
                     slope2 = fused(row_weight(s, r, j), slope, slope2);
                 }
-                if (NDIM > 1) slopes[0][j][v] = first == 0 ? slope0 : slopes[0][j][v] + slope0;
-                if (NDIM > 2) slopes[NDIM > 2][j][v] = first == 0 ? slope1 : slopes[NDIM > 2][j][v] + slope1;
-                slopes[NDIM - 1][j][v] = first == 0 ? slope2 : slopes[NDIM - 1][j][v] + slope2;
+                if (NDIM > 1) slopes[0][j][v] = joined(first, slopes[0][j][v], slope0);
+                if (NDIM > 2) slopes[NDIM > 2][j][v] = joined(first, slopes[NDIM > 2][j][v], slope1);
+                slopes[NDIM - 1][j][v] = joined(first, slopes[NDIM - 1][j][v], slope2);
             }
         }
         SCALAR_LOOP;

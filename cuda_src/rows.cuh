@@ -11,6 +11,9 @@ constexpr int ROW_SPACE = WINDOW != 2 ? TAPS : ROW_LENGTH <= 2 ? 2 : ROW_LENGTH 
 
 constexpr int FLIGHT = !STORED ? 1 : ROWS < 4 ? ROWS : 4;  // rows worked on together
 
+// What those before `first` and those from there on make together.
+DEVICE acc_t joined(int first, acc_t before, acc_t part) { return first == 0 ? part : before + part; }
+
 // Rows that are as large as a word: gathered, or put together in registers for a few samples at a time, where what
 // these read is in the nearest cache for their next row, even if rows of the image are a power of two of bytes apart.
 constexpr bool WORDS = TILE > 1 && WINDOW != 0 && ROW_SPACE == ROW_LENGTH &&
@@ -19,7 +22,6 @@ constexpr bool SHORT = WORDS && sizeof(Row) == sizeof(long long) && TILE % 16 ==
 constexpr bool GATHERED = WORDS && (GATHERS == 2 || (GATHERS == 1 && SHORT && (GROUP == 1 || NEAR)));
 constexpr bool COPIED = MODE == NEAREST && !GATHERED;  // a sample is an element as it is
 constexpr bool BUILT = SHORT && !GATHERED;
-constexpr int PART = BUILT || (SHORT && GATHERS == 1 && GROUP == 1) ? 16 : TILE;  // samples that are loaded together
 
 // Words of two numbers are put together so that their firsts and seconds come apart in one shuffle each. In vectors of
 // 64 bytes one permutation does likewise.
@@ -28,6 +30,13 @@ constexpr bool APART = BUILT && ROW_LENGTH == 2;
 #else
 constexpr bool APART = false;
 #endif
+
+// Rows of a sample that are as far from its first one as those of any other: where it begins is one number for all rows
+// and planes.
+constexpr bool LEVEL = BUILT && WINDOW == 1 && MODE == LINEAR && NDIM > 1;
+
+// Samples that are loaded together: of level rows as many as there are registers for such numbers.
+constexpr int PART = APART && LEVEL ? 8 : BUILT || (SHORT && GATHERS == 1 && GROUP == 1) ? 16 : TILE;
 
 // One row of such samples.
 template <int lines> struct Window {
@@ -100,21 +109,29 @@ DEVICE void build_apart(const scalar_t* plane, const index_t* at, scalar_t* firs
 }
 #endif
 
-// Row r of the samples from `first` on.
-template <bool CHECKED, int lines>
-DEVICE void load_row(const Samples& s, const scalar_t* const* plane, int r, int first, Window<lines>& window) {
-    const Axis& x = s.axis[NDIM - 1];
-    index_t start[PART];
+// Where row r of the samples from `first` on begins.
+DEVICE void find_row(const Samples& s, int r, int first, index_t* start) {
     SIMD for (int j = 0; j < PART; ++j) {
-        start[j] = row_at(s, r, first + j) + (WINDOW ? x.at[0][first + j] : index_t(0));
+        start[j] = row_at(s, r, first + j) + (WINDOW ? s.axis[NDIM - 1].at[0][first + j] : index_t(0));
     }
+}
+
+// What `start` counts from in row r.
+DEVICE const scalar_t* level_row(const Samples& s, const scalar_t* plane, int r) {
+    return LEVEL ? plane + (row_at(s, r, 0) - row_at(s, 0, 0)) : plane;
+}
+
+// Row r of the samples from `first` on, which begins at `start`, as the first row does where LEVEL.
+template <bool CHECKED, int lines> DEVICE void load_row(const Samples& s, const scalar_t* const* plane, int r,
+                                                        int first, const index_t* start, Window<lines>& window) {
+    const Axis& x = s.axis[NDIM - 1];
 #ifdef CUDAKIT_HOST
     if constexpr (GATHERED || BUILT) {
         UNROLL for (int c = 0; c < lines; ++c) {
             if constexpr (APART) {
-                build_apart(plane[c], start, window.value[c][0], window.value[c][1]);
+                build_apart(level_row(s, plane[c], r), start, window.value[c][0], window.value[c][1]);
             } else if (BUILT) {
-                build(plane[c], start, window.value[c][0]);
+                build(level_row(s, plane[c], r), start, window.value[c][0]);
             } else if (sizeof(Row) == sizeof(unsigned)) {
                 gather<unsigned>(plane[c], start, window.value[c][0]);
             } else {

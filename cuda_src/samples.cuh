@@ -18,8 +18,12 @@ struct Outer {
     int inside;
 };
 
+// A nearest sample is one element, whose offset the last dimension has for all.
+constexpr bool SINGLE = MODE == NEAREST && !DUAL;
+constexpr int FIRST_AXIS = SINGLE ? NDIM - 1 : 0;
+
 struct Samples {
-    Axis axis[NDIM];  // slowest dimension first; the last is the one along a row
+    Axis axis[NDIM];  // slowest dimension first, FIRST_AXIS at the earliest; the last is the one along a row
     index_t row_at[STORED_ROWS][TILE];
     acc_t row_weight[STORED_ROWS][TILE];
     acc_t row_slope[2][STORED_ROWS][TILE];
@@ -55,20 +59,52 @@ DEVICE void make_window(Axis& axis, int j, index_t size, index_t stride) {
     }
 }
 
-// `locate` and `make_window` in one, to the same bits, for linear samples with zeros outside: an element has the weight
-// 1 - |x - element|, where that is positive.
-DEVICE void locate_window(Axis& axis, int j, acc_t x, index_t size, index_t stride) {
-    const acc_t near = confine(x, size, false).x;
-    const index_t base = larger(index_t(0), smaller((index_t)round_down(near), size - 2));
-    const acc_t f = near - acc_t(base);  // from -1 to 2, or both elements are outside
-    const int level = f >= 0, above = f >= 1;
-    const int inside[2] = {int(f >= -1) & !above, level & int(f < 2)};
-    const acc_t weight[2] = {level ? 1 - f : 1 + f, above ? 2 - f : f};
+// Where taps outside weigh nothing, they may be read like any other, as their offsets are clipped. What comes of it is
+// right unless it is a NaN: then what was read may have been infinite, or one itself.
+constexpr bool WEIGHED = TILE > 1 && MODE != NEAREST;
+
+DEVICE void weigh_inside(Axis& axis, int j) {
+    UNROLL for (int t = 0; t < TAPS; ++t) {
+        const acc_t inside = acc_t(axis.inside[t][j]);
+        axis.weight[t][j] *= inside;
+        axis.slope[t][j] *= inside;
+    }
+}
+
+// `locate`, `make_window` and `weigh_inside` in one, to the same bits, for linear samples: an element has the weight
+// 1 - |x - element|, where that is positive. A single pixel is both elements.
+DEVICE void locate_linear(Axis& axis, int j, acc_t x, index_t size, index_t stride, bool align_corners) {
+    const Mapped near = confine(x, size, align_corners);
+    const index_t base = larger(index_t(0), smaller((index_t)round_down(near.x), size - 2));
+    const acc_t f = near.x - acc_t(base);  // from -1 to 2, or both elements are outside
+    const int from[4] = {f >= -1, f >= 0, f >= 1, f >= 2}, several = size > 1, known = x == x;
+    const acc_t weight[2] = {smaller(1 - f, 1 + f), smaller(f, 2 - f)};
     UNROLL for (int e = 0; e < 2; ++e) {
+        const int inside = (from[e] - from[e + 2]) & (e ? several : 1) & (PADDING == ZEROS ? 1 : known);
+        const int falls = from[e + 1] - from[e + 2];
+        axis.at[e][j] = (base + (e ? several : 0)) * stride;
+        axis.weight[e][j] = keep(weight[e], inside);
+        axis.slope[e][j] = acc_t(inside - 2 * (inside & falls)) * (PADDING == ZEROS ? acc_t(1) : near.slope);
+        axis.inside[e][j] = inside;
+#if DUAL
+        axis.curvature[e][j] = 0;
+#endif
+    }
+}
+
+// The same for cubic samples with zeros outside, along a dimension of at least four elements.
+DEVICE void locate_cubic(Axis& axis, int j, acc_t x, index_t size, index_t stride) {
+    const acc_t near = confine(x, size, false).x;
+    const index_t base = larger(index_t(0), smaller((index_t)round_down(near) - 1, size - 4));
+    UNROLL for (int e = 0; e < 4; ++e) {
+        const acc_t f = near - acc_t(base + e), distance = f < 0 ? -f : f;
+        const int inside = int(f >= -2) & int(f < 2);
+        const acc_t weight = distance < 1 ? cubic_inner(distance) : cubic_outer(distance);
+        const acc_t slope = distance < 1 ? cubic_inner_slope(distance) : cubic_outer_slope(distance);
         axis.at[e][j] = (base + e) * stride;
-        axis.weight[e][j] = inside[e] ? weight[e] : acc_t(0);
-        axis.slope[e][j] = inside[e] ? ((e ? above : level) ? acc_t(-1) : acc_t(1)) : acc_t(0);
-        axis.inside[e][j] = inside[e];
+        axis.weight[e][j] = keep(weight, inside);
+        axis.slope[e][j] = keep(f < 0 ? -slope : slope, inside);
+        axis.inside[e][j] = inside;
     }
 }
 
@@ -91,7 +127,8 @@ DEVICE Outer outer(const Samples& s, int r, int j) {
 }
 
 DEVICE index_t row_at(const Samples& s, int r, int j) {
-    if (NDIM < 3) return NDIM == 1 ? 0 : s.axis[0].at[r][j];
+    if (NDIM == 1 || SINGLE) return 0;
+    if (NDIM == 2) return s.axis[0].at[r][j];
     return STORED ? s.row_at[r][j] : outer(s, r, j).at;
 }
 DEVICE acc_t row_weight(const Samples& s, int r, int j) {
@@ -103,7 +140,8 @@ DEVICE acc_t weight_along(const Samples& s, int t, int j) {
     return MODE == NEAREST ? acc_t(1) : s.axis[NDIM - 1].weight[t][j];
 }
 DEVICE int row_inside(const Samples& s, int r, int j) {
-    if (NDIM < 3) return NDIM == 1 ? 1 : s.axis[0].inside[r][j];
+    if (NDIM == 1 || SINGLE) return 1;
+    if (NDIM == 2) return s.axis[0].inside[r][j];
     return STORED ? s.row_inside[r][j] : outer(s, r, j).inside;
 }
 DEVICE acc_t row_slope(const Samples& s, int d, int r, int j) {
@@ -128,17 +166,17 @@ DEVICE void make_rows(Samples& s) {
 }
 
 // Whether every tap of sample j is inside.
-DEVICE bool is_inside(const Samples& s, int j) {
+DEVICE int is_inside(const Samples& s, int j) {
     int inside = 1;
-    UNROLL for (int d = 0; d < NDIM; ++d) { UNROLL for (int t = 0; t < TAPS; ++t) inside &= s.axis[d].inside[t][j]; }
+    UNROLL for (int d = FIRST_AXIS; d < NDIM; ++d) {
+        UNROLL for (int t = 0; t < TAPS; ++t) inside &= s.axis[d].inside[t][j];
+    }
     return inside;
 }
 
 // Whether those of all samples are.
-DEVICE bool all_inside(const Samples& s) {
+DEVICE int all_inside(const Samples& s) {
     int inside = 1;
-    UNROLL for (int d = 0; d < NDIM; ++d) {
-        UNROLL for (int t = 0; t < TAPS; ++t) { SIMD for (int j = 0; j < TILE; ++j) inside &= s.axis[d].inside[t][j]; }
-    }
+    SIMD for (int j = 0; j < TILE; ++j) inside &= is_inside(s, j);
     return inside;
 }

@@ -121,6 +121,16 @@ def test_pixels_outside_the_footprint_do_not_show(
     assert all(np.isfinite(array).all() for array in results)
 
 
+@pytest.mark.parametrize("padding_mode", PADDING_MODES)
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_sample_of_the_last_pixel_reads_no_other(arrays: Arrays, n: int, mode: str, padding_mode: str) -> None:
+    x = np.full((1, 3, *[5] * n), np.nan)
+    x[(..., *[-1] * n)] = [1.0, 2.0, 3.0]
+    results = compare(arrays, x, np.ones((1, *[1] * n, n)), mode, padding_mode, True)
+    assert all(np.isfinite(array).all() for array in results)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_pixels_across_the_edge_do_not_show(arrays: Arrays, mode: str) -> None:
     # The footprint hangs over the edge, and the pixels that would follow in memory are those of other rows.
