@@ -38,6 +38,7 @@ KERNEL(grid_sample_planar, GridSampleParams) {
         const Item it = item_of(p, i);
         Samples s;
         plan(p, p.input_stride + 2, it, s);
+        fetch_next(p, it);
         const scalar_t* image = p.input + it.n * (index_t)p.input_stride[0];
         const index_t channel_stride = (index_t)p.output_stride[1], pixel_stride = (index_t)p.output_stride[2];
         scalar_t* output = p.output + it.n * (index_t)p.output_stride[0] + it.first * pixel_stride;
@@ -133,6 +134,7 @@ KERNEL(grid_sample_planar_backward, GridSampleParams) {
         clear_target(p, it);
         Samples s;
         if (!plan(p, p.input_stride + 2, it, s)) continue;
+        if (wants_slopes(p)) fetch_next(p, it);
         index_t later[TILE];
         const bool ahead = look_ahead(p, p.input_stride + 2, it, later);
         Slopes grad = {};

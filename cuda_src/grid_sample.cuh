@@ -19,6 +19,7 @@ struct GridSampleParams {
     long long pixels;         // L
     long long align_corners;
     long long looks_ahead;          // whether a host asks for what tiles will read or add to
+    long long next_lines;           // of the cache, in the next image, that a host asks for at each tile
     long long size[3];              // of input, slowest dimension first
     long long input_stride[5];      // batch, channel, dimensions
     long long output_stride[3];     // batch, channel, pixel
@@ -268,6 +269,17 @@ DEVICE bool look_ahead(const GridSampleParams& p, const long long* stride, const
         }
     }
     return true;
+}
+
+// A line of the cache in image n.
+DEVICE const char* line_of(const GridSampleParams& p, index_t n, index_t line) {
+    return (const char*)(p.input + n * (index_t)p.input_stride[0]) + 64 * line;
+}
+
+// Ask for a tile's part of the next image: together they ask for all of it.
+DEVICE void fetch_next(const GridSampleParams& p, const Item& it) {
+    const index_t lines = TILE > 1 && it.n + 1 < p.batch ? (index_t)p.next_lines : 0, first = it.first / TILE * lines;
+    for (index_t i = first; i < first + lines; ++i) PREFETCH_FAR(line_of(p, it.n + 1, i));
 }
 
 // Ask for `size` channels of the new tap of a sample that comes soon after number j of `count`, where channels lie next

@@ -8,7 +8,7 @@ from cudakit import reference
 from cudakit.array import CPU
 from cudakit.layout import packed
 from cudakit.plan import Target
-from cudakit.sampling import grid_plan
+from cudakit.sampling.grid_form import shares_of
 
 from .conftest import PADDING_MODES, Arrays
 from .tolerances import assert_close, grid_away_from_knots, rounded
@@ -82,4 +82,4 @@ def test_places_far_outside_are_somebodys(
 )
 def test_how_many_slabs(batch: int, rows: int, threads: int, shares: int) -> None:
     image = packed((batch, 3, rows, 32), "float32", channels_last=False)
-    assert grid_plan._shares(image, Target(CPU, threads)) == shares
+    assert shares_of(image, Target(CPU, threads)) == shares

@@ -98,7 +98,7 @@ def _launch(call: Sampling, output: Image, target: Target, planar: bool, added: 
     kernel = KERNELS["grid_sample_planar_double_backward" if planar else "grid_sample_double_backward"]
     tail = pack_tail(
         kernel,
-        *(items, *x.shape[:2], x.shape[1], 1, call.pixels, int(call.align_corners), 0),
+        *(items, *x.shape[:2], x.shape[1], 1, call.pixels, int(call.align_corners), 0, 0),
         *(x.space, x.strides),
         *(output.pixel_strides, x.strides),
         *inverses(call.pixels, x.shape[0]),

@@ -21,6 +21,7 @@ PLANAR_TILE = 64  # of the planar forward pass, which keeps less for each of the
 SIMD_CHANNELS = 8  # numbers of float32 in a vector
 FEW_CHANNELS = 4  # up to here the planar form is taken even where channels are neighbours
 LARGEST_GROUP = 4  # channels that the planar form reads together
+PLANNING = 0.2  # of the time of an image's gradient, what each slab takes beyond its part
 
 
 class Form(NamedTuple):
@@ -69,3 +70,16 @@ def row_window(x: Image, form: Form, mode: str, target: Target) -> int:
     if x.strides[-1] == 1:
         return 1
     return 2 if x.strides[1] == 1 and x.strides[-1] == x.shape[1] == form.group else 0
+
+
+def shares_of(x: Image, target: Target) -> int:
+    """Return into how many slabs, or parts of its channels, to cut the gradient of an image, for the least time."""
+    if target.device != CPU:
+        return 1
+    batch, threads = max(x.shape[0], 1), target.threads
+    most = min(threads, x.space[0] if len(x.space) > 1 else x.shape[1])
+
+    def time(shares: int) -> float:
+        return -(-shares * batch // threads) * (1 / shares + PLANNING * (shares > 1))
+
+    return min(range(1, max(most, 1) + 1), key=time)

@@ -9,22 +9,21 @@ from math import prod
 from typing import NamedTuple
 
 from cudakit.array import CPU, itemsize
-from cudakit.caches import second_bytes
 from cudakit.launch import Launch, load
 from cudakit.layout import Image, add_copy, add_sums, chunks, cuda_block, is_wide, packed, part
 from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
 from cudakit.rounding import add_anchors, rounded_parts, sum_dtype
-from cudakit.sampling.grid_form import MODE_CONSTANTS, TAPS, Form, choose_form, row_window
+from cudakit.sampling.grid_ahead import is_near, next_lines
+from cudakit.sampling.grid_form import MODE_CONSTANTS, TAPS, Form, choose_form, row_window, shares_of
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import inverses, pack_tail
 
 MANY_CHANNELS = {"nearest": 32, "bilinear": 16, "bicubic": 16}  # from here on channels-first is copied to channels-last
-PLANNING = 0.2  # of the time of an image's gradient, what each slab takes beyond its part
 
 SAMPLE_FIELDS = (
     *((name, 1) for name in ("input", "grid", "output", "grad_output", "grad_input", "grad_grid", "anchors")),
     *((name, 1) for name in ("items", "batch", "channels", "channel_block", "slabs", "pixels")),
-    *((name, 1) for name in ("align_corners", "looks_ahead")),
+    *((name, 1) for name in ("align_corners", "looks_ahead", "next_lines")),
     *(("size", 3), ("input_stride", 5), ("output_stride", 3), ("grad_stride", 5), ("by_pixels", 1), ("by_batch", 1)),
 )
 SAMPLE_KERNELS = {
@@ -89,42 +88,48 @@ def add_sampling(
     of it: slabs of an image, or, as a line cannot be cut without cutting rows of taps, channels.
     """
     x = call.input
-    n = len(x.space)
     slabs, block = _cut(call, form, pointers, target, shares)
     blocks = -(-x.shape[1] // block) if block else 1
     form = form._replace(group=max(1, min(form.group, block)))
     tiles = -(-call.pixels // form.tile)
     items = blocks * slabs * x.shape[0] * tiles
-    layouts = [(x.shape, x.strides), (output.shape, output.strides), ((items * form.lanes,), (1,))]
-    layouts += [((x.shape[0] * call.pixels * n,), (1,))] + ([(grad.shape, grad.strides)] if grad else [])
+    near, forward = is_near([x, grad] if grad else [x]), pointers.output != NULL
     large = form.channels and target.bypasses_cache(pointers.output)  # a few planes are written as fast as copies
-    constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts), large)
-    constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
-    constants |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector, "GROUP": form.group, "WIDTH": form.width}
-    near, forward = _is_near(x, grad), pointers.output != NULL
-    window = row_window(x, form, call.mode, target)
-    constants |= {"WINDOW": window, "SLABS": int(slabs > 1), "NEAR": int(window and near and forward)}
+    wide = _is_wide(call, output, grad, items * form.lanes)
+    constants = type_constants(x.dtype, call.grid_dtype, wide, large) | _constants(call, form, target)
+    constants |= {"SLABS": int(slabs > 1), "NEAR": int(constants["WINDOW"] and near and forward)}
     if pointers.anchors != NULL:
         constants["ROUNDED"] = rounded_parts(x.dtype, target, call.terms)
     name = f"grid_sample_{'channels' if form.channels else 'planar'}"
     kernel = SAMPLE_KERNELS[name + ("" if forward else "_backward")]
     tail = pack_tail(
         kernel,
-        *(items, x.shape[0], x.shape[1], block, slabs, call.pixels, int(call.align_corners), int(not near)),
+        *(items, x.shape[0], x.shape[1], block, slabs, call.pixels, int(call.align_corners)),
+        *(int(not near), next_lines(x, call.pixels, tiles) if near else 0),
         *(x.space, x.strides),
         *(output.pixel_strides, grad.strides if grad else ()),
         *inverses(call.pixels, x.shape[0]),
     )
     work = x.shape[0] * x.shape[1] * call.pixels * call.taps
-    grain = tiles if grad else 1
+    grain = max(tiles, 1) if grad else 1
     loaded = load(kernel, tuple(constants.items()), target.device)
-    plan.launch(Launch(loaded, tail, items, max(grain, 1), work, target.threads), *pointers)
+    plan.launch(Launch(loaded, tail, items, grain, work, target.threads), *pointers)
 
 
-def _is_near(x: Image, grad: Image | None) -> bool:
-    """Whether a core's own cache may well have the images, so that to look ahead would cost more than it saves."""
-    images = [x, grad] if grad else [x]
-    return sum(prod(image.shape) * itemsize(image.dtype) for image in images) <= second_bytes()
+def _is_wide(call: Sampling, output: Image, grad: Image | None, items: int) -> bool:
+    """Whether some offset, or the number of an item, needs 64 bits."""
+    x = call.input
+    grid = (x.shape[0] * call.pixels * len(x.space),)
+    images = [(image.shape, image.strides) for image in (x, output, grad) if image]
+    return is_wide(*images, (grid, (1,)), ((items,), (1,)))
+
+
+def _constants(call: Sampling, form: Form, target: Target) -> dict[str, str | int]:
+    """Return what a kernel is compiled for besides its types and what an item is."""
+    mode, padding = MODE_CONSTANTS[call.mode], call.padding_mode.upper()
+    found: dict[str, str | int] = {"NDIM": len(call.input.space), "MODE": mode, "PADDING": padding}
+    found |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector, "GROUP": form.group, "WIDTH": form.width}
+    return found | {"WINDOW": row_window(call.input, form, call.mode, target)}
 
 
 def _cut(call: Sampling, form: Form, pointers: Pointers, target: Target, shares: int) -> tuple[int, int]:
@@ -251,19 +256,6 @@ def _readable(x: Image, layout: Image, form: Form) -> bool:
     return x.strides[1] == 1 and x.strides[2:] == layout.strides[2:] and (form.lanes == 1 or x.in_vectors(form.vector))
 
 
-def _shares(x: Image, target: Target) -> int:
-    """Return into how many slabs, or parts of its channels, to cut the gradient of an image, for the least time."""
-    if target.device != CPU:
-        return 1
-    batch, threads = max(x.shape[0], 1), target.threads
-    most = min(threads, x.space[0] if len(x.space) > 1 else x.shape[1])
-
-    def time(shares: int) -> float:
-        return -(-shares * batch // threads) * (1 / shares + PLANNING * (shares > 1))
-
-    return min(range(1, max(most, 1) + 1), key=time)
-
-
 def _backward_form(
     call: Sampling, output: Image, final: Image | None, target: Target, *, reads: bool
 ) -> tuple[Form, Image]:
@@ -276,7 +268,7 @@ def _backward_form(
     """
     x = call.input
     neighbours, last = x.strides[1] == 1, final is not None and final.strides[1] == 1
-    together = final is None or len(x.space) > 1 or _shares(x, target) == 1
+    together = final is None or len(x.space) > 1 or shares_of(x, target) == 1
     if target.device == CPU:
         turns = call.pixels * call.taps >= prod(x.space)
         lies = (neighbours or not reads) and (last or final is None)
@@ -289,7 +281,7 @@ def _add_gradients(
     plan: Plan, target: Target, call: Sampling, form: Form, both: Pointers, output: Image, grad: Image
 ) -> None:
     """Append one kernel for both gradients, or two where an image is shared out, or pixels lie elsewhere in `grad`."""
-    x, shares = call.input, _shares(call.input, target)
+    x, shares = call.input, shares_of(call.input, target)
     as_grad = call._replace(input=x._replace(strides=grad.strides))  # whose pixels it does not read
     if both.grad_input == NULL:
         add_sampling(plan, target, call, form, both, output)

@@ -1,0 +1,35 @@
+"""What `grid_sample`'s kernels on a CPU ask for before they read it.
+
+The pixels of a large image are asked for one by one, where the grid will look. Those of one that a core's own cache
+holds come of themselves, once they are there: it is cheaper to ask for the whole of the next image meanwhile.
+"""
+
+from collections.abc import Iterable
+from math import prod
+
+from cudakit.array import itemsize
+from cudakit.caches import second_bytes
+from cudakit.layout import Image, packed
+
+CACHE_LINE = 64
+MOST_PIXELS = 16  # of an image for each of the output, where most of its lines will be read
+
+
+def is_near(images: Iterable[Image]) -> bool:
+    """Whether a core's own cache may well have one image of each batch."""
+    return sum(_image_bytes(x) for x in images) <= second_bytes()
+
+
+def next_lines(x: Image, pixels: int, tiles: int) -> int:
+    """Return how many lines of the next image to ask for at each of an image's tiles.
+
+    None where all images are near, where few of their pixels will be read, or where they do not follow one another.
+    """
+    size = _image_bytes(x)
+    whole = any(x.strides[1:] == packed(x.shape, x.dtype, channels_last=last).strides[1:] for last in (False, True))
+    wanted = whole and x.shape[0] * size > second_bytes() and prod(x.space) <= MOST_PIXELS * pixels
+    return -(-size // (CACHE_LINE * tiles)) if wanted else 0
+
+
+def _image_bytes(x: Image) -> int:
+    return prod(x.shape[1:]) * itemsize(x.dtype)
