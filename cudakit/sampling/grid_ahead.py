@@ -1,7 +1,8 @@
 """What `grid_sample`'s kernels on a CPU ask for before they read it.
 
 The pixels of a large image are asked for one by one, where the grid will look. Those of one that a core's own cache
-holds come of themselves, once they are there: it is cheaper to ask for the whole of the next image meanwhile.
+holds come of themselves, once they are there: it is cheaper to ask for the whole of the next image meanwhile, as the
+planar form does.
 """
 
 from collections.abc import Iterable
