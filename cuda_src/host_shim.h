@@ -5,6 +5,12 @@
 // compile takes a fraction of a second and needs no standard library.
 #define CUDAKIT_HOST 1
 
+// For a processor newer than itself GCC knows no timings, and keeps to code that no processor is slow at, without
+// gathers.
+#if defined(__AMX_TILE__) && defined(__GNUC__) && !defined(__clang__)
+#pragma GCC target("tune=sapphirerapids")
+#endif
+
 struct half_t {
     unsigned short bits;
 };

@@ -1,12 +1,16 @@
 """Taps gathered by one instruction, and loaded sample by sample: every way on every processor, to the same bits."""
 
 import platform
+import subprocess
 
 import numpy as np
 import pytest
 
 import cudakit
 from cudakit import host
+from cudakit.array import CPU, Spec, contiguous_strides
+from cudakit.launch import Launch
+from cudakit.op import OPS
 
 from .conftest import Arrays
 from .test_tiles import forget
@@ -65,3 +69,26 @@ def test_every_way(
     for scattered, *gathered in zip(*results, strict=True):
         for found in gathered:
             np.testing.assert_array_equal(found, scattered)
+
+
+def run_compiler(text: str, *options: str) -> str:
+    """Return what the host's compiler prints."""
+    command = [*host.compiler(), *options, "-o-", "-"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
+def test_gcc_gathers_on_processors_that_it_does_not_know() -> None:
+    # GCC 12 takes Emerald Rapids for a Cooper Lake with tile registers, whose timings are anybody's.
+    unknown = ("-march=cooperlake", "-mtune=generic", "-mamx-tile")
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("AMX is x86's")
+    version = run_compiler("__clang__ __GNUC__", "-x", "c++", "-E", "-P").split()
+    if version[0] != "__clang__" or int(version[1]) < 11:
+        pytest.skip("Clang compares costs of its own; earlier GCCs know no AMX")
+    shapes = (2, 1, 28, 28), (2, 28, 28, 2)
+    specs = tuple([Spec(shape, contiguous_strides(shape), "float32") for shape in shapes])
+    op = OPS["grid_sample"]
+    launch = op.plan(specs, op.options(("bilinear", "zeros", False, "channels_first")), CPU).steps[0].launch
+    assert isinstance(launch, Launch)
+    options = [option for option in host.flags() if option not in ("-march=native", "-shared")]
+    assert run_compiler(launch.kernel.text, *options, *unknown, "-S").count("vpgatherdq") >= 4
