@@ -183,8 +183,10 @@ DEVICE void look(const Geometry& g, const coord_t* offset, const coord_t* mask, 
 // Read instead of what is outside: a select keeps the loops over channels free of branches.
 CONSTANT image_t nothing[VEC] = {};
 
-// to[v] = mask[j] * sample j in the channels image[0] ... image[width - 1]; width <= VEC.
-template <typename T> DEVICE void sample_tap(const TapSamples& samples, int j, const T* image, int width, acc_t* to) {
+// to[v] = mask[j] * sample j in the channels image[0] ... image[width - 1]; width <= VEC. Unless CHECKED, a host reads
+// all corners, whose offsets are clipped, rather than leaving some out: right but for a NaN, which may come of that.
+template <bool CHECKED = true, typename T>
+DEVICE void sample_tap(const TapSamples& samples, int j, const T* image, int width, acc_t* to) {
     if constexpr (LANES == 1) {
         const T* from[CORNERS];
         acc_t weight[CORNERS];
@@ -193,7 +195,7 @@ template <typename T> DEVICE void sample_tap(const TapSamples& samples, int j, c
             from[k] = image + c.at;
             weight[k] = c.weight;
         }
-        if (TILE == 1 || !samples.whole[j]) {
+        if (TILE == 1 || (CHECKED && !samples.whole[j])) {
             UNROLL for (int k = 0; k < CORNERS; ++k) from[k] = corner(samples, k, j).read ? from[k] : nothing;
         }
         SIMD for (int v = 0; v < width; ++v) {

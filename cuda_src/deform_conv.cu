@@ -117,8 +117,8 @@ KERNEL(deform_conv_pack, DeformConvParams) {
     }
 }
 
-DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& chunk, index_t first_tap,
-                           const Base* base, int bases, acc_t* columns) {
+template <bool CHECKED> DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& chunk,
+                                                   index_t first_tap, const Base* base, int bases, acc_t* columns) {
     const Geometry& g = p.geometry;
     const index_t end = smaller(first_tap + taps_at_once(chunk), (index_t)g.taps);
     const index_t group = group_width(g);
@@ -132,7 +132,7 @@ DEVICE void sample_columns(const DeformConvParams& p, index_t n, const Chunk& ch
                 const image_t* from = image + (piece.begin - chunk.group * group);
                 acc_t* to = columns + b * TILE * COLUMNS + piece.column + (tap - first_tap) * width;
                 for (int j = 0; j < base[b].count; ++j) {
-                    sample_tap(samples, j, from, width, to + j * COLUMNS);
+                    sample_tap<CHECKED>(samples, j, from, width, to + j * COLUMNS);
                 }
             });
         }
@@ -162,6 +162,10 @@ DEVICE void begin_outputs(const DeformConvParams& p, Outputs of, index_t, acc_t*
     }
 }
 
+DEVICE bool has_nan(const DeformConvParams&, Outputs of, index_t count, const acc_t* total) {
+    return any_nan(total + of.begin * PIXELS, of.end - of.begin, PIXELS, count);
+}
+
 DEVICE void multiply_piece(const DeformConvParams& p, Outputs of, index_t count, const Piece& piece,
                            const acc_t* columns, acc_t* total) {
     acc_t* panels = total + PIXELS * output_row(p.cut);
@@ -187,6 +191,14 @@ DEVICE void begin_outputs(const DeformConvParams& p, Outputs of, index_t count, 
     for (index_t j = 1; j < count; ++j) {
         SIMD for (index_t o = 0; o < row; ++o) total[j * row + o] = total[o];
     }
+}
+
+DEVICE bool has_nan(const DeformConvParams& p, Outputs, index_t count, const acc_t* total) {
+    bool found = false;
+    for (index_t group = 0; group < (index_t)p.cut.groups && !found; ++group) {
+        found = any_nan(total + group * padded_outputs(p.cut), count, output_row(p.cut), group_outputs(p.cut));
+    }
+    return found;
 }
 
 // Adds the product of a piece's columns and weights to a tile of outputs.
@@ -224,6 +236,30 @@ DEVICE void end_outputs(const DeformConvParams& p, Outputs, index_t count, acc_t
 }
 #endif
 
+// Samples of few channels take longer to leave corners out than to read them, and to look for NaNs in the end.
+constexpr bool READS_ALL = WIDTH > 0;
+
+// A tile of outputs, of the `count` pixels of image n that `base` has.
+template <bool CHECKED> DEVICE void fill_outputs(const DeformConvParams& p, Outputs of, index_t n, index_t count,
+                                                 const Base* base, acc_t* columns, acc_t* total) {
+    const Geometry& g = p.geometry;
+    const int bases = (int)((count + TILE - 1) / TILE);
+    begin_outputs(p, of, count, total);
+    for (index_t number = 0; number < (index_t)g.groups * chunks_in_group(g, p.cut); ++number) {
+        const Chunk chunk = chunk_of(g, p.cut, number);
+        for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
+            sample_columns<CHECKED>(p, n, chunk, tap, base, bases, columns);
+            for_pieces(g, p.cut, chunk, tap,
+                       [&](const Piece& piece) { multiply_piece(p, of, count, piece, columns, total); });
+        }
+    }
+}
+
+SELDOM void fill_again(const DeformConvParams& p, Outputs of, index_t n, index_t count, const Base* base,
+                       acc_t* columns, acc_t* total) {
+    fill_outputs<true>(p, of, n, count, base, columns, total);
+}
+
 KERNEL(deform_conv, DeformConvParams) {
     const Geometry& g = p.geometry;
     const Cut& cut = p.cut;
@@ -238,15 +274,8 @@ KERNEL(deform_conv, DeformConvParams) {
         const int bases = (int)((count + TILE - 1) / TILE);
         Base base[PIXELS / TILE];
         for (int b = 0; b < bases; ++b) make_base(g, first + b * TILE, base[b]);
-        begin_outputs(p, of, count, total);
-        for (index_t number = 0; number < (index_t)g.groups * chunks_in_group(g, cut); ++number) {
-            const Chunk chunk = chunk_of(g, cut, number);
-            for (index_t tap = 0; tap < (index_t)g.taps; tap += taps_at_once(chunk)) {
-                sample_columns(p, n, chunk, tap, base, bases, columns);
-                for_pieces(g, cut, chunk, tap,
-                           [&](const Piece& piece) { multiply_piece(p, of, count, piece, columns, total); });
-            }
-        }
+        fill_outputs<!READS_ALL>(p, of, n, count, base, columns, total);
+        if (READS_ALL && has_nan(p, of, count, total)) fill_again(p, of, n, count, base, columns, total);
         scalar_t* output = p.output + n * (index_t)p.output_stride[0] + first * (index_t)p.output_stride[2];
         end_outputs(p, of, count, total, output);
     }
