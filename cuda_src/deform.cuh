@@ -106,8 +106,7 @@ struct TapSamples {
     index_t at[STORED_CORNERS][TILE];
     acc_t weight[STORED_CORNERS][TILE];
     int read[STORED_CORNERS][TILE];
-    int whole[TILE];  // whether all corners are read; a host's only, as is the next
-    int beside;       // whether some corners may be inside, but not read
+    int whole[TILE];  // whether all corners are read; a host's only
 };
 
 // A corner of weight 0 is not read, so that a sample at integer coordinates is that pixel, whatever the neighbours
@@ -170,13 +169,6 @@ DEVICE void look(const Geometry& g, const coord_t* offset, const coord_t* mask, 
                 samples.whole[j] = k ? samples.whole[j] & c.read : c.read;
             }
         }
-        samples.beside = 0;
-        UNROLL for (int d = 0; d < NDIM; ++d) {
-            SIMD for (int j = 0; j < TILE; ++j) {
-                const int level = s.axis[d].weight[TAPS - 1][j] == 0;
-                samples.beside |= level & s.axis[d].inside[TAPS - 1][j];
-            }
-        }
     }
 }
 
@@ -218,4 +210,13 @@ DEVICE void sample_tap(const TapSamples& samples, int j, const T* image, int wid
             }
         }
     }
+}
+
+// Whether some number is a NaN.
+DEVICE bool any_nan(const acc_t* from, index_t rows, index_t row, index_t width) {
+    int found = 0;
+    for (index_t j = 0; j < rows; ++j) {
+        SIMD for (index_t i = 0; i < width; ++i) found |= from[j * row + i] != from[j * row + i];
+    }
+    return found;
 }

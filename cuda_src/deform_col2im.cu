@@ -113,7 +113,9 @@ DEVICE void visit(const DeformCol2imParams& p, const Place& it, const Base& base
     if (p.input) {
         const scalar_t* image = p.input + it.n * (index_t)g.input_stride[0] + c * (index_t)g.input_stride[1];
         for (int j = 0; j < base.count; ++j) differentiate_tap(samples, j, image, width, column + j * VEC, dots);
-        if (sees_beside(samples)) sample_again(samples, base.count, image, width, column, VEC);
+        if (p.samples && any_nan(column, base.count, VEC, width)) {
+            sample_again(samples, base.count, image, width, column, VEC);
+        }
     }
     if (!p.samples) return;
     store_tile(p.samples + at, channel_stride, pixel_stride, base.count, width, (acc_t(*)[VEC])column);

@@ -65,7 +65,7 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, const Share& share, ind
         const int width = width_of(piece.end - piece.begin);
         const index_t at = origin_of(p, chunk) + piece.begin;
         const index_t image = n * (index_t)g.input_stride[0] + at;
-        acc_t *const begin = columns + piece.column + (tap - first_tap) * width, *column = begin;
+        acc_t* column = columns + piece.column + (tap - first_tap) * width;
         for (int j = 0; j < base.count; ++j, column += COLUMNS) {
             if (share.grad_input) {
                 acc_t* grad = share.grad_input + n * (index_t)p.grad_stride[0] + at;
@@ -74,17 +74,39 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, const Share& share, ind
             if (slopes) {
                 differentiate_tap(samples, j, p.input + image, width, column, dots);
             } else if (share.packed) {
-                sample_tap(samples, j, p.input + image, width, column);
+                sample_tap<false>(samples, j, p.input + image, width, column);
             }
         }
-        if (slopes && share.packed && sees_beside(samples))
-            sample_again(samples, base.count, p.input + image, width, begin, COLUMNS);
     });
     if (!slopes) return;
     SampleGradients grads;
     make_gradients(samples, dots, grads);
     const index_t place = share.part * (index_t)g.batch + n;
     store_gradients(g, grads, place, chunk.group, tap, base, p.part_offset, p.part_mask);
+}
+
+// Samples a tile's columns again where corners that weigh nothing made NaNs of them.
+SELDOM void mend_columns(const DeformConvBackwardParams& p, const Share& share, index_t n, index_t first_tap,
+                         index_t first, index_t count, acc_t* columns) {
+    const Geometry& g = p.geometry;
+    const Chunk& chunk = share.chunk;
+    const index_t end = smaller(first_tap + taps_at_once(chunk), (index_t)g.taps);
+    for (index_t done = 0; done < count; done += TILE) {
+        Base base;
+        make_base(g, first + done, base);
+        for (index_t tap = first_tap; tap < end; ++tap) {
+            TapSamples samples;
+            look(g, p.offset, p.mask, n, chunk.group, tap, base, samples);
+            for_pieces(g, p.cut, chunk, first_tap, [&](const Piece& piece) {
+                const int width = width_of(piece.end - piece.begin);
+                const index_t image = n * (index_t)g.input_stride[0] + origin_of(p, chunk) + piece.begin;
+                acc_t* column = columns + done * COLUMNS + piece.column + (tap - first_tap) * width;
+                for (int j = 0; j < base.count; ++j, column += COLUMNS) {
+                    sample_tap(samples, j, p.input + image, width, column);
+                }
+            });
+        }
+    }
 }
 
 // The gradients of a piece's columns.
@@ -146,6 +168,11 @@ DEVICE void visit_tile(const DeformConvBackwardParams& p, const Share& share, in
             }
         }
         if (!share.packed) continue;
+        bool broken = false;
+        for_pieces(g, cut, chunk, first_tap, [&](const Piece& piece) {
+            broken = broken || any_nan(s.columns + piece.column, count, COLUMNS, piece.depth);
+        });
+        if (broken) mend_columns(p, share, n, first_tap, first, count, s.columns);
         for_pieces(g, cut, chunk, first_tap,
                    [&](const Piece& piece) { differentiate_weights(p, count, piece, s, opens, share.packed); });
     }

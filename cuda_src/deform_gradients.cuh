@@ -6,14 +6,15 @@ struct Dots {
     acc_t corner[CORNERS][TILE][PARTS];
 };
 
-// dots += column * corners of sample j; then column = mask[j] * its value. `width` <= VEC.
+// dots += column * corners of sample j; then column = mask[j] * its value, or a NaN where corners of weight 0 are not
+// finite, which only slopes want, or which a host reads outside. Dots of the latter are left out later. `width` <= VEC.
 template <typename T>
 DEVICE void differentiate_tap(const TapSamples& samples, int j, const T* image, int width, acc_t* column, Dots& dots) {
     const T* from[CORNERS];
     acc_t weight[CORNERS], sum[CORNERS][SUMS] = {};
     UNROLL for (int k = 0; k < CORNERS; ++k) {
         const Corner c = corner(samples, k, j);
-        from[k] = corner_inside(samples.s, k, j) ? image + c.at : nothing;
+        from[k] = TILE > 1 || corner_inside(samples.s, k, j) ? image + c.at : nothing;
         weight[k] = c.weight;
     }
     for_channels(width, [&](int v, int l) {
@@ -45,15 +46,7 @@ DEVICE void differentiate_corners(const TapSamples& samples, const Words* pixel,
     }
 }
 
-// Whether `differentiate_tap` sees corners of weight 0, which only slopes want, and which may be NaNs.
-DEVICE bool sees_beside(const TapSamples& samples) {
-    if (TILE > 1) return samples.beside;
-    int beside = 0;
-    UNROLL for (int k = 0; k < CORNERS; ++k) beside |= corner_inside(samples.s, k, 0) - corner(samples, k, 0).read;
-    return beside;
-}
-
-// Sample without them.
+// The values without such corners.
 template <typename T>
 SELDOM void sample_again(const TapSamples& samples, int count, const T* image, int width, acc_t* column, index_t row) {
     for (int j = 0; j < count; ++j) sample_tap(samples, j, image, width, column + j * row);

@@ -149,15 +149,6 @@ DEVICE bool all_finite(const acc_t* from, index_t rows, index_t row, index_t wid
     return sum == 0;
 }
 
-// Whether some number is a NaN.
-DEVICE bool any_nan(const acc_t* from, index_t rows, index_t row, index_t width) {
-    int found = 0;
-    for (index_t j = 0; j < rows; ++j) {
-        SIMD for (index_t i = 0; i < width; ++i) found |= from[j * row + i] != from[j * row + i];
-    }
-    return found;
-}
-
 // Where output o at number k of the sum is among a piece's packed weights.
 DEVICE index_t packed_at(const Geometry& g, const Cut& cut, const Piece& piece, index_t o, index_t k) {
     return piece.packed + (is_depthwise(g, cut) ? k : o / NR * NR * piece.depth + k * NR + o % NR);
