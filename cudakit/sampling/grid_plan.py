@@ -105,7 +105,7 @@ def add_sampling(
     tail = pack_tail(
         kernel,
         *(items, x.shape[0], x.shape[1], block, slabs, call.pixels, int(call.align_corners)),
-        *(int(not near), next_lines(x, call.pixels, tiles) if near else 0),
+        *(int(not near), next_lines(x, call.pixels, tiles) if near and not form.channels else 0),
         *(x.space, x.strides),
         *(output.pixel_strides, grad.strides if grad else ()),
         *inverses(call.pixels, x.shape[0]),
