@@ -121,20 +121,14 @@ template <bool CHECKED> DEVICE void sample_columns(const DeformConvParams& p, in
                                                    index_t first_tap, const Base* base, int bases, acc_t* columns) {
     const Geometry& g = p.geometry;
     const index_t end = smaller(first_tap + taps_at_once(chunk), (index_t)g.taps);
-    const index_t group = group_width(g);
-    const image_t* image = p.input + n * (index_t)g.input_stride[0] + chunk.group * (index_t)p.group_stride;
+    const index_t origin = chunk.group * ((index_t)p.group_stride - group_width(g));
+    const image_t* image = p.input + n * (index_t)g.input_stride[0] + origin;
     for (index_t tap = first_tap; tap < end; ++tap) {
         for (int b = 0; b < bases; ++b) {
             TapSamples samples;
             look(g, p.offset, p.mask, n, chunk.group, tap, base[b], samples);
-            for_pieces(g, p.cut, chunk, first_tap, [&](const Piece& piece) {
-                const int width = width_of(piece.end - piece.begin);
-                const image_t* from = image + (piece.begin - chunk.group * group);
-                acc_t* to = columns + b * TILE * COLUMNS + piece.column + (tap - first_tap) * width;
-                for (int j = 0; j < base[b].count; ++j) {
-                    sample_tap<CHECKED>(samples, j, from, width, to + j * COLUMNS);
-                }
-            });
+            acc_t* to = columns + b * TILE * COLUMNS;
+            sample_pieces<CHECKED>(g, p.cut, chunk, first_tap, tap, samples, base[b].count, image, to);
         }
     }
 }

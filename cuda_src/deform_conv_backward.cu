@@ -91,20 +91,15 @@ SELDOM void mend_columns(const DeformConvBackwardParams& p, const Share& share, 
     const Geometry& g = p.geometry;
     const Chunk& chunk = share.chunk;
     const index_t end = smaller(first_tap + taps_at_once(chunk), (index_t)g.taps);
+    const image_t* image = p.input + n * (index_t)g.input_stride[0] + origin_of(p, chunk);
     for (index_t done = 0; done < count; done += TILE) {
         Base base;
         make_base(g, first + done, base);
         for (index_t tap = first_tap; tap < end; ++tap) {
             TapSamples samples;
             look(g, p.offset, p.mask, n, chunk.group, tap, base, samples);
-            for_pieces(g, p.cut, chunk, first_tap, [&](const Piece& piece) {
-                const int width = width_of(piece.end - piece.begin);
-                const index_t image = n * (index_t)g.input_stride[0] + origin_of(p, chunk) + piece.begin;
-                acc_t* column = columns + done * COLUMNS + piece.column + (tap - first_tap) * width;
-                for (int j = 0; j < base.count; ++j, column += COLUMNS) {
-                    sample_tap(samples, j, p.input + image, width, column);
-                }
-            });
+            acc_t* to = columns + done * COLUMNS;
+            sample_pieces<true>(g, p.cut, chunk, first_tap, tap, samples, base.count, image, to);
         }
     }
 }

@@ -96,6 +96,18 @@ template <typename F> DEVICE void for_pieces(const Geometry& g, const Cut& cut, 
     }
 }
 
+// Sample a tile at one tap of a chunk into rows of columns; a piece's channels begin at image + piece.begin.
+template <bool CHECKED> DEVICE void sample_pieces(const Geometry& g, const Cut& cut, const Chunk& chunk,
+                                                  index_t first_tap, index_t tap, const TapSamples& samples, int count,
+                                                  const image_t* image, acc_t* columns) {
+    for_pieces(g, cut, chunk, first_tap, [&](const Piece& piece) {
+        const int width = width_of(piece.end - piece.begin);
+        const image_t* from = image + piece.begin;
+        acc_t* to = columns + piece.column + (tap - first_tap) * width;
+        for (int j = 0; j < count; ++j) sample_tap<CHECKED>(samples, j, from, width, to + j * COLUMNS);
+    });
+}
+
 DEVICE bool is_depthwise(const Geometry& g, const Cut& cut) {
     return JOINED && cut.out_channels == g.channels && g.channels == cut.groups * cut.joined;
 }
