@@ -68,16 +68,22 @@ DEVICE void add_four(float* target, float a, float b, float c, float d) {
 }
 #endif
 
+// The lanes that share this one's item. A shuffle waits for all that it names, and others of the warp may have left the
+// loop over items, behind which they wait in turn.
+DEVICE unsigned item_lanes() { return ~0u >> (32 - LANES) << (threadIdx.x & (32 - LANES)); }
+
 // Sum over the lanes that share one work item; every lane gets it.
 template <typename T> DEVICE T lane_sum(T value) {
-    UNROLL for (int step = LANES / 2; step > 0; step /= 2) value += __shfl_xor_sync(0xffffffffu, value, step);
+    const unsigned lanes = item_lanes();
+    UNROLL for (int step = LANES / 2; step > 0; step /= 2) value += __shfl_xor_sync(lanes, value, step);
     return value;
 }
 
 // Raise a number to the largest that lanes have.
 DEVICE void raise_to(unsigned* target, unsigned value) {
+    const unsigned lanes = item_lanes();
     UNROLL for (int step = LANES / 2; step > 0; step /= 2) {
-        const unsigned other = __shfl_xor_sync(0xffffffffu, value, step);
+        const unsigned other = __shfl_xor_sync(lanes, value, step);
         if (other > value) value = other;
     }
     if (LANE == 0 && value > 0) atomicMax(target, value);

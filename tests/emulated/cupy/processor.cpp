@@ -1,6 +1,7 @@
 // A GPU, thread by thread: warps that meet at shuffles, and a watch on threads that use the same memory.
 //
-// The threads of a warp are contexts of their own, which stop at a shuffle until all that have not ended are there.
+// The threads of a warp are contexts of their own, which stop at a shuffle until all that have not ended are there. On
+// real ones a shuffle waits forever for a thread that it names and that waits behind the loop, so that is refused.
 // Nothing may depend on the order of blocks and warps: it is the opposite of the host's, unless a test wants that.
 #include <cstdint>
 #include <cstdio>
@@ -121,14 +122,16 @@ void run_warp(unsigned first) {
 }  // namespace
 
 double emulated_shuffle(unsigned mask, double value, int step, const void* where) {
-    if (mask != 0xffffffffu) fail("a shuffle leaves out threads");
     Thread& self = warp[current];
     self.value = value;
     self.step = step;
     self.where = where;
     swapcontext(&self.context, &scheduler);
     const int other = current ^ step;
-    if (!present[other]) fail("a shuffle reads a thread that has ended");
+    if (!(mask >> current & mask >> other & 1)) fail("a shuffle does not name the threads that take part");
+    for (int i = 0; i < WARP; ++i) {
+        if (mask >> i & 1 && !present[i]) fail("a shuffle names a thread that has ended");
+    }
     return given[other];
 }
 
