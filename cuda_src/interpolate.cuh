@@ -91,7 +91,7 @@ DEVICE acc_t tap_curvature(int t, acc_t f) {
 // Where a coordinate in pixels ends up before its taps are taken. What is returned converts to an index without
 // overflow, whatever came.
 DEVICE Mapped confine(acc_t x, index_t size, bool align_corners) {
-    const acc_t last = acc_t(size - 1), limit = acc_t(2147483648.0);
+    const acc_t last = acc_t(size - 1), limit = sizeof(index_t) == 8 ? acc_t(0x1p62) : acc_t(0x1p31);
     if (PADDING == REFLECTION) {
         const Mapped near = clip(x, -limit, limit);  // slope 0: too far, infinite or NaN
         const acc_t finite = near.slope == 0 ? acc_t(0) : x;

@@ -75,8 +75,9 @@ DEVICE void weigh_inside(Axis& axis, int j) {
 // 1 - |x - element|, where that is positive. A single pixel is both elements.
 DEVICE void locate_linear(Axis& axis, int j, acc_t x, index_t size, index_t stride, bool align_corners) {
     const Mapped near = confine(x, size, align_corners);
-    const index_t base = larger(index_t(0), smaller((index_t)round_down(near.x), size - 2));
-    const acc_t f = near.x - acc_t(base);  // from -1 to 2, or both elements are outside
+    const acc_t below = round_down(near.x);
+    const index_t cell = (index_t)below, base = larger(index_t(0), smaller(cell, size - 2));
+    const acc_t f = near.x - below + acc_t(cell - base);  // from -1 to 2, or both elements are outside
     const int from[4] = {f >= -1, f >= 0, f >= 1, f >= 2}, several = size > 1, known = x == x;
     const acc_t weight[2] = {smaller(1 - f, 1 + f), smaller(f, 2 - f)};
     UNROLL for (int e = 0; e < 2; ++e) {
@@ -94,10 +95,11 @@ DEVICE void locate_linear(Axis& axis, int j, acc_t x, index_t size, index_t stri
 
 // The same for cubic samples with zeros outside, along a dimension of at least four elements.
 DEVICE void locate_cubic(Axis& axis, int j, acc_t x, index_t size, index_t stride) {
-    const acc_t near = confine(x, size, false).x;
-    const index_t base = larger(index_t(0), smaller((index_t)round_down(near) - 1, size - 4));
+    const acc_t near = confine(x, size, false).x, below = round_down(near), rest = near - below;
+    const index_t cell = (index_t)below, base = larger(index_t(0), smaller(cell - 1, size - 4));
     UNROLL for (int e = 0; e < 4; ++e) {
-        const acc_t f = near - acc_t(base + e), distance = f < 0 ? -f : f;
+        // Not near - (base + e), whose last number may have more digits than a float.
+        const acc_t f = rest + acc_t(cell - base - e), distance = f < 0 ? -f : f;
         const int inside = int(f >= -2) & int(f < 2);
         const acc_t weight = distance < 1 ? cubic_inner(distance) : cubic_outer(distance);
         const acc_t slope = distance < 1 ? cubic_inner_slope(distance) : cubic_outer_slope(distance);

@@ -147,7 +147,12 @@ def wrapping_framework(wrap: Callable[[Any, str], Any], stream: Callable[[int], 
 def _library_of(x: Any) -> Any:
     """Return the module that serves an array: its array API's, or the package of its type."""
     namespace = x.__array_namespace__() if hasattr(type(x), "__array_namespace__") else None
-    return namespace if isinstance(namespace, ModuleType) else sys.modules.get(type(x).__module__.partition(".")[0])
+    return namespace if isinstance(namespace, ModuleType) else sys.modules.get(_package(type(x)))
+
+
+def _package(kind: type) -> str:
+    """Return the name of the package of a type; those that ctypes makes have none."""
+    return (kind.__module__ or "").partition(".")[0]
 
 
 @cache
@@ -210,12 +215,12 @@ def framework_of(x: object) -> Framework | str:
     if isinstance(x, getattr(keras, "Variable", ())) and keras.config.backend() == "tensorflow":
         return "tensorflow"  # which makes tensors of them itself
     rule = "be an array that speaks DLPack"
-    if kind.__module__.startswith("paddle"):
+    if _package(kind) == "paddle":
         rule = "be an eager tensor, as Paddle's static graphs are not served"
     raise InvalidArgument("{}", rule, kind_of(x), TypeError)
 
 
 def kind_of(x: object) -> str:
     """Return a type and whose it is, such as ``torch.Tensor``."""
-    library, name = type(x).__module__.partition(".")[0], type(x).__qualname__
-    return name if library == "builtins" else f"{library}.{name}"
+    library, name = _package(type(x)), type(x).__qualname__
+    return name if library in ("", "builtins") else f"{library}.{name}"

@@ -164,6 +164,12 @@ def test_none_is_refused_whatever_was_called_before() -> None:
         cudakit.grid_sample_backward(x, x, None)
 
 
+def test_a_type_without_a_module_is_refused() -> None:
+    x = np.ones((1, 1, 2, 2), np.float32)
+    with pytest.raises(TypeError, match="grid_sample: input must be an array that speaks DLPack, got c_float_Array_2"):
+        cudakit.grid_sample(np.ctypeslib.as_ctypes(x), x)
+
+
 def test_options_that_change_are_read_anew() -> None:
     x, offset = np.arange(4, dtype=np.float32).reshape(1, 1, 2, 2), np.zeros((1, 2, 2, 3), np.float32)
     padding = np.array([0, 1])

@@ -69,3 +69,25 @@ def test_an_image_beyond_32_bits(device: str) -> None:
     grid = arrays.xp.asarray([[[[1.0, 1.0], [-1.0, row]]]], np.float32)
     samples = cudakit.grid_sample(image, grid, mode="nearest", align_corners=True)
     assert samples.ravel().tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("mode", cudakit.sampling.grid_form.MODES)
+def test_a_row_whose_last_pixels_are_no_floats_is_sampled_to_its_end(mode: str, device: str) -> None:
+    arrays = Arrays(device)
+    size, x = 2**25 + 2**22, np.linspace(-0.999, 0.999, 77, dtype=np.float32)
+    line, grid = arrays.xp.ones((1, 1, size), np.float32), arrays.make(x[None, :, None])
+    samples = cudakit.grid_sample(line, grid, mode=mode)
+    np.testing.assert_allclose(arrays.back(samples), 1, rtol=1e-6)
+    gradient = cudakit.grid_sample_backward(samples, line, grid, mode=mode, needs=("input",)).input
+    assert float(gradient.sum(dtype=np.float64)) == pytest.approx(77, rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", cudakit.sampling.grid_form.MODES)
+@pytest.mark.parametrize("padding_mode", cudakit.sampling.grid_form.PADDING_MODES)
+def test_a_line_beyond_32_bits_is_read_where_the_grid_looks(padding_mode: str, mode: str, device: str) -> None:
+    arrays = Arrays(device)
+    size, middle = 2**32, 3 * 2**30
+    line = arrays.xp.zeros((1, 1, size), np.float16)
+    line[..., middle - 256 : middle + 256] = 7
+    samples = cudakit.grid_sample(line, arrays.make(np.full((1, 1, 1), 0.5)), mode, padding_mode)
+    assert arrays.back(samples).item() == 7
