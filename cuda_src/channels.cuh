@@ -1,10 +1,10 @@
 // Channels next to each other. `width` <= VEC of them; on a GPU all VEC, aligned to the size of a pack.
-struct alignas(LANES > 1 ? VEC * sizeof(scalar_t) : sizeof(scalar_t)) Pack {
+struct alignas(PACKS ? VEC * sizeof(scalar_t) : sizeof(scalar_t)) Pack {
     scalar_t value[VEC];
 };
 
 DEVICE void load_channels(const scalar_t* from, int width, acc_t* to) {
-    if (LANES > 1) {
+    if (PACKS) {
         const Pack pack = *(const Pack*)from;
         UNROLL for (int v = 0; v < VEC; ++v) to[v] = widen(pack.value[v]);
     } else {
@@ -13,7 +13,7 @@ DEVICE void load_channels(const scalar_t* from, int width, acc_t* to) {
 }
 
 DEVICE void store_channels(const acc_t* from, int width, scalar_t* to) {
-    if (LANES > 1) {
+    if (PACKS) {
         Pack pack;
         UNROLL for (int v = 0; v < VEC; ++v) narrow(from[v], pack.value[v]);
         *(Pack*)to = pack;
@@ -61,7 +61,7 @@ DEVICE acc_t add_dot(const acc_t* value, const Words& words, acc_t sum) {
 // target[v] += factor * value[v] for `width` channels; on a GPU all VEC, whose targets are aligned to the size of a
 // pack.
 template <typename P, typename T> DEVICE void add_channels(P target, T factor, const T* value, int width) {
-    if constexpr (ADDS_FOUR && LANES > 1 && VEC % 4 == 0 && sizeof(sum_t) == 4) {
+    if constexpr (ADDS_FOUR && PACKS && VEC % 4 == 0 && sizeof(sum_t) == 4) {
         UNROLL for (int v = 0; v < VEC; v += 4) {
             add_four(target + v, factor * value[v], factor * value[v + 1], factor * value[v + 2],
                      factor * value[v + 3]);
@@ -116,7 +116,7 @@ DEVICE void load_taps(const Samples& s, int r0, const scalar_t* image, Words* pi
 // sum[v] = sample j in the channels image[0] ... image[width - 1].
 DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int width, acc_t* sum) {
     const Axis& x = s.axis[NDIM - 1];
-    if (LANES == 1 && (s.whole || is_inside(s, j))) {
+    if (!PACKS && (s.whole || is_inside(s, j))) {
         for (int r0 = 0; r0 < ROWS; r0 += PASS) {
             const scalar_t* tap[PASS * TAPS];
             acc_t weight[PASS * TAPS];
@@ -134,7 +134,7 @@ DEVICE void sample_channels(const Samples& s, int j, const scalar_t* image, int 
         return;
     }
     UNROLL for (int v = 0; v < VEC; ++v) sum[v] = 0;
-    if constexpr (LANES > 1) {
+    if constexpr (PACKS) {
         UNROLL_ROWS for (int r0 = 0; r0 < ROWS; r0 += PASS) {
             Words pixel[PASS * TAPS];
             load_taps(s, r0, image, pixel);
@@ -252,7 +252,7 @@ DEVICE void add_row_slopes(const Samples& s, int r, const acc_t* out_grad, const
 DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, int width, const acc_t* out_grad,
                                 acc_t grad[][TILE][PARTS]) {
     const Axis& x = s.axis[NDIM - 1];
-    if (LANES == 1 && (s.whole || is_inside(s, j))) {
+    if (!PACKS && (s.whole || is_inside(s, j))) {
         acc_t sum[NDIM][SUMS] = {};
         for (int r0 = 0; r0 < ROWS; r0 += PASS) {
             const scalar_t* tap[PASS * TAPS];
@@ -264,7 +264,7 @@ DEVICE void coordinate_gradient(const Samples& s, int j, const scalar_t* image, 
         add_parts<NDIM>(sum, grad[0] + j, TILE);
         return;
     }
-    if constexpr (LANES > 1) {
+    if constexpr (PACKS) {
         UNROLL_ROWS for (int r0 = 0; r0 < ROWS; r0 += PASS) {
             Words pixel[PASS * TAPS];
             load_taps(s, r0, image, pixel);

@@ -108,6 +108,13 @@ DEVICE void raise_to(unsigned* target, unsigned value) {
 #define WIDTH 0
 #endif
 
+// Whether channels that lie next to each other are taken VEC at a time, aligned to the size of such a pack; on a GPU.
+#ifdef CUDAKIT_HOST
+constexpr bool PACKS = false;
+#else
+constexpr bool PACKS = LANES > 1 || VEC > 1;
+#endif
+
 template <typename T> DEVICE T keep(T value, int flag) {  // of 16 bits
     value.bits &= -flag;
     return value;

@@ -48,9 +48,9 @@ DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
     const index_t count = group_width(g), length = (index_t)p.channel_block;
     const index_t blocks = (count + length - 1) / length;
     Place it;
-    if (TILE == 1 && LANES > 1) {  // taps of a pixel follow one another
-        it.tap = take_digit(item, taps, g.by_taps);
+    if (PACKS) {  // groups and taps of a pixel follow one another
         it.group = take_digit(item, (index_t)g.groups, g.by_groups);
+        it.tap = take_digit(item, taps, g.by_taps);
         it.first = take_digit(item, tiles, g.by_pixels);
         it.n = item;
         it.span = it.channel = 0;
@@ -137,7 +137,7 @@ KERNEL(deform_col2im, DeformCol2imParams) {
         look(g, p.offset, p.mask, it.n, it.group, it.tap, base, samples);
         Dots dots = {};
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
-            if constexpr (LANES > 1) {
+            if constexpr (PACKS) {
                 visit_sample(p, it, samples, c, grad_input, dots);
             } else {
                 visit(p, it, base, samples, c, width_of(smaller(index_t(VEC), it.channel_end - c)), grad_input, dots);

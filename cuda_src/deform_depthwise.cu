@@ -23,7 +23,7 @@ struct DepthwiseParams {
     Geometry geometry;
 };
 
-template <> constexpr int RESIDENT<DepthwiseParams> = LANES == 1 ? 0 : NDIM < 3 && sizeof(scalar_t) < 8 ? 4 : 2;
+template <> constexpr int RESIDENT<DepthwiseParams> = !PACKS ? 0 : NDIM < 3 && sizeof(scalar_t) < 8 ? 4 : 2;
 
 // A thread's channels, if it has any.
 struct Own {

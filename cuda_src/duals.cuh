@@ -143,7 +143,7 @@ DEVICE DualChannels dual_sample(const Samples& s, const acc_t velocity[][TILE], 
             DualTaps tap;
             make_taps(s, velocity, r * TAPS + t, tap);
             if (!tap.inside[0]) continue;
-            if (LANES > 1 || width == VEC) {  // a constant, for straight SIMD code
+            if (PACKS || width == VEC) {  // a constant, for straight SIMD code
                 add_tap(tap, mask, image, VEC, grad, moves, sample, sums);
             } else {
                 add_tap(tap, mask, image, width, grad, moves, sample, sums);

@@ -9,7 +9,7 @@
 #include "groups.cuh"
 #include "channels.cuh"
 
-template <> constexpr int RESIDENT<GridSampleParams> = NDIM == 3 ? 2 : LANES == 1 ? 0 : MODE == CUBIC ? 2 : 3;
+template <> constexpr int RESIDENT<GridSampleParams> = NDIM == 3 ? 2 : !PACKS ? 0 : MODE == CUBIC ? 2 : 3;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Planar: one channel after the other.
@@ -158,7 +158,7 @@ KERNEL(grid_sample_channels, GridSampleParams) {
         scalar_t* output = p.output + it.n * (index_t)p.output_stride[0] + it.first * (index_t)p.output_stride[2];
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
             const int left = (int)smaller(index_t(VEC), it.channel_end - c);
-            const int width = LANES > 1 || left == VEC ? VEC : width_of(left);  // either is a constant
+            const int width = PACKS || left == VEC ? VEC : width_of(left);  // either is a constant
             acc_t sum[TILE][VEC];
             constexpr bool WIDE = VEC * (int)sizeof(scalar_t) >= 256;  // of fewer lines the hardware fetches enough
             if (width == VEC) {                                        // a constant, for straight SIMD code
@@ -206,7 +206,7 @@ KERNEL(grid_sample_channels_backward, GridSampleParams) {
             p.grad_output + it.n * (index_t)p.output_stride[0] + it.first * (index_t)p.output_stride[2];
         acc_t parts[NDIM][TILE][PARTS] = {};
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
-            const int width = LANES > 1 ? VEC : width_of(smaller(index_t(VEC), it.channel_end - c));
+            const int width = PACKS ? VEC : width_of(smaller(index_t(VEC), it.channel_end - c));
             acc_t tile[TILE][VEC], other[TILE * VEC];
             const acc_t* out_grad =
                 load_tile(grad_output + c * (index_t)p.output_stride[1], (index_t)p.output_stride[1],

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from cudakit import checks
 from cudakit.array import CPU, Spec, itemsize
 from cudakit.errors import InvalidArgument
-from cudakit.layout import CUDA_VECTOR_BYTES, HOST_VECTOR, Image, add_copy, add_sums, cuda_lanes, packed
+from cudakit.layout import HOST_VECTOR, Image, add_copy, add_sums, cuda_lanes, cuda_vector, packed
 from cudakit.plan import NULL, Output, Plan, Slot, Target
 from cudakit.rounding import rounded_parts, sum_dtype
 
@@ -109,6 +109,5 @@ def choose_vector(channels: int, dtype: str, items: int, target: Target, run: in
         while vector > FEW and vector >= 2 * most:
             vector //= 2
         return 1, most if most <= FEW else gcd(run, vector)
-    whole = CUDA_VECTOR_BYTES // itemsize(dtype)
-    vector = whole if gcd(channels, run) % whole == 0 else 1
+    vector = cuda_vector(gcd(channels, run), dtype)
     return cuda_lanes(channels, vector, items), vector

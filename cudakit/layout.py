@@ -1,7 +1,7 @@
 """Images in memory: their layouts, whatever the data format, and copies from one to another."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from math import prod
+from math import gcd, prod
 from typing import NamedTuple
 
 from cudakit import checks
@@ -50,12 +50,17 @@ def host_vector(channels: int) -> int:
     return vector
 
 
+def cuda_vector(channels: int, dtype: str) -> int:
+    """Return how many of so many neighbouring channels a GPU's thread takes at a time: a power of two that fits."""
+    return gcd(channels, CUDA_VECTOR_BYTES // itemsize(dtype))
+
+
 def cuda_lanes(channels: int, vector: int, items: int) -> int:
     """Return how many lanes share an item with so many channels, of which each takes `vector` at a time.
 
     Few, because all of them work out coordinates, but more where there are not enough items for a large GPU.
     """
-    lanes = 2
+    lanes = 1
     while lanes < 32 and 2 * lanes * vector <= channels and (lanes < CUDA_LANES or items * lanes < CUDA_THREADS):
         lanes *= 2
     return lanes
@@ -64,7 +69,7 @@ def cuda_lanes(channels: int, vector: int, items: int) -> int:
 def cuda_block(channels: int, group: int, items: int) -> int:
     """Return how many channels, in whole groups, one thread takes: few where a large GPU has few items for them."""
     groups = -(-channels // group)
-    return -(-groups // min(max(groups, 1), -(-CUDA_THREADS // items))) * group
+    return -(-groups // min(max(groups, 1), -(-CUDA_THREADS // max(items, 1)))) * group
 
 
 class Image(NamedTuple):

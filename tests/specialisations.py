@@ -29,7 +29,7 @@ IMAGES = [  # (channels, format): one channel at a time, groups of them, and few
     (1, "channels_first"),
     (3, "channels_last"),
     (4, "channels_first"),
-    (16, "channels_last"),
+    (8, "channels_last"),
     (256, "channels_last"),
 ]
 SPACES = ((6, 4, 5), (1 << 31, 4, 5))  # the second needs 64-bit indices

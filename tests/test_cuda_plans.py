@@ -8,6 +8,7 @@ import pytest
 import cudakit
 from cudakit import layout, rounding
 from cudakit.deformable import conv_ops
+from cudakit.deformable.column_ops import DeformOptions
 from cudakit.deformable.depthwise_plan import FEWEST_PIXELS
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch
@@ -15,7 +16,17 @@ from cudakit.op import OPS
 from cudakit.plan import Plan, Target
 from cudakit.sampling.grid import GridSampleOptions
 
-from .specialisations import CALLS, CONVOLUTION, CUDA, HOST, REPRODUCIBLE, convolution_options, deformable_arrays, spec
+from .specialisations import (
+    CALLS,
+    CONVOLUTION,
+    CUDA,
+    HOST,
+    PLAIN,
+    REPRODUCIBLE,
+    convolution_options,
+    deformable_arrays,
+    spec,
+)
 
 
 def launches(plan: Plan, name: str) -> list[Launch]:
@@ -101,6 +112,37 @@ def test_few_pixels_of_many_channels_are_shared_out(backward: bool, side: int, b
         plan = OPS["grid_sample"].prepare((x, grid), options, CUDA)
     (launch,) = launches(plan, f"grid_sample_planar{'_backward' * backward}")
     assert launch.items == batch * side * side * blocks
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "pack"),
+    [("float16", 8, 8), ("float16", 4, 4), ("float16", 6, 2), ("float32", 4, 4), ("float32", 3, 1)],
+)
+def test_the_channels_of_small_offset_groups_are_taken_in_one_pack(dtype: str, width: int, pack: int) -> None:
+    groups, n = 16, 2
+    channels = groups * width
+    x, offset = spec(dtype, n, channels, 64, 64), spec(dtype, n, groups * 18, 64, 64)
+    mask, weight = spec(dtype, n, groups * 9, 64, 64), spec(dtype, channels, channels, 3, 3)
+    options = convolution_options((64, 64), "channels_first")
+    options = options._replace(moves=options.moves._replace(padding=(1,)))
+    plan = OPS["deform_conv2d"].prepare((x, offset, weight, None, mask), options, CUDA)
+    sizes = [launch.kernel._constants for launch in launches(plan, "deform_im2col")]
+    assert {(one["VEC"], one["LANES"]) for one in sizes} == {(pack, 2 if width == 6 else 1)}
+
+
+@pytest.mark.parametrize("operator", ["deform_im2col", "deform_col2im"])
+def test_few_pixels_have_their_channels_shared_out(operator: str) -> None:
+    x, columns, offset = (
+        spec("float32", 1, 256, 28, 28),
+        spec("float32", 1, 256 * 9, 784),
+        spec("float32", 1, 18, 28, 28),
+    )
+    moves = PLAIN._replace(padding=(1,))
+    options = DeformOptions((3, 3), moves, "channels_first", (28, 28))
+    plan = OPS[operator].prepare((x if operator == "deform_im2col" else columns, offset, None), options, CUDA)
+    (launch,) = launches(plan, operator)
+    assert launch.items > layout.CUDA_THREADS // 2
+    assert int(launch.kernel._constants["LANES"]) == 1
 
 
 def test_a_batch_is_copied_whatever_the_number_of_cpu_threads() -> None:

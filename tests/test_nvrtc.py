@@ -154,11 +154,12 @@ def test_registers_of_float32() -> None:
 
 
 def vectors() -> list[Specialisation]:
-    """Return a specialisation that reads vectors of channels for every such kernel and pair of types."""
+    """Return a specialisation that reads whole vectors of channels for every such kernel and pair of types."""
     found: dict[tuple[str, ...], Specialisation] = {}
     for example in specialisations():
         shape = tuple(example.constant(name) for name in ("NDIM", "MODE", "INDEX"))
-        if int(example.constant("VEC")) > 1 and shape == (2, "LINEAR", "int"):
+        whole = VECTOR_BYTES // {"double": 8, "float": 4}.get(example.constant("SCALAR"), 2)
+        if int(example.constant("VEC")) == whole and shape == (2, "LINEAR", "int"):
             found.setdefault(example.types, example)
     return list(found.values())
 

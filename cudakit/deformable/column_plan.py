@@ -15,7 +15,18 @@ from cudakit.deformable.geometry import (
     geometry_values,
 )
 from cudakit.launch import Launch, load
-from cudakit.layout import CUDA_VECTOR_BYTES, Image, add_copy, chunks, cuda_lanes, host_vector, is_wide, packed, part
+from cudakit.layout import (
+    Image,
+    add_copy,
+    chunks,
+    cuda_block,
+    cuda_lanes,
+    cuda_vector,
+    host_vector,
+    is_wide,
+    packed,
+    part,
+)
 from cudakit.plan import Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
@@ -28,7 +39,8 @@ IM2COL = Kernel(
     "deform_im2col",
     "DeformIm2colParams",
     (
-        *((name, 1) for name in ("input", "offset", "mask", "columns", "items", "tap_block")),
+        *((name, 1) for name in ("input", "offset", "mask", "columns", "items")),
+        *((name, 1) for name in ("tap_block", "channel_block")),
         *LAYOUT_FIELDS,
         *GEOMETRY_FIELDS,
     ),
@@ -96,10 +108,10 @@ def choose_form(d: Deformation, x: Image, columns: Columns, target: Target, run:
         even = count % run == 0 and (run <= vector or run % vector == 0)
         width = few(min(run, vector)) if even else 0
         return Form(2 * HOST_TILE if columns.strides[3] == 1 else HOST_TILE, 1, vector, width)
-    vector = CUDA_VECTOR_BYTES // itemsize(d.dtype)
+    vector = cuda_vector(count, d.dtype)
     steps = (count, columns.block, columns.block_stride, columns.strides[0], *columns.strides[2:])
     neighbours = columns.neighbours and columns.aligned and x.strides[1] == 1
-    if not (neighbours and x.in_vectors(vector)) or any(step % vector for step in steps):
+    if vector == 1 or not (neighbours and x.in_vectors(vector)) or any(step % vector for step in steps):
         return Form(1, 1, 1)
     return Form(1, cuda_lanes(count, vector, d.batch * d.groups * d.taps * d.visited), vector)
 
@@ -113,7 +125,7 @@ def wants_neighbours(d: Deformation, columns: Columns, target: Target) -> bool:
     """Whether an image should be copied so that its channels lie next to each other."""
     if target.device == CPU:
         return True
-    return columns.neighbours and (d.channels // d.groups) % (CUDA_VECTOR_BYTES // itemsize(d.dtype)) == 0
+    return columns.neighbours and cuda_vector(d.channels // d.groups, d.dtype) > 1
 
 
 def constants(
@@ -129,20 +141,28 @@ def constants(
     return found | {"WIDTH": form.width} if form.width else found
 
 
+def channels_of(count: int, form: Form, items: int, target: Target) -> int:
+    """Return how many of a group's channels an item has: those that a GPU takes one by one may be cut."""
+    return count if target.device == CPU or form.vector > 1 else cuda_block(count, 1, items)
+
+
 def add_im2col(
     plan: Plan, target: Target, d: Deformation, x: Image, columns: Columns, slots: tuple[Slot, Slot, Slot, Slot]
 ) -> None:
     """Append `deform_im2col`; `slots` are those of input, offset, mask and columns."""
-    form = choose_form(d, x, columns, target, d.channels // d.groups)
+    count = d.channels // d.groups
+    form = choose_form(d, x, columns, target, count)
     pairs, places = d.groups * d.taps, d.batch * -(-d.visited // form.tile)
     # One tap at a time gives a GPU the most threads, and keeps to few pages where the pixels of columns are neighbours;
     # else more of them share what a tile's pixels have in common.
     alone = target.device != CPU or columns.strides[3] == 1
     block = 1 if alone else -(-pairs // max(1, -(-4 * target.threads // places)))
     items = places * -(-pairs // block)
+    width = channels_of(count, form, items, target)
+    items *= -(-count // width)
     layouts = (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,))
     defined = constants(d, form, *layouts, large=target.bypasses_cache(slots[3]))
-    tail = pack_tail(IM2COL, items, block, *columns.fields, *geometry_values(d, x.strides))
+    tail = pack_tail(IM2COL, items, block, width, *columns.fields, *geometry_values(d, x.strides))
     kernel = load(IM2COL, tuple(defined.items()), target.device)
     work = d.batch * d.channels * d.taps * d.visited
     plan.launch(Launch(kernel, tail, items, 1, work, target.threads), *slots)

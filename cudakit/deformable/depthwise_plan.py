@@ -22,12 +22,12 @@ from cudakit.launch import Launch, load
 from cudakit.layout import (
     CUDA_COPY_BYTES,
     CUDA_THREADS,
-    CUDA_VECTOR_BYTES,
     Image,
     accumulator,
     add_copy,
     add_sum,
     cuda_lanes,
+    cuda_vector,
     packed,
     part,
 )
@@ -91,6 +91,7 @@ class _Work:
         d, x, y = conv.d, conv.input, conv.output
         self.item = itemsize(d.dtype)
         last = packed(y.shape, d.dtype, channels_last=True)
+        self.vector = cuda_vector(d.channels // d.groups, d.dtype)
         self.vectors = wants_neighbours(d, _as_columns(last), target)
         apart = wants_copy(x, grad, neighbours=False)
         image = packed(x.shape, d.dtype, channels_last=d.last or self.vectors)
@@ -106,7 +107,7 @@ class _Work:
 
     def _scattered(self, one: Image) -> bool:
         """Whether channels should be read in vectors, and are not where that is possible."""
-        return self.vectors and not (one.strides[1] == 1 and one.in_vectors(CUDA_VECTOR_BYTES // self.item))
+        return self.vectors and not (one.strides[1] == 1 and one.in_vectors(self.vector))
 
     def _images(self, image_bytes: int, fixed: int) -> int:
         """Return how many images are visited at a time."""
@@ -133,7 +134,7 @@ class _Work:
         d = self.conv.d
         count = d.channels // d.groups
         form = choose_form(d, self.inputs.layout, _as_columns(self.outputs.layout), self.target, count)
-        return form if form.lanes == 1 else form._replace(lanes=cuda_lanes(count, form.vector, places))
+        return form if form.vector == 1 else form._replace(lanes=cuda_lanes(count, form.vector, places))
 
     def launch(
         self, kernel: Kernel, form: Form, places: int, d: Deformation, *slots: Slot, chunks: int = 1, opens: bool = True

@@ -8,6 +8,7 @@ from cudakit.deformable.column_plan import (
     HOST_TILE,
     LAYOUT_FIELDS,
     Columns,
+    channels_of,
     choose_form,
     constants,
     coordinates_from,
@@ -103,11 +104,12 @@ def _add_col2im(
     adding: Adding,
 ) -> None:
     count, spans = d.channels // d.groups, adding.spans
-    blocks = 1
+    block = count
     if target.device == CPU and slots.input == NULL:
-        blocks = min(count, -(-target.threads // (d.batch * d.groups * spans)))
-    block = -(-count // blocks)
+        block = -(-count // min(count, -(-target.threads // (d.batch * d.groups * spans))))
     form = choose_form(d, x if slots.input != NULL else grad, columns, target, block)
+    if slots.input == NULL:
+        block = min(block, channels_of(count, form, d.batch * d.groups * d.taps * d.visited, target))
     tiles = -(-d.visited // form.tile)
     together = d.taps * -(-tiles // spans)  # items of a span
     items = d.groups * -(-count // block) * d.batch * spans * together

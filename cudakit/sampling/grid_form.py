@@ -7,8 +7,8 @@ coordinate's taps are worked out once and the channels go in vectors.
 from math import prod
 from typing import NamedTuple
 
-from cudakit.array import CPU, itemsize
-from cudakit.layout import CUDA_VECTOR_BYTES, Image, cuda_lanes, host_vector
+from cudakit.array import CPU
+from cudakit.layout import Image, cuda_lanes, cuda_vector, host_vector
 from cudakit.plan import Target
 
 MODES = ("nearest", "bilinear", "bicubic")
@@ -50,10 +50,10 @@ def choose_form(x: Image, output: Image, target: Target, neighbours: bool, backw
         vector = host_vector(count)
         gains = count < vector and (backward or count % SIMD_CHANNELS)  # whole vectors forwards: any number is as fast
         return Form(True, HOST_TILE, 1, vector, 1, count if gains else 0)
-    vector = CUDA_VECTOR_BYTES // itemsize(x.dtype)
-    whole = neighbours and count >= 2 * vector and count % vector == 0
+    vector = cuda_vector(count, x.dtype)
+    several = neighbours and vector > 1
     # The output's channels go in vectors, too, where they are neighbours.
-    if not (whole and x.in_vectors(vector) and (output.strides[1] != 1 or output.in_vectors(vector))):
+    if not (several and x.in_vectors(vector) and (output.strides[1] != 1 or output.in_vectors(vector))):
         return Form(False, 1, 1, 1, even_group(count))
     return Form(True, 1, cuda_lanes(count, vector, x.shape[0] * prod(output.space)), vector, 1)
 

@@ -189,7 +189,7 @@ def plan_backward(
     level = empty or call.mode == "nearest"  # has no slope between two jumps
     sloped = needs[1] is not None and not level
     form, layout = _backward_form(call, output, final if wanted else None, target, reads=sloped)
-    copied = sloped and form.channels and not _readable(x, layout, form)
+    copied = sloped and form.channels and not _readable(x, layout, form, target)
     if copied and not x.flat:
         return Plan(3, copies=(1,))
     grad = layout._replace(dtype=sum_dtype(x.dtype, target))
@@ -251,9 +251,10 @@ def _zeroed(outputs: Sequence[Output | None], zero: Sequence[bool]) -> tuple[Out
     return tuple(output and output._replace(zero=which) for output, which in zip(outputs, zero, strict=True))
 
 
-def _readable(x: Image, layout: Image, form: Form) -> bool:
+def _readable(x: Image, layout: Image, form: Form, target: Target) -> bool:
     """Whether channels can be read as they lie; those of the batch may have another stride than the layout's."""
-    return x.strides[1] == 1 and x.strides[2:] == layout.strides[2:] and (form.lanes == 1 or x.in_vectors(form.vector))
+    fits = target.device == CPU or x.in_vectors(form.vector)
+    return x.strides[1] == 1 and x.strides[2:] == layout.strides[2:] and fits
 
 
 def _backward_form(
