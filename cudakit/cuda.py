@@ -195,9 +195,10 @@ def device_count() -> int:
 def _cublas() -> Library:
     try:
         from cupy.cuda import cublas
-    except ImportError as error:
+
+        return Library(cublas.__file__)
+    except (ImportError, OSError, AttributeError) as error:  # the last of a CuPy that is not linked to it
         raise BackendUnavailable(f"deformable convolutions on a GPU need cuBLAS; {INSTALL_PARTS}") from error
-    return Library(cublas.__file__)
 
 
 class CudaProduct:
