@@ -154,9 +154,13 @@ def test_the_demo_learns_on_a_gpu(emulated: dict[str, str], tmp_path: Path) -> N
         pytest.param("if (i) add_to(p.to, 1.0f); else *p.to = 0;", "two threads", id="adder and writer"),
         pytest.param("if (!LANE) p.to[i] = lane_sum(1.0f);", "has ended", id="lanes that are not there"),
         pytest.param(
-            "if (i < 12) p.to[LANES * i + LANE] = __shfl_xor_sync(~0u, 1.0f, 1);", "has ended", id="lanes of other items"
+            "if (i < 12) p.to[LANES * i + LANE] = __shfl_xor_sync(~0u, 1.0f, 1);",
+            "has ended",
+            id="lanes of other items",
         ),
-        pytest.param("p.to[LANES * i + LANE] = __shfl_xor_sync(1u << LANE, 1.0f, 1);", "not name", id="lanes not named"),
+        pytest.param(
+            "p.to[LANES * i + LANE] = __shfl_xor_sync(1u << LANE, 1.0f, 1);", "not name", id="lanes not named"
+        ),
     ],
 )
 def test_the_emulated_gpu_sees_what_is_wrong(emulated: dict[str, str], body: str, report: str) -> None:
