@@ -20,6 +20,7 @@ from .peers import PEERS, present
 NAMES = (*FAMILIES, GROWTH)
 DTYPES = tuple(TOLERANCES)
 PIPED_WIDTH = 220  # columns of a table that no terminal limits
+SHOWN_ROWS = 6  # where none was found
 
 
 def _peers(text: str) -> tuple[str, ...]:
@@ -42,12 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     add = parser.add_argument
     add("family", nargs="*", metavar="FAMILY", help=f"{', '.join(NAMES)}; by default all of them")
-    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="what to measure; by default the CPU")
     add("--dtype", choices=DTYPES, nargs="+", help="by default float32 on a CPU, and all three on a GPU")
     add("--peers", type=_peers, metavar="NAMES", help=f"only these, with commas between: {', '.join(PEERS)}")
     threads = "numbers of CPU threads; by default 1 and one for each core"
     add("--threads", type=whole(1, MOST_THREADS), nargs="+", help=threads)
-    add("--rows", type=_pattern, default="", metavar="PATTERN", help="only rows whose name this expression finds")
+    add(
+        "--rows",
+        type=_pattern,
+        default="",
+        metavar="PATTERN",
+        help="only rows in whose names, as tables have them, this is found",
+    )
     add("--small", action="store_true", help="small sizes: a check that everything runs")
     add("--no-extras", action="store_true", help="leave out call overhead, import, first call and peak memory")
     add("--against", type=Path, metavar="FILE", help="an earlier --json file to compare ratios with")
@@ -75,7 +82,10 @@ def run(args: argparse.Namespace) -> int:
     families = [FAMILIES[name] for name in choice.families if name != GROWTH]
     empty = [family.name for family in families if not any(True for _ in record.matching(family, choice))]
     if families and len(empty) == len(families):
-        raise UserError(f"no row of {', '.join(empty)} has a name with {args.rows!r} in it")
+        known = [row.name for family in families for _, row in record.matching(family, choice._replace(rows=""))]
+        more = f" and {len(known) - SHOWN_ROWS} more" if len(known) > SHOWN_ROWS else ""
+        some = ", ".join(known[:SHOWN_ROWS]) + more
+        raise UserError(f"no row of {', '.join(empty)} has a name with {args.rows!r} in it; there are {some}")
     choice = choice._replace(families=[name for name in choice.families if name not in empty])
     results = record.measure_all(choice) | {"command": _recipe(args)}
     _write(args, results, report)  # first: who reads the output may leave before its end

@@ -114,13 +114,20 @@ def measure(where: str, threads: int, peers: Sequence[str], small: bool) -> Resu
     return {"where": "the GPU" if on_gpu else f"{threads} thread(s)", "base": base._asdict(), "curves": found}
 
 
-def notes(results: Result) -> list[str]:
+def constants(results: Result) -> str:
     """Return what stays the same along the curves."""
     batch, channels, *space = results["base"]["shape"]
+    return (
+        f"On {results['where']}. One thing varies at a time; the rest is batch {batch}, {channels} channels in and "
+        f"out, {space[0]}×{space[1]} pixels, a kernel of 3×3, padding 1, a mask, offsets with a standard deviation of "
+        f"{results['base']['spread']:g} pixels, float32."
+    )
+
+
+def notes(results: Result) -> list[str]:
+    """Return what the tables show."""
     return [
-        f"Median milliseconds on {results['where']}. One thing varies at a time; the rest is batch {batch}, {channels} "
-        f"channels in and out, {space[0]}×{space[1]} pixels, a kernel of 3×3, padding 1, a mask, offsets with a "
-        f"standard deviation of {results['base']['spread']:g} pixels, float32.",
+        f"Median milliseconds. {constants(results)}",
         "Dense convolution samples nothing: it is a floor.",
     ]
 

@@ -1,5 +1,6 @@
 """The picture of how times grow."""
 
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -10,6 +11,7 @@ from .peers import title
 
 SIZE, DPI = (12.0, 6.8), 110  # inches, dots per inch
 COLUMNS = 3
+LINE = 130  # characters
 INK, FAINT = "#222222", "#e4e4e4"
 COLOURS = {
     OURS: "#1f5fa8",
@@ -28,13 +30,15 @@ COLOURS = {
 DASHED = {"dense_conv"}
 
 
-def draw_growth(curves: list[dict[str, Any]]) -> Figure:
+def draw_growth(curves: list[dict[str, Any]], base: str) -> Figure:
     """Draw a panel for each curve.
 
     Parameters
     ----------
     curves : list of dict
         Each with the "way" and the name of an "axis", and "points", which hold a "value" and the "ms" of every side.
+    base : str
+        What stays the same.
     """
     figure = Figure(SIZE, dpi=DPI, layout="constrained")
     panels = list(figure.subplots(-(-len(curves) // COLUMNS), COLUMNS, sharey=True, squeeze=False).flat)
@@ -44,7 +48,8 @@ def draw_growth(curves: list[dict[str, Any]]) -> Figure:
         panel.remove()
     for panel in panels[::COLUMNS]:
         panel.set_ylabel("ms")
-    figure.suptitle(f"deform_conv2d, {curves[0]['way']}: time of a call", x=0.01, ha="left", color=INK)
+    heading = f"deform_conv2d, {curves[0]['way']}: time of a call\n{fill(base, LINE)}"
+    figure.suptitle(heading, x=0.01, ha="left", color=INK, size=11)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=max(len(labels), 1), frameon=False)
     return figure

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .cases import OURS
 from .families import FAMILIES
+from .growth import constants
 from .growth_picture import COLOURS, FAINT, INK, draw_growth
 from .measure import Result
 from .peers import title
@@ -18,6 +19,8 @@ from .peers import title
 DPI = 110
 WIDTH, ROW, HEAD = 13.0, 0.2, 1.9  # inches
 ROOFLINE_HEIGHT = 5.2
+SEVERAL_DECADES = 300  # of ratios, for which only powers of ten have labels
+FLOOR_SHAPES = "osDv"
 LEGEND = 0.4  # height of what the marks mean, of a roofline's
 
 
@@ -49,7 +52,8 @@ def _figures(results: Result) -> Iterator[tuple[str, Figure]]:
             yield name, _family(name, found)
     if "growth" in results:
         for way in dict.fromkeys(curve["way"] for curve in results["growth"]["curves"]):
-            yield f"growth-{way}", draw_growth([c for c in results["growth"]["curves"] if c["way"] == way])
+            curves = [curve for curve in results["growth"]["curves"] if curve["way"] == way]
+            yield f"growth-{way}", draw_growth(curves, constants(results["growth"]))
 
 
 def _family(name: str, found: Result) -> Figure:
@@ -72,7 +76,7 @@ def _family(name: str, found: Result) -> Figure:
         "frameon": False,
         "loc": "upper left",
         "bbox_to_anchor": (-0.2, 1),
-        "handletextpad": 0,
+        "handlelength": 1.5,
     }
     below.legend(*roofs[-1].get_legend_handles_labels(), **style)
     figure.suptitle(f"{FAMILIES[name].title}: cudakit and its peers", x=0.01, ha="left", color=INK, size=15)
@@ -101,15 +105,18 @@ def _ratios(panel: Any, name: str, run: Result, labels: bool) -> None:
         if points:
             face = "none" if side in floors else COLOURS[side]
             label = f"{title(side)} (floor)" if side in floors else title(side)
-            panel.plot(*zip(*points, strict=True), "o", ms=6, mfc=face, mec=COLOURS[side], ls="none", label=label)
+            shape = FLOOR_SHAPES[floors.index(side)] if side in floors else "o"
+            panel.plot(*zip(*points, strict=True), shape, ms=6, mfc=face, mec=COLOURS[side], ls="none", label=label)
     panel.axvline(1, color=COLOURS[OURS], lw=2.2, zorder=0, label=OURS)
     panel.set_xscale("log")
     panel.set_ylim(y, -0.5)
     panel.set_yticks([y for y, _ in places], [row["row"] if labels else "" for _, row in places], size=8)
     style = {"size": 8, "weight": "bold", "va": "center", "color": INK}
+    style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 1}
     for y, section in headings:
         panel.annotate(section, (0.01, y), xycoords=("axes fraction", "data"), **style)
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = panel.get_xlim()
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < SEVERAL_DECADES * low else (1,)))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.tick_params(axis="x", labelsize=8)
@@ -127,13 +134,9 @@ def _roofline(panel: Any, run: Result) -> None:
     reached = [row["gflop_per_s"] for row in run["rows"]]
     ridges = [rate / bandwidth for rate in rates.values()]
     span = np.geomspace(min(intensities) / 2, max(intensities + ridges) * 2, 200)
-    for dtype in dict.fromkeys(row["dtype"] for row in run["rows"]):
-        panel.plot(span, np.minimum(span * bandwidth, rates[dtype]), color=INK, lw=1.6)
-        label = f"matrix product, {dtype}"
-        panel.annotate(
-            label, (span[-1], rates[dtype]), (0, 2), textcoords="offset points", ha="right", size=8, color=INK
-        )
-    panel.annotate("copy", (span[0] * 1.1, span[0] * bandwidth * 2), size=8, color=INK)
+    for style, dtype in zip(cycle(("-", "--", ":", "-.")), dict.fromkeys(row["dtype"] for row in run["rows"])):
+        label = f"roof: copies, then matrix products in {dtype}"
+        panel.plot(span, np.minimum(span * bandwidth, rates[dtype]), style, color=INK, lw=1.6, label=label)
     for shape, (section, rows) in zip(cycle("os^vD<>PX*p"), _by_section(run).items(), strict=False):
         x, y = [row["flop"] / row["bytes"] for row in rows], [row["gflop_per_s"] for row in rows]
         panel.plot(x, y, shape, ms=6, mec="white", mew=0.6, ls="none", label=section)

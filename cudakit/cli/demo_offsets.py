@@ -78,7 +78,7 @@ def draw(photo: Any, found: list[OffsetProgress], out: Path) -> None:
     kernels = {
         "plain 3 × 3": TAPS,
         f"dilated by {DILATION}": DILATION * TAPS,
-        "deformed: learnt (rings: hidden)": TAPS + found[-1].offsets,
+        "deformed: learnt (rings: sought)": TAPS + found[-1].offsets,
     }
     for column, (title, taps) in enumerate(kernels.items()):
         axes = figure.add_axes((0.012 + column * (side + 0.01), 0.09, side, side * WIDTH / HEIGHT))

@@ -107,7 +107,7 @@ def affine_grid_backward(grad_grid: Any, size: Any, align_corners: bool = False)
 
 
 def _options(size: Any, align_corners: Any) -> AffineGridOptions:
-    rule = "be (N, C, H, W) or (N, C, D, H, W) with positive spatial sizes"
+    rule = "be the ints (N, C, H, W) or (N, C, D, H, W) with positive spatial sizes"
     sizes = checks.integers("size", size, rule, length=(4, 5), minimum=0)
     if 0 in sizes[2:]:
         raise InvalidArgument("size", rule, sizes)
