@@ -75,7 +75,7 @@ def test_coordinates_of_float32_beside_half_precision() -> None:
     check(cudakit.deform_conv2d, x, offset, weight, operator="DeformConv", rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("size", [(2, 1, 4, 5), (2, 1, 3, 4, 5)])
+@pytest.mark.parametrize("size", [(2, 1, 4, 5), (2, 1, 3, 4, 5), (2, 1, 1, 5), (2, 1, 4, 1), (2, 1, 3, 1, 5)])
 def test_affine_grid(size: tuple[int, ...]) -> None:
     def grids(theta: Any) -> Any:
         return cudakit.affine_grid(theta, size), cudakit.affine_grid(theta, size, align_corners=True)

@@ -165,14 +165,10 @@ def _needing(op: Op, options: Any, needed: tuple[bool, ...]) -> Any:
 
 def apply(op: Op, options: Any, tensors: Tensors) -> Tensors:
     """Run an operator on tensors that autograd hands on."""
-    if torch.compiler.is_compiling() or _watched(tensors):
+    if torch.compiler.is_compiling() or _watched(tensors) or any(map(is_batched, tensors)):
         from cudakit.torch.operators import run
 
         return run(op, options, tensors)
-    if any(map(is_batched, tensors)):
-        from cudakit.torch.operators import run_batched
-
-        return run_batched(op, options, tensors)
     return _run(op, options, tensors)
 
 
@@ -219,16 +215,16 @@ def call(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
     try:
         return _run(op, op.options(arguments), tensors)
     except TypeError:  # to look for them beforehand would take its time in every call
-        if not all(x is None or x.is_meta for x in tensors):
+        if not all(x is None or x.is_meta for x in tensors) and not any(map(is_batched, tensors)):
             raise
     from cudakit.torch.operators import dispatch
 
     return dispatch(op, tensors, arguments)
 
 
-def is_batched(x: torch.Tensor | None) -> bool:
+def is_batched(x: object) -> bool:
     """Whether autograd maps over a tensor (``is_grads_batched``), by a map that is older than ``torch.func``."""
-    return x is not None and torch._C._functorch.is_legacy_batchedtensor(x)
+    return isinstance(x, torch.Tensor) and torch._C._functorch.is_legacy_batchedtensor(x)
 
 
 def any_dual(tensors: Tensors) -> bool:

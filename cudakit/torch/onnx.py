@@ -36,10 +36,14 @@ def _node(name: str, tensors: Tensors, attributes: dict[str, Any], shape: Sequen
 
 
 def _affine_grid(options: Any, tensors: Tensors) -> torch.Tensor:
+    (theta,) = tensors
+    if options.align_corners:  # runtimes look for a single pixel at an edge, not in the middle
+        several = torch.stack([torch.scalar_tensor(length, dtype=torch.int64) > 1 for length in (2, *options.space)])
+        theta = torch.where(several.flip(0), theta, torch.zeros_like(theta))
     sizes = (options.batch, 1, *options.space)
     size = torch.stack([torch.scalar_tensor(length, dtype=torch.int64) for length in sizes])
     shape = (options.batch, *options.space, len(options.space))
-    return _node("AffineGrid", (*tensors, size), {"align_corners": int(options.align_corners)}, shape, 20)
+    return _node("AffineGrid", (theta, size), {"align_corners": int(options.align_corners)}, shape, 20)
 
 
 def _grid_sample(options: Any, tensors: Tensors) -> torch.Tensor:

@@ -42,10 +42,18 @@ def dispatch(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
         options = op.check(*arguments)
     except InvalidArgument as error:
         op.refuse(error)
+    # A compiler asks `fake`: in the `backward` of an `autograd.Function` it stops at layouts. Where gradients come as a
+    # named tuple it shall, as PyTorch 2.14 would lose them.
+    if op.differentiated or not torch.compiler.is_compiling():
+        refuse_others(op, tensors)
+    return run(op, options, tensors)
+
+
+def refuse_others(op: Op, tensors: Tensors) -> None:
+    """Raise `TypeError` where a tensor is not dense."""
     for name, x in zip(op.arrays, tensors, strict=True):
         if x is not None and not is_dense(x):
             op.refuse(not_dense(name, x))
-    return run(op, options, tensors)
 
 
 def _is_traced(argument: Any) -> bool:
@@ -62,19 +70,6 @@ def run(op: Op, options: Any, tensors: Tensors) -> Tensors:
 def _wanted(op: Op, options: Any, tensors: Tensors) -> list[bool]:
     """Return of each result whether it is there."""
     return op.present(options, [name for name, x in zip(op.arrays, tensors, strict=True) if x is None])
-
-
-def run_batched(op: Op, options: Any, tensors: Tensors) -> Tensors:
-    """Run it where autograd maps over some of the tensors."""
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    places = [0 if is_batched(x) else None for x in tensors]
-    pairs = zip(tensors, places, strict=True)
-    given = [x if place is None else torch._remove_batch_dim(x, level, 0, 0) for x, place in pairs]
-    operator, fields, count = _OPERATORS[op.name], flattened(options), len(given[places.index(0)])
-    every = (*places, *[None] * len(fields))
-    found, _ = operator.vmap(operator.function, SimpleNamespace(batch_size=count), every, *given, *fields)
-    return spread(_wanted(op, options, tensors), [torch._add_batch_dim(x, 0, level) for x in _listed(found)])
 
 
 class _Transformed(torch.autograd.Function):
@@ -127,6 +122,7 @@ class _Operator:
         definition.register_fake(self.fake)
         definition.register_vmap(lambda *arguments: self.vmap(self.plain, *arguments))
         definition.register_autograd(self.backward_of_all, setup_context=self.set_up)
+        _BATCHED.impl(op.name, self.batched, "Batched")
         self.function = getattr(torch.ops.cudakit, op.name).default
 
     def __call__(self, *values: Any) -> Any:
@@ -167,6 +163,7 @@ class _Operator:
     def fake(self, *values: Any) -> Any:
         """Return empty results."""
         tensors, options = self.split(values)
+        refuse_others(self.op, tensors)
         place = self.place(tensors)
         outputs = self.outputs(tensors, options)
         return self.results(
@@ -239,6 +236,18 @@ class _Operator:
             results = [torch.stack(same)[:count] for same in found]
         return (results, [0] * len(results)) if self.op.differentiated else (results[0], 0)
 
+    def batched(self, *values: Any) -> Any:
+        """Run where autograd maps over some of the tensors (``is_grads_batched``)."""
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        places = tuple([0 if is_batched(x) else None for x in values])
+        pairs = zip(values, places, strict=True)
+        given = [x if place is None else torch._remove_batch_dim(x, level, 0, 0) for x, place in pairs]
+        count = len(given[places.index(0)])
+        found, _ = self.vmap(self.function, SimpleNamespace(batch_size=count), places, *given)
+        results = [torch._add_batch_dim(x, 0, level) for x in _listed(found)]
+        return results if isinstance(found, list) else results[0]
+
     def fold(self, name: str, x: torch.Tensor | None, count: int, mapped: bool) -> torch.Tensor | None:
         """Make a leading axis, or copies, part of the batch."""
         if x is None or name in self.op.weights:
@@ -276,4 +285,5 @@ def _numbers(values: Any) -> Iterator[Any]:
             yield value
 
 
+_BATCHED = torch.library.Library("cudakit", "IMPL")
 _OPERATORS = {name: _Operator(op) for name, op in OPS.items()}
