@@ -9,7 +9,7 @@ from cudakit.layout import Image, is_wide, packed
 from cudakit.plan import NULL, Output, Plan, Slot, Target
 from cudakit.rounding import add_anchors, flat, rounded_parts
 from cudakit.sampling.grid_form import HOST_TILE, MODE_CONSTANTS, even_group
-from cudakit.sampling.grid_plan import SAMPLE_FIELDS, Sampling
+from cudakit.sampling.grid_plan import SAMPLE_FIELDS, Pointers, Sampling
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import inverses, pack_tail
 
@@ -35,38 +35,49 @@ def plan_double_backward(
     `specs` are those of the operator's arrays; `images` are how the gradient by the gradient of the input lies, if
     there is one, and the gradient by the output.
     """
-    (tangent, grad), (_, by_grid, grad_spec, input, grid) = images, specs
-    assert grad_spec is not None and input is not None and grid is not None
-    x = call.input
+    (tangent, grad), x = images, call.input
     empty = 0 in grad.shape or 0 in x.shape
     planar = target.device == CPU and x.shape[1] <= PLANAR_CHANNELS
     neighbours = last or not planar
     sample = Result.written(grad.shape, x.dtype, last=last, neighbours=neighbours)
     total = Result.added(x.shape, x.dtype, target, _terms(call), last=last, neighbours=neighbours)
-    results = (
-        sample.output(grad_spec.shape, empty=empty) if "grad_output" in needs else None,
-        total.output(input.shape, empty=empty) if "input" in needs else None,
-        Output(grid.shape, grid.dtype, zero=empty) if "grid" in needs else None,
-    )
-    plan = Plan(5, results)
+    plan = Plan(5, _outputs(sample, total, specs, needs, empty=empty))
     if empty or not needs:
         return plan
     made, sums = sample.begin(plan, target, plan.result(0)), total.begin(plan, target, plan.result(1))
     read = NULL if needs == ("grad_output",) else plan.input(2)
-    slots = (
+    directions = (
         NULL if tangent is None else add_packed(plan, target, plan.input(0), tangent, last=neighbours),
-        NULL if by_grid is None else plan.input(1),
-        add_packed(plan, target, plan.input(3), x, last=neighbours),
-        plan.input(4),
-        made,
-        add_packed(plan, target, read, grad, last=neighbours),
-        *(sums, plan.result(2), NULL if sums == NULL else _add_anchors(plan, target, call, grad)),
+        NULL if specs[1] is None else plan.input(1),
+    )
+    pointers = Pointers(
+        input=add_packed(plan, target, plan.input(3), x, last=neighbours),
+        grid=plan.input(4),
+        output=made,
+        grad_output=add_packed(plan, target, read, grad, last=neighbours),
+        grad_input=sums,
+        grad_grid=plan.result(2),
+        anchors=NULL if sums == NULL else _add_anchors(plan, target, call, grad),
     )
     layout = packed(x.shape, x.dtype, channels_last=neighbours)
-    plan.launch(_launch(call._replace(input=layout), sample.made, target, planar, "input" in needs), *slots)
+    launch = _launch(call._replace(input=layout), sample.made, target, planar, "input" in needs)
+    plan.launch(launch, *directions, *pointers)
     sample.end(plan, target, made, plan.result(0))
     total.end(plan, target, sums, plan.result(1))
     return plan
+
+
+def _outputs(
+    sample: Result, total: Result, specs: tuple[Spec | None, ...], needs: tuple[str, ...], *, empty: bool
+) -> tuple[Output | None, ...]:
+    """Return what the results look like: the gradients by the output's gradient, by the input and by the grid."""
+    _, _, grad, input, grid = specs
+    assert grad is not None and input is not None and grid is not None
+    return (
+        sample.output(grad.shape, empty=empty) if "grad_output" in needs else None,
+        total.output(input.shape, empty=empty) if "input" in needs else None,
+        Output(grid.shape, grid.dtype, zero=empty) if "grid" in needs else None,
+    )
 
 
 def _terms(call: Sampling) -> int:
