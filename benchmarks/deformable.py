@@ -170,7 +170,8 @@ RIVALS: dict[str, Side] = {"torchvision": peers.torchvision, "torch_composite": 
 RUNTIMES: dict[str, Side] = {"openvino": peers.openvino, "onnxruntime": peers.onnxruntime}
 NOTES = (
     "Stride 1, a kernel of 3×3, padding 1, no bias; offsets are normal with a standard deviation of 2 pixels. "
-    "v2 has a mask, v1 none; og and g are offset groups and convolution groups where there is more than one.",
+    "c64_56: 64 channels in and out, 56×56 pixels; n4: four images; v2 has a mask, v1 none; og and g are offset groups "
+    "and convolution groups where there is more than one.",
     "Torch by hand is `grid_sample`, a product with the mask and a matrix product, as one writes it in PyTorch. Its "
     "gradients are those of `torch.autograd.grad` on a graph that has been made before.",
     "Dense convolution is `conv2d` of the same shape, which samples nothing; matrix product is what remains when the "
