@@ -18,44 +18,61 @@ MISUSED, INTERRUPTED, UNREAD = 2, 130, 141  # the last two as a shell says it of
 
 
 class Command(NamedTuple):
-    """A sub-command: its module, one line about it, and examples."""
+    """A sub-command: its module, one line about it, and examples, each with what it is for."""
 
     module: str
     summary: str
-    examples: str
+    examples: tuple[tuple[str, str], ...]
 
 
 COMMANDS = {
     "info": Command(
         "cudakit.cli.info",
         "what cudakit finds here: devices, compiler, kernel cache, frameworks",
-        "  cudakit info                            what works here, and what to install for the rest\n"
-        "  CUDAKIT_CACHE_DIR=/tmp/k cudakit info   with another folder for compiled kernels\n",
+        (
+            ("cudakit info", "what works here, and what to install for the rest"),
+            ("cudakit info --check", "call every operator on every framework's arrays"),
+            ("CUDAKIT_CACHE_DIR=/tmp/k cudakit info", "with another folder for compiled kernels"),
+        ),
     ),
     "demo": Command(
         "cudakit.cli.demo",
         "warp a photograph, check it, and let a spatial transformer undo the warp",
-        "  cudakit demo                               with the photograph that Matplotlib ships\n"
-        "  cudakit demo --image cat.jpg --out cat.png\n"
-        "  cudakit demo --device cuda --size 1024     on a GPU\n",
+        (
+            ("cudakit demo", "with the photograph that Matplotlib ships"),
+            ("cudakit demo --image cat.jpg --out cat.png", "with one of yours"),
+            ("cudakit demo --device cuda --size 1024", "on a GPU"),
+        ),
     ),
     "bench": Command(
         "cudakit.benchmarks.command",
         "measure the operators beside the peers that are installed",
-        "  cudakit bench --json cpu.json --markdown cpu.md --plot cpu.png   all that is measured on a CPU\n"
-        "  cudakit bench deformable --rows c64_56 --threads 1 --no-extras   a few rows\n"
-        "  cudakit bench sampling --dtype bfloat16 --peers torch\n"
-        "  cudakit bench --device cuda --json gpu.json --plot gpu.png       on a GPU\n",
+        (
+            ("cudakit bench --json cpu.json --plot cpu.png", "all that is measured on a CPU"),
+            ("cudakit bench deformable --rows c64_56 --no-extras", "a few rows"),
+            ("cudakit bench sampling --dtype bfloat16 --peers torch", "in half precision, beside one peer"),
+            ("cudakit bench --device cuda --json gpu.json", "on a GPU"),
+        ),
     ),
     "fov": Command(
         "cudakit.cli.fov",
         "what plain, dilated and deformable convolutions and a spatial transformer see of a photograph",
-        "  cudakit fov                             with the photograph that Matplotlib ships\n"
-        "  cudakit fov cat.jpg --at 120,80 --layers 3,3,3,3\n"
-        "  cudakit fov cat.jpg --offsets offsets.npy --out cat-fov.png\n"
-        "  cudakit fov --learn                     offsets and transform learn to see through a swirl\n",
+        (
+            ("cudakit fov", "with the photograph that Matplotlib ships"),
+            ("cudakit fov cat.jpg --at 120,80 --layers 3,3,3,3", "from one place of yours, through four layers"),
+            ("cudakit fov cat.jpg --offsets offsets.npy", "with offsets of your network"),
+            ("cudakit fov --learn", "offsets and transform learn to see through a swirl"),
+        ),
     ),
 }
+
+
+def _epilog(*commands: Command) -> str:
+    """Return what stands below the options."""
+    pairs = [pair for command in commands for pair in command.examples]
+    width = max(len(line) for line, _ in pairs)
+    lines = [f"  {line:{width}}   {purpose}" for line, purpose in pairs]
+    return "\n".join(["examples:", *lines, EXIT_CODES])
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,7 +88,7 @@ def make_parser(arguments: Sequence[str]) -> Parser:
     parser = Parser(
         prog="cudakit",
         description="Deformable convolution and spatial-transformer sampling for every array framework.",
-        epilog="examples:\n" + "".join(command.examples for command in COMMANDS.values()) + EXIT_CODES,
+        epilog=_epilog(*COMMANDS.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"cudakit {__version__}")
@@ -81,7 +98,7 @@ def make_parser(arguments: Sequence[str]) -> Parser:
             name,
             help=command.summary,
             description=f"{command.summary[0].upper()}{command.summary[1:]}.",
-            epilog="examples:\n" + command.examples + EXIT_CODES,
+            epilog=_epilog(command),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if name in arguments:

@@ -2,7 +2,7 @@
 
 The transformer is told nothing about the tilt. It learns to turn the digits, because that lowers the classifier's loss.
 
-    python examples/jax_spatial_transformer.py --steps 800
+    python examples/jax_spatial_transformer.py --steps 1500
 """
 
 import argparse

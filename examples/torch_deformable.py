@@ -1,6 +1,6 @@
 """Tell discs, squares and rings apart: a small PyTorch model with deformable layers, under ``torch.compile``.
 
-python examples/torch_deformable.py --steps 200
+python examples/torch_deformable.py --steps 300
 """
 
 import argparse

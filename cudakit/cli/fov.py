@@ -194,5 +194,6 @@ def show(console: Any, rows: Sequence[Sequence[Sight]]) -> None:
     console.print(table)
     console.print(
         "\ndiameter: four standard deviations, in pixels; shape: the longest axis over the shortest; angle: of the "
-        "longest, from the x axis; shared: with the deformable stack's field. Of effective receptive fields."
+        "longest, counter-clockwise from the x axis; shared: with the deformable stack's field. Of effective "
+        "receptive fields."
     )
