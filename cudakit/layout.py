@@ -1,6 +1,6 @@
 """Images in memory: their layouts, whatever the data format, and copies from one to another."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import gcd, prod
 from typing import NamedTuple
 
@@ -38,8 +38,6 @@ SECTOR_BYTES = 32  # of a GPU's memory, the least that is read or written
 MOST_ELEMENTS = 2**56  # of a result, so that a few of each have 64-bit addresses
 CUDA_THREADS = 1 << 18  # that a large GPU runs at the same time
 MOST_SUMS_BYTES = 128 << 20  # that CPU threads may take for sums of their own
-COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time, for a CPU's caches
-CUDA_COPY_BYTES = 64 << 20  # likewise, to keep a GPU busy
 
 
 def host_vector(channels: int) -> int:
@@ -212,16 +210,6 @@ def by_group(image: Image, groups: int) -> Image:
 def part(image: Image, count: int) -> Image:
     """Return the layout of `count` of the batch's images."""
     return image._replace(shape=(count, *image.shape[1:]))
-
-
-def chunks(x: Image, target: Target) -> Iterator[tuple[int, int]]:
-    """Cut the batch into (first, count), so that copies of an image stay in cache, or take little memory on a GPU."""
-    batch, size = x.shape[0], prod(x.shape[1:]) * itemsize(x.dtype)
-    on_cpu = target.device == CPU
-    step = max(1, (COPY_BYTES if on_cpu else CUDA_COPY_BYTES) // size)
-    step += -step % target.threads if on_cpu else 0
-    for first in range(0, batch, step):
-        yield first, min(step, batch - first)
 
 
 def add_sum(

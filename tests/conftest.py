@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 import cudakit
-from cudakit import layout, op
+from cudakit import op, staging
 from cudakit.cli.matrix import BRIDGES
 
 from .libraries import forget_surroundings
@@ -244,7 +244,7 @@ def forget() -> None:
 def one_image(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Copy a batch to other layouts image by image, or as many as there are CPU threads at a time."""
     for name in ("COPY_BYTES", "CUDA_COPY_BYTES"):
-        monkeypatch.setattr(layout, name, 1)
+        monkeypatch.setattr(staging, name, 1)
     forget()
     yield
     forget()

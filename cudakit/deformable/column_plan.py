@@ -17,8 +17,6 @@ from cudakit.deformable.geometry import (
 from cudakit.launch import Launch, load
 from cudakit.layout import (
     Image,
-    add_copy,
-    chunks,
     cuda_block,
     cuda_lanes,
     cuda_vector,
@@ -29,6 +27,7 @@ from cudakit.layout import (
 )
 from cudakit.plan import Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
+from cudakit.staging import Staged
 from cudakit.structs import pack_tail
 
 HOST_TILE = 32
@@ -170,19 +169,13 @@ def add_im2col(
 
 def plan_columns(plan: Plan, target: Target, d: Deformation, x: Image, slots: tuple[Slot, Slot, Slot, Slot]) -> None:
     """Append `deform_im2col` with an input in any `flat` layout; `slots` are those of input, offset, mask, columns."""
-    columns, item = plain_columns(d), itemsize(d.dtype)
-    if x.strides[1] == 1 or not wants_neighbours(d, columns, target):
-        add_im2col(plan, target, d, x, columns, slots)
-        return
-    last = packed(x.shape, x.dtype, channels_last=True)
-    rounds = list(chunks(x, target))
-    space = plan.workspace(rounds[0][1] * last.strides[0] * item)
-    for first, count in rounds:
-        source = (slots[0].at(first * x.strides[0] * item), part(x, count))
-        add_copy(plan, target, source, (space, part(last, count)))
-        offset, mask = coordinates_from(d, first, slots[1], slots[2])
-        to = slots[3].at(first * columns.strides[0] * item)
-        add_im2col(plan, target, d.part(count), part(last, count), columns, (space, offset, mask, to))
+    columns = plain_columns(d)
+    copied = x.strides[1] != 1 and wants_neighbours(d, columns, target)
+    images = Staged(plan, target, x, packed(x.shape, x.dtype, channels_last=True) if copied else None)
+    for first, count in images.rounds(slots[0], d.batch):
+        where = images.at(slots[0], first), *coordinates_from(d, first, slots[1], slots[2])
+        to = slots[3].at(first * columns.strides[0] * itemsize(d.dtype))
+        add_im2col(plan, target, d.part(count), part(images.layout, count), columns, (*where, to))
 
 
 def wants_copy(x: Image, grad: Image | None, *, neighbours: bool) -> bool:

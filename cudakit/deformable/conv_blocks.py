@@ -15,8 +15,9 @@ from cudakit.deformable.column_plan import Columns, add_im2col, coordinates_from
 from cudakit.deformable.conv_cut import MOST_WORKSPACES, Convolution, Slots
 from cudakit.deformable.geometry import Deformation
 from cudakit.layout import Image, add_copy, packed, part
-from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.plan import Plan, Slot, Target
 from cudakit.product import is_operand
+from cudakit.staging import Staged
 from cudakit.workspace import ALIGNMENT
 
 # Of a block: its product should have several tiles for every processor of a large GPU, and take longer than to launch.
@@ -41,49 +42,6 @@ class Operands(NamedTuple):
     outputs: tuple[int, int, int]
     columns: tuple[int, int, int]
     weights: int  # from one matrix to the next
-
-
-class Staged:
-    """Images as kernels and products take them: where the caller has them, or some at a time in a copy.
-
-    Parameters
-    ----------
-    plan, target
-        What to append copies to, and for what.
-    users : Image
-        How the caller has them.
-    copy : Image, optional
-        How they are copied, if they are.
-    images : int
-        How many are copied at a time, in rounds.
-    """
-
-    def __init__(self, plan: Plan, target: Target, users: Image, copy: Image | None, images: int) -> None:
-        self._plan, self._target, self._users, self._copy = plan, target, users, copy
-        self._item, self._images = itemsize(users.dtype), images
-        self._space = plan.workspace(images * copy.strides[0] * self._item) if copy else NULL
-        self.layout = copy or users
-
-    def at(self, base: Slot, first: int, pixel: int = 0) -> Slot:
-        """Return the slot of a round's images from the first and from this pixel on; `base` is the caller's."""
-        return self._space if self._copy else self._of_user(base, first, pixel)
-
-    def _of_user(self, base: Slot, first: int, pixel: int = 0) -> Slot:
-        strides = self._users.strides
-        return base.at((first * strides[0] + pixel * strides[-1]) * self._item)
-
-    def move(self, base: Slot, first: int, count: int, *, back: bool = False) -> None:
-        """Append the copy of a round's images from the caller's, or `back` there, if they are copied."""
-        if self._copy:
-            ends = (self._of_user(base, first), part(self._users, count)), (self._space, part(self._copy, count))
-            add_copy(self._plan, self._target, *(ends[::-1] if back else ends))
-
-    def rounds(self, base: Slot, batch: int) -> Iterator[tuple[int, int]]:
-        """Yield (first image, images) of each round of a batch after appending their copy."""
-        for first in range(0, batch, self._images):
-            count = min(self._images, batch - first)
-            self.move(base, first, count)
-            yield first, count
 
 
 def columns_of(d: Deformation, groups: int) -> Columns:

@@ -75,10 +75,10 @@ class _Backward:
         work, results, d = self.work, self.results, self.conv.d
         for first, count, blocks in work.rounds():
             work.outputs.move(self.grad_output, first, count)
-            added = self.by_input.begin(first, count)
+            added = self.by_input.total.begin(first, count)
             for block in blocks:
                 self._visit(block, added)
-            self.by_input.end(first, count)
+            self.by_input.total.end(first, count)
         if results.weight != NULL:
             tap_fastest, channel_fastest = self.conv.weight_layouts(accumulator(d.dtype))
             source = (self.weights, channel_fastest)

@@ -8,9 +8,10 @@ from cudakit.array import itemsize
 from cudakit.deformable.column_plan import HOST_TILE, Form, constants, few
 from cudakit.deformable.geometry import Deformation, Integers
 from cudakit.deformable.splitting import WHOLE, Splitting, choose_splitting
-from cudakit.layout import COPY_BYTES, Image, accumulator, packed
+from cudakit.layout import Image, accumulator, packed
 from cudakit.plan import Slot
 from cudakit.source import C_TYPES
+from cudakit.staging import COPY_BYTES
 from cudakit.workspace import ALIGNMENT
 
 PIXELS = 96  # of an output tile: a multiple of HOST_TILE and of the rows that registers hold

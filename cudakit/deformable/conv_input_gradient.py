@@ -4,9 +4,9 @@ from cudakit.array import itemsize
 from cudakit.deformable.column_plan import Columns
 from cudakit.deformable.conv_cut import Convolution, Slots
 from cudakit.deformable.gradient_plan import Adding, corner_terms, flat_masks, gradient_layouts
-from cudakit.layout import add_sums, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.rounding import add_anchors, flat, rounded_parts
+from cudakit.staging import Summed
 
 
 class InputGradient:
@@ -20,6 +20,8 @@ class InputGradient:
         In how many sums.
     image_bytes : int
         Temporary memory of one image.
+    total : Summed
+        It, once there is memory for it.
     anchors : Slot
         Of sums that are the same in any order; null: of others.
     """
@@ -35,28 +37,15 @@ class InputGradient:
 
     def allocate(self, plan: Plan, target: Target, images: int, slots: Slots, grad_output: Slot) -> None:
         """Take the memory for so many images at a time, and append what finds the anchors."""
-        self._plan, self._target = plan, target
-        self._total, self.anchors = NULL, NULL
+        self.anchors = NULL
         if self.image_bytes:
             d, weights = self._conv.d, flat(self._conv.weights, self._conv.d.dtype)
             factors = [(grad_output, self._conv.output), (slots.weight, weights), (slots.mask, flat_masks(d))]
             self.anchors = add_anchors(plan, target, [factors], self._terms)
-            self._total = plan.workspace(images * self.image_bytes)
-
-    def begin(self, first: int, count: int) -> Slot:
-        """Return where to add that of these images, zeroed; null where it is not wanted."""
-        if self._result == NULL:
-            return NULL
-        added = self._total if self.image_bytes else self._goal(first)
-        size = self.image_bytes or self._final.strides[0] * itemsize(self._final.dtype)
-        self._plan.zero(added, count * size, self._target.device)
-        return added
-
-    def end(self, first: int, count: int) -> None:
-        """Append what brings it to where it is wanted."""
-        if self.image_bytes:
-            source, goal = (self._total, part(self.layout, count)), (self._goal(first), part(self._final, count))
-            add_sums(self._plan, self._target, self.adding.sums, source, goal)
-
-    def _goal(self, first: int) -> Slot:
-        return self._result.at(first * self._final.strides[0] * itemsize(self._final.dtype))
+        self.total = Summed(
+            *(plan, target, self._result, self._final, self.layout),
+            sums=self.adding.sums,
+            apart=self.image_bytes > 0,
+            images=images,
+            fresh=True,
+        )

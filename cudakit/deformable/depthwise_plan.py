@@ -13,14 +13,12 @@ from cudakit.deformable.column_plan import (
     wants_copy,
     wants_neighbours,
 )
-from cudakit.deformable.conv_blocks import Staged
 from cudakit.deformable.conv_cut import Convolution, Slots
 from cudakit.deformable.conv_input_gradient import InputGradient
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deformable.gradient_plan import Gradients, add_gradients
 from cudakit.launch import Launch, load
 from cudakit.layout import (
-    CUDA_COPY_BYTES,
     CUDA_THREADS,
     Image,
     accumulator,
@@ -34,6 +32,7 @@ from cudakit.layout import (
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.rounding import anchor_bytes
 from cudakit.source import Kernel
+from cudakit.staging import CUDA_COPY_BYTES, Staged
 from cudakit.structs import pack_tail
 from cudakit.workspace import ALIGNMENT
 
@@ -225,7 +224,7 @@ class _Backward:
         slots = Gradients(
             *(image if self.slopes else NULL, *coordinates, grad_output),
             weight=work.weight,
-            grad_input=self.by_input.begin(first, count),
+            grad_input=self.by_input.total.begin(first, count),
             grad_offset=grads[0],
             grad_mask=grads[1],
             anchors=self.by_input.anchors,
@@ -233,7 +232,7 @@ class _Backward:
         y = part(work.outputs.layout, count)
         layouts = (part(work.inputs.layout, count), part(self.by_input.layout, count), _as_columns(y))
         add_gradients(work.plan, work.target, d.part(count), *layouts, slots, self.by_input.adding)
-        self.by_input.end(first, count)
+        self.by_input.total.end(first, count)
 
     def _add_up(self) -> None:
         """Append the weights' gradients from the sums of chunks."""

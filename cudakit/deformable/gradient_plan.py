@@ -1,6 +1,6 @@
 """How the gradients of a deformable convolution's samples are launched; the host's and a GPU's kernels alike."""
 
-from math import gcd, prod
+from math import gcd
 from typing import NamedTuple
 
 from cudakit.array import CPU, itemsize
@@ -17,10 +17,11 @@ from cudakit.deformable.column_plan import (
 )
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.launch import Launch, load
-from cudakit.layout import MOST_SUMS_BYTES, Image, add_copy, add_sums, chunks, packed, part
+from cudakit.layout import MOST_SUMS_BYTES, Image, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target, clears
 from cudakit.rounding import add_anchors, flat, rounded_parts, sum_dtype
 from cudakit.source import Kernel
+from cudakit.staging import Staged, Summed, images_at_a_time
 from cudakit.structs import pack_tail
 
 COL2IM = Kernel(
@@ -160,35 +161,26 @@ def plan_gradients(
     wanted, turned = slots.grad_input != NULL, grad != final
     copied = x is not None and wants_copy(x, grad if wanted else None, neighbours=wants_neighbours(d, columns, target))
     layout = x if x is not None and not copied else grad._replace(dtype=d.dtype)
-    rounds = list(chunks(final, target)) if copied or (wanted and turned) else [(0, d.batch)]
-    image, most = d.channels * prod(d.space), rounds[0][1]
+    most = images_at_a_time(final, target) if copied or (wanted and turned) else d.batch
     spans = _spans(d.part(most), grad, target) if wanted else 1
     adding = Adding(spans, clears(target), rounded_parts(d.dtype, target, corner_terms(d)))
-    parts = adding.sums
-    space = plan.workspace(most * image * item) if copied else NULL
-    summed = wanted and (turned or parts > 1)
-    total = plan.workspace(parts * most * image * itemsize(grad.dtype)) if summed else NULL
-    anchors = _add_anchors(plan, target, d, slots) if summed else NULL
-    for first, count in rounds:
-        source = slots.input.at(first * (x.strides[0] if x else 0) * item)
-        if copied and x is not None:
-            add_copy(plan, target, (source, part(x, count)), (space, part(layout, count)))
-        goal = slots.grad_input.at(first * final.strides[0] * item)
-        if summed and not clears(target):
-            plan.zero(total, parts * count * image * itemsize(grad.dtype), target.device)
+    apart = wanted and (turned or adding.sums > 1)
+    images = Staged(plan, target, x or layout, layout if copied else None, most)
+    total = Summed(plan, target, slots.grad_input, final, grad, sums=adding.sums, apart=apart, images=most)
+    anchors = _add_anchors(plan, target, d, slots) if apart else NULL
+    for first, count in images.rounds(slots.input, d.batch):
         offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
         grad_offset, grad_mask = coordinates_from(d, first, slots.grad_offset, slots.grad_mask)
         where = Gradients(
-            *(space if copied else source, offset, mask, slots.columns.at(first * columns.strides[0] * item)),
-            grad_input=total if summed else goal,
+            *(images.at(slots.input, first), offset, mask, slots.columns.at(first * columns.strides[0] * item)),
+            grad_input=total.begin(first, count),
             grad_offset=grad_offset,
             grad_mask=grad_mask,
             anchors=anchors,
         )
         some = d.part(count), part(layout, count), part(grad, count)
         add_gradients(plan, target, *some, columns, where, adding)
-        if summed:
-            add_sums(plan, target, parts, (total, part(grad, count)), (goal, part(final, count)))
+        total.end(first, count)
 
 
 def _add_anchors(plan: Plan, target: Target, d: Deformation, slots: Gradients) -> Slot:

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 from cudakit.array import CPU, itemsize
 from cudakit.launch import Launch, load
-from cudakit.layout import Image, add_copy, add_sums, chunks, cuda_block, is_wide, packed, part
+from cudakit.layout import Image, cuda_block, is_wide, packed, part
 from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
 from cudakit.rounding import add_anchors, rounded_parts, sum_dtype
 from cudakit.sampling.grid_ahead import is_near, next_lines
 from cudakit.sampling.grid_form import MODE_CONSTANTS, TAPS, Form, choose_form, row_window, shares_of
 from cudakit.source import Kernel, type_constants
+from cudakit.staging import Staged, Summed, images_at_a_time
 from cudakit.structs import inverses, pack_tail
 
 MANY_CHANNELS = {"nearest": 32, "bilinear": 16, "bicubic": 16}  # from here on channels-first is copied to channels-last
@@ -160,22 +161,14 @@ def plan_forward(call: Sampling, output: Image, result: Output, target: Target) 
     plan = Plan(2, (result,))
     if 0 in output.shape:
         return plan
-    x, item = call.input, itemsize(call.input.dtype)
-    neighbours = x.strides[1] == 1
-    pointers = Pointers(plan.input(0), plan.input(1), plan.result(0))
-    transposes = target.device == CPU and not neighbours and x.shape[1] >= MANY_CHANNELS[call.mode] and x.flat
-    if not transposes or call.pixels * call.taps < prod(x.space):
-        add_sampling(plan, target, call, choose_form(x, output, target, neighbours), pointers, output)
-        return plan
-    last = packed(x.shape, x.dtype, channels_last=True)
-    form = choose_form(last, output, target, True)
-    rounds = list(chunks(x, target))
-    space = plan.workspace(rounds[0][1] * last.strides[0] * item)
-    for first, count in rounds:
-        source = (plan.input(0).at(first * x.strides[0] * item), part(x, count))
-        add_copy(plan, target, source, (space, part(last, count)))
-        piece = call._replace(input=part(last, count))
-        where = _shifted(pointers, first, call, output)._replace(input=space)
+    x, pointers = call.input, Pointers(plan.input(0), plan.input(1), plan.result(0))
+    many = x.strides[1] != 1 and x.shape[1] >= MANY_CHANNELS[call.mode] and x.flat
+    turns = target.device == CPU and many and call.pixels * call.taps >= prod(x.space)
+    images = Staged(plan, target, x, packed(x.shape, x.dtype, channels_last=True) if turns else None)
+    form = choose_form(images.layout, output, target, images.layout.strides[1] == 1)
+    for first, count in images.rounds(pointers.input, x.shape[0]):
+        piece = call._replace(input=part(images.layout, count))
+        where = _shifted(pointers, first, call, output)._replace(input=images.at(pointers.input, first))
         add_sampling(plan, target, piece, form, where, part(output, count))
     return plan
 
@@ -220,30 +213,20 @@ class Layouts(NamedTuple):
 def _add_rounds(plan: Plan, target: Target, call: Sampling, form: Form, pointers: Pointers, layouts: Layouts) -> None:
     """Append what makes the gradients, of a few images at a time where it takes temporary memory."""
     output, grad, copied, summed = layouts
-    x, item = call.input, itemsize(call.input.dtype)
-    rounds = list(chunks(x, target)) if copied or summed else [(0, x.shape[0])]
-    size, wide = rounds[0][1] * grad.strides[0], itemsize(grad.dtype)
-    parts = max(rounded_parts(x.dtype, target, call.terms), 1)
-    space = plan.workspace(size * item) if copied else NULL
-    total = plan.workspace(size * parts * wide) if summed else NULL
-    if summed:
+    x = call.input
+    most = images_at_a_time(x, target) if copied or summed else x.shape[0]
+    sums, apart = max(rounded_parts(x.dtype, target, call.terms), 1), summed is not None
+    images = Staged(plan, target, x, copied, most)
+    total = Summed(*(plan, target, pointers.grad_input, summed or grad, grad), sums=sums, apart=apart, images=most)
+    if apart:
         anchors = add_anchors(plan, target, [[(pointers.grad_output, output)]], call.terms)
         pointers = pointers._replace(anchors=anchors)
-    for first, count in rounds:
-        where = _shifted(pointers, first, call, output)
-        where = where._replace(input=pointers.input.at(first * x.strides[0] * item))
-        piece = call._replace(input=part(x, count))
-        if copied:
-            piece = call._replace(input=part(copied, count))
-            add_copy(plan, target, (where.input, part(x, count)), (space, piece.input))
-            where = where._replace(input=space)
-        if summed and not clears(target):
-            plan.zero(total, count * grad.strides[0] * parts * wide, target.device)
-        goal = pointers.grad_input.at(first * (summed or grad).strides[0] * item)
-        where = where._replace(grad_input=total if summed else goal)
+    for first, count in images.rounds(pointers.input, x.shape[0]):
+        where = _shifted(pointers, first, call, output)._replace(input=images.at(pointers.input, first))
+        piece = call._replace(input=part(images.layout, count))
+        where = where._replace(grad_input=total.begin(first, count))
         _add_gradients(plan, target, piece, form, where, part(output, count), part(grad, count))
-        if summed:
-            add_sums(plan, target, parts, (total, part(grad, count)), (goal, part(summed, count)))
+        total.end(first, count)
 
 
 def _zeroed(outputs: Sequence[Output | None], zero: Sequence[bool]) -> tuple[Output | None, ...]:
