@@ -54,7 +54,7 @@ KERNEL(deform_double_backward, DeformDoubleParams) {
         const Dual mask = {samples.mask[0], load_tangent(p.mask_tangent, g.mask_stride, n, pair, pixel)};
         DualSums sums = {};
         for (index_t c = LANE * VEC; c < count; c += LANES * VEC) {
-            const int width = PACKS ? VEC : (int)smaller(index_t(VEC), count - c);
+            const int width = PACKS || VEC == 1 ? VEC : (int)smaller(index_t(VEC), count - c);
             const index_t channel = group * count + c, at = column_at(p.layout, n, channel, tap, pixel);
             const DualChannels grad = load_dual(p.columns, p.columns_tangent, at, width);
             const DualImage x = {p.input, p.input_tangent, p.grad_input != nullptr, grad_input,

@@ -161,7 +161,7 @@ KERNEL(grid_sample_double_backward, GridSampleDoubleParams) {
         const index_t image = it.n * (index_t)call.input_stride[0];
         const index_t pixel = it.n * (index_t)call.output_stride[0] + it.first * (index_t)call.output_stride[2];
         for (index_t c = LANE * VEC; c < it.channel_end; c += LANES * VEC) {
-            const int width = PACKS ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
+            const int width = PACKS || VEC == 1 ? VEC : (int)smaller(index_t(VEC), it.channel_end - c);
             const DualChannels grad = load_dual(call.grad_output, nullptr, pixel + c, width);
             const DualImage x = {call.input, p.input_tangent, call.grad_input != nullptr, grad_input, image + c};
             const DualChannels sample = dual_sample(s, velocity, {1, 0}, x, width, grad, false, sums);

@@ -77,7 +77,9 @@ DEVICE void locate_linear(Axis& axis, int j, acc_t x, index_t size, index_t stri
     const Mapped near = confine(x, size, align_corners);
     const acc_t below = round_down(near.x);
     const index_t cell = (index_t)below, base = larger(index_t(0), smaller(cell, size - 2));
-    const acc_t f = near.x - below + acc_t(cell - base);  // from -1 to 2, or both elements are outside
+    // near.x - base, from -1 to 2 or both elements are outside. A base may have more digits than a float has, and a
+    // number just below 0 would lose its own beside `below`.
+    const acc_t f = base > 0 ? near.x - below + acc_t(cell - base) : near.x;
     const int from[4] = {f >= -1, f >= 0, f >= 1, f >= 2}, several = size > 1, known = x == x;
     const acc_t weight[2] = {smaller(1 - f, 1 + f), smaller(f, 2 - f)};
     UNROLL for (int e = 0; e < 2; ++e) {
@@ -95,11 +97,12 @@ DEVICE void locate_linear(Axis& axis, int j, acc_t x, index_t size, index_t stri
 
 // The same for cubic samples with zeros outside, along a dimension of at least four elements.
 DEVICE void locate_cubic(Axis& axis, int j, acc_t x, index_t size, index_t stride) {
-    const acc_t near = confine(x, size, false).x, below = round_down(near), rest = near - below;
+    const acc_t near = confine(x, size, false).x, below = round_down(near);
     const index_t cell = (index_t)below, base = larger(index_t(0), smaller(cell - 1, size - 4));
+    const acc_t rest = base > 0 ? near - below : near;  // as in `locate_linear`
+    const index_t first = base > 0 ? base - cell : index_t(0);
     UNROLL for (int e = 0; e < 4; ++e) {
-        // Not near - (base + e), whose last number may have more digits than a float.
-        const acc_t f = rest + acc_t(cell - base - e), distance = f < 0 ? -f : f;
+        const acc_t f = rest - acc_t(first + e), distance = f < 0 ? -f : f;
         const int inside = int(f >= -2) & int(f < 2);
         const acc_t weight = distance < 1 ? cubic_inner(distance) : cubic_outer(distance);
         const acc_t slope = distance < 1 ? cubic_inner_slope(distance) : cubic_outer_slope(distance);

@@ -91,3 +91,10 @@ def test_a_line_beyond_32_bits_is_read_where_the_grid_looks(padding_mode: str, m
     line[..., middle - 256 : middle + 256] = 7
     samples = cudakit.grid_sample(line, arrays.make(np.full((1, 1, 1), 0.5)), mode, padding_mode)
     assert arrays.back(samples).item() == 7
+
+
+def test_a_sample_a_hair_before_the_first_pixel_has_the_slope_there(device: str) -> None:
+    arrays = Arrays(device)
+    line, grid = arrays.make([[[1, 5, 2, 4, 3]]]), arrays.make([[[-0.8]] * 3])  # in float32, -3e-8 pixels
+    gradient = cudakit.grid_sample_backward(arrays.make([[[1, 1, 1]]]), line, grid, needs=("grid",)).grid
+    np.testing.assert_allclose(arrays.back(gradient), 2.5)  # half of the size, of the first pixel alone

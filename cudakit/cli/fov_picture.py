@@ -21,12 +21,13 @@ COLOURS = ("#00b4f0", "#ffa600", "#ff4fa0")  # of the places
 GLOW = "inferno"
 DIM = 0.6  # of the photograph's brightness below a field
 HEADERS = ("diameter", "shape", "angle", "shared")
-COLUMNS = (0.25, 0.52, 0.75, 1.0)  # where the numbers end, in shares of a panel
+COLUMNS = (0.27, 0.53, 0.75, 1.0)  # where the numbers end, in shares of a panel
 LEGEND = (
     "dots: the positions that the unit reads, larger ones weigh more     +: the place looked at{ring}     "
     "glow: effective receptive field, the mean squared gradient over random networks with ReLU\n"
     "diameter: four standard deviations, in pixels     shape: longest axis : shortest     "
-    "angle: of the longest axis, from the horizontal     shared: overlap with the deformable stack’s field"
+    "angle: of the longest axis, counter-clockwise from the horizontal     "
+    "shared: overlap with the deformable stack’s field"
 )
 RING = "     ○: where the swirl should make it look"
 
@@ -143,7 +144,7 @@ class _Page:
         for share, header, text in zip(COLUMNS, HEADERS, numbers, strict=True):
             right = self._start(column) + share * self._side
             if row == 0:
-                self._write(right, self._line(-1), header, FAINT, 7.5, ha="right")
+                self._write(right, self._line(-1), header, FAINT, 6.8, ha="right")
             self._write(right, self._line(row), text, INK, 8.5, ha="right")
 
 
