@@ -218,7 +218,7 @@ def test_a_side_that_disagrees_or_a_row_that_fails_is_an_error() -> None:
         (["poetry"], "no family 'poetry'; there are sampling, deformable, growth"),
         (["--json", "no/such/folder/x.json"], "--json: there is no folder no/such/folder"),
         (["--against", "no.json"], "cannot read no.json: No such file"),
-        (["sampling", "--rows", "dc_"], "has a name with 'dc_' in it; there are gs_8x3x512_bilinear_fwd, "),
+        (["sampling", "--rows", "dc_"], "no row of sampling has a name with 'dc_' in it; there are gs_8x3x512_b"),
         (["--json", "/proc/x.json"], "--json: cannot write /proc/x.json: No such file"),
         (["--plot", "x.txt"], "--plot must name a .png, .svg or .pdf file, got x.txt"),
     ],

@@ -33,20 +33,6 @@ struct Geometry {
 // Channels of an offset group. A GPU has no instructions to divide numbers of 64 bits.
 DEVICE index_t group_width(const Geometry& g) { return (index_t)((uindex_t)g.channels / (uindex_t)g.groups); }
 
-// A tap of an offset group. In packs, channels of the next group follow in memory.
-struct Pair {
-    index_t group, tap;
-};
-DEVICE Pair pair_of(const Geometry& g, index_t pair) {
-    Pair of = {pair, pair};
-    if (PACKS) {
-        of.group = take_digit(of.tap, (index_t)g.groups, g.by_groups);
-    } else {
-        of.tap = take_digit(of.group, (index_t)g.taps, g.by_taps);
-    }
-    return of;
-}
-
 // Where columns lie: channels in blocks of `block`, which a product with several groups wants apart. A block's stride
 // of 0 says that there is one.
 struct ColumnLayout {

@@ -49,6 +49,20 @@ DEVICE Place place_of(const DeformIm2colParams& p, index_t item) {
     return it;
 }
 
+// A tap of an offset group. In packs, channels of the next group follow in memory.
+struct Pair {
+    index_t group, tap;
+};
+DEVICE Pair pair_of(const Geometry& g, index_t pair) {
+    Pair of = {pair, pair};
+    if (PACKS) {
+        of.group = take_digit(of.tap, (index_t)g.groups, g.by_groups);
+    } else {
+        of.tap = take_digit(of.group, (index_t)g.taps, g.by_taps);
+    }
+    return of;
+}
+
 KERNEL(deform_im2col, DeformIm2colParams) {
     const Geometry& g = p.geometry;
     const index_t pairs = (index_t)(g.groups * g.taps), count = group_width(g);

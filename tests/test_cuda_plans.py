@@ -13,7 +13,7 @@ from cudakit.deformable.depthwise_plan import FEWEST_PIXELS
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch
 from cudakit.op import OPS
-from cudakit.plan import Plan, Target
+from cudakit.plan import NULL, Plan, Target
 from cudakit.sampling.grid import GridSampleOptions
 
 from .specialisations import (
@@ -147,7 +147,13 @@ def test_few_pixels_have_their_channels_shared_out(operator: str) -> None:
 
 def test_a_batch_is_copied_whatever_the_number_of_cpu_threads() -> None:
     x = layout.packed((100, 64, 64, 64), "float32", channels_last=False)
-    assert [staging.images_at_a_time(x, Target(("cuda", 0), threads)) for threads in (1, 7)] == [64, 64]
+    targets = [Target(("cuda", 0), threads) for threads in (1, 7)]
+    rounds = [
+        staging.Staged(Plan(1), one, x, None, staging.images_at_a_time(x, one)).rounds(NULL, 100) for one in targets
+    ]
+    found = [list(one) for one in rounds]
+    assert found[0] == found[1]
+    assert [count for _, count in found[0]] == [64, 36]
 
 
 @pytest.mark.parametrize("needs", [("input",), ("grid",), ("input", "grid")], ids="+".join)

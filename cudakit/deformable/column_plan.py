@@ -15,16 +15,7 @@ from cudakit.deformable.geometry import (
     geometry_values,
 )
 from cudakit.launch import Launch, load
-from cudakit.layout import (
-    Image,
-    cuda_block,
-    cuda_lanes,
-    cuda_vector,
-    host_vector,
-    is_wide,
-    packed,
-    part,
-)
+from cudakit.layout import Image, cuda_block, cuda_lanes, cuda_vector, host_vector, is_wide, packed, part
 from cudakit.plan import Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.staging import Staged

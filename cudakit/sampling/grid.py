@@ -45,7 +45,7 @@ def grid_sample(
     """Sample an image at the positions of a grid.
 
     The sampler of a spatial transformer (arXiv 1506.02025, equation 3), with the meaning of
-    ``torch.nn.functional.grid_sample`` at every finite coordinate, for 1, 2 or 3 dimensions.
+    ``torch.nn.functional.grid_sample``, for 1, 2 or 3 dimensions.
 
     Parameters
     ----------
@@ -53,8 +53,8 @@ def grid_sample(
         The images, with 1, 2 or 3 spatial dimensions S; float16, bfloat16, float32 or float64, any strides.
     grid : array, shape (N, O..., n)
         Where each output pixel looks: x[, y[, z]], with -1 and 1 at the borders of `input`. Of the dtype of `input`, or
-        float32 beside half precision. NaN samples as outside: the value is 0 in every `padding_mode`. Infinity is
-        outside with "zeros", and the border with the others.
+        float32 beside half precision. NaN samples as outside: the value is 0 in every `padding_mode`. Infinity,
+        or what is too far off for an index, is outside with "zeros", and the border with the others.
     mode : {"bilinear", "nearest", "bicubic"}
         Interpolation, for every number of dimensions: "bilinear" is linear along each, "bicubic" Keys' cubic
         convolution with A = -0.75, and "nearest" rounds halves to even.
