@@ -114,6 +114,11 @@ exit status: 0 fine, 1 a check failed, 2 a mistake in the command or something m
 """
 
 
+def _stop_writing() -> None:
+    """Let nothing become of what Python still writes when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line.
 
@@ -138,15 +143,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         status: int = args.run(args)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (UserError, BackendUnavailable, CompileError) as error:
         print(f"cudakit {args.command}: {error}", file=sys.stderr)
         return MISUSED
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever reads has read enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+        _stop_writing()
         return UNREAD
+    except OSError as error:  # a full disk, for one
+        print(f"cudakit {args.command}: {error}", file=sys.stderr)
+        _stop_writing()
+        return MISUSED
     return status
 
 

@@ -8,7 +8,10 @@ from typing import Any
 def is_traced() -> bool:
     """Whether ``torch.compile`` reads this code instead of running it."""
     torch = sys.modules.get("torch")
-    return torch is not None and torch.compiler.is_dynamo_compiling()
+    try:
+        return torch is not None and torch.compiler.is_dynamo_compiling()
+    except AttributeError:  # another thread is importing it
+        return False
 
 
 def adapter(framework: str) -> Callable[..., tuple[Any, ...]]:

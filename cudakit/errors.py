@@ -13,7 +13,7 @@ class CompileError(RuntimeError):
     Attributes
     ----------
     message : str
-        Which command failed.
+        What failed: a command, or NVRTC with which kernel.
     source : str
         The whole text that was compiled, with ``#line`` marks.
     log : str

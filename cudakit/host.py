@@ -1,8 +1,8 @@
 """The host's C++ compiler: kernels into shared libraries, a disk cache of them, and calls on all cores.
 
 The only module that runs a compiler. A cache entry is the library followed by the SHA-256 of its bytes; whatever does
-not match is a miss and is compiled anew. Entries appear by `os.replace`, so that processes need no lock: at worst two
-of them compile the same thing.
+not match is a miss and is compiled anew. Entries appear by `os.replace`, so that processes need no lock: at worst those
+that start together compile the same thing.
 """
 
 import atexit
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,7 +70,7 @@ def _chosen() -> tuple[str, ...]:
         remedy = f"install {command[0]!r}, or unset CXX and {REMEDY}"
         raise BackendUnavailable(f"$CXX must be a command, got {text!r}: no such command was found; {remedy}")
     zig = "ziglang" in command or Path(path).stem == "zig"
-    return (path, *command[1:], *(ZIG_FLAGS if zig else ()))
+    return (str(Path(path).absolute()), *command[1:], *(ZIG_FLAGS if zig else ()))
 
 
 @cache
@@ -89,7 +90,7 @@ def fingerprint() -> bytes:
     binary = Path(spec.origin if spec is not None and spec.origin else command[0]).resolve()
     stat = binary.stat()
     parts += [str(binary), str(stat.st_size), str(stat.st_mtime_ns), _processor()]
-    return "\0".join(parts).encode()
+    return "\0".join(parts).encode(errors="surrogateescape")
 
 
 def _processor() -> str:
@@ -116,23 +117,23 @@ def cache_dir() -> Path:
 
 
 def chosen_cache_dir() -> Path:
-    """Return the folder that would hold compiled kernels if it can be written."""
+    """Return the folder for compiled kernels if it can be written; `RuntimeError` where no home is known."""
     chosen = os.environ.get("CUDAKIT_CACHE_DIR")
     if chosen:
-        return Path(chosen).expanduser()
+        return Path(chosen).expanduser().absolute()
     import platformdirs  # here, because it costs milliseconds that an import of cudakit need not pay
 
-    return Path(platformdirs.user_cache_dir("cudakit", appauthor=False))
+    return Path(platformdirs.user_cache_dir("cudakit", appauthor=False)).absolute()
 
 
 @cache
 def _cache_dir() -> Path:
-    candidate = chosen_cache_dir()
     try:
+        candidate = chosen_cache_dir()
         candidate.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=candidate):
             return candidate
-    except OSError:  # a read-only home, for example
+    except (OSError, RuntimeError):  # a read-only home, for example, or none
         return _temporary_dir()
 
 
@@ -147,32 +148,44 @@ def _remove(folder: str, owner: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _entry(text: str) -> Path:
-    return cache_dir() / f"{hashlib.sha256(fingerprint() + text.encode()).hexdigest()[:40]}.so"
+def _entries(text: str) -> list[Path]:
+    """Return where a library may be: in the folder for new ones, and in the chosen one, which perhaps is read-only."""
+    name = f"{hashlib.sha256(fingerprint() + text.encode()).hexdigest()[:40]}.so"
+    folders = [cache_dir()]
+    with suppress(RuntimeError):
+        folders.append(chosen_cache_dir())
+    return [folder / name for folder in dict.fromkeys(folders)]
 
 
 def missing(texts: Iterable[str]) -> list[str]:
     """Return what has to be built for kernels of these texts, because the disk cache lacks it."""
-    return [text for text in dict.fromkeys((*texts, flatten(POOL))) if not _entry(text).exists()]
+    every = dict.fromkeys((*texts, flatten(POOL)))
+    return [text for text in every if not any(entry.exists() for entry in _entries(text))]
 
 
-def build(text: str) -> Path:
-    """Return a shared library made from `text`, from the disk cache where it is there."""
-    entry = _entry(text)
-    if _intact(entry):
-        return entry
-    handle, name = tempfile.mkstemp(suffix=".so", dir=entry.parent)
-    os.close(handle)
-    made = Path(name)
+def build(text: str, *, anew: bool = False) -> Path:
+    """Return a shared library made from `text`, unless `anew` from the disk cache where it is there."""
+    entries = _entries(text)
+    found = [] if anew else [entry for entry in entries if _intact(entry)]
+    return found[0] if found else _make(text, entries[0])
+
+
+def _make(text: str, entry: Path) -> Path:
     try:
-        _compile(text, made)
-        payload = made.read_bytes()
-        made.write_bytes(payload + hashlib.sha256(payload).digest())
-        made.replace(entry)
-    except IsADirectoryError:
-        raise CompileError(f"{entry} must be a file that can be replaced, and is a folder", text, "") from None
-    finally:
-        made.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(suffix=".so", dir=entry.parent)
+        os.close(handle)
+        made = Path(name)
+        try:
+            _compile(text, made)
+            payload = made.read_bytes()
+            made.write_bytes(payload + hashlib.sha256(payload).digest())
+            made.chmod(0o755)  # for whoever shares the folder
+            made.replace(entry)
+        finally:
+            made.unlink(missing_ok=True)
+    except OSError as error:
+        remedy = "set CUDAKIT_CACHE_DIR to a folder that has room and may be written"
+        raise CompileError(f"cannot write {entry}: {error.strerror}; {remedy}", text, "") from None
     return entry
 
 
@@ -194,13 +207,15 @@ def _compile(text: str, target: Path) -> None:
         )
     except OSError as error:  # what is no program
         raise CompileError(f"{shlex.join(command)} failed", text, str(error)) from None
-    if done.returncode != 0:
-        raise CompileError(f"{shlex.join(command)} failed", text, done.stderr)
+    if done.returncode != 0 or not target.stat().st_size:  # 0, too, where a parent has Python ignore SIGCHLD
+        raise CompileError(f"{shlex.join(command)} failed with status {done.returncode}", text, done.stderr)
 
 
 def load(text: str) -> ctypes.CDLL:
     """Return what is compiled from `text`, loaded."""
-    entry = build(text)
+    with suppress(OSError):
+        return ctypes.CDLL(str(build(text)))
+    entry = build(text, anew=True)  # the other was made by another system, perhaps, that shares the folder
     try:
         return ctypes.CDLL(str(entry))
     except OSError as error:  # a folder from which the system runs nothing, mounted "noexec"

@@ -15,8 +15,10 @@ import cudakit
 from cudakit import host
 from cudakit.__main__ import COMMANDS, main
 from cudakit.cli import info
+from cudakit.cli.command import check_writable
 
 ROOT = Path(__file__).resolve().parent.parent
+FULL = Path("/dev/full")
 HEAVY = ("torch", "jax", "onnxruntime", "openvino", "matplotlib", "rich", "PIL")
 ONLY_INFO = f"""
 import sys
@@ -258,6 +260,13 @@ def test_unwritable_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert "is a folder" in mistake(capsys, "demo", "--out", str(tmp_path / "folder.png"))
 
 
+def test_a_link_to_a_picture_that_is_not_there_yet(tmp_path: Path) -> None:
+    link = tmp_path / "link.png"
+    link.symlink_to("picture.png")
+    check_writable(link, "--out")
+    assert (link.is_symlink(), link.exists()) == (True, False)
+
+
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "rich", None)
     assert "pip install 'cudakit[demo]'" in mistake(capsys, "demo")
@@ -291,3 +300,10 @@ def test_interrupt_leaves_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(info, "run", interrupted)
     assert main(["info"]) == 130
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_told() -> None:
+    with FULL.open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "cudakit", "info"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "cudakit info: [Errno 28] No space left on device\n")

@@ -62,6 +62,57 @@ def test_a_folder_that_nothing_may_be_run_from_is_named(cache: Path, monkeypatch
         host.load(text_of(5))
 
 
+def test_an_entry_of_another_system_is_made_anew(cache: Path) -> None:
+    entry = host.build(text_of(1))
+    foreign = b"what no system loads"
+    entry.write_bytes(foreign + host.hashlib.sha256(foreign).digest())
+    assert host.load(text_of(1)).answer() == 1
+
+
+def test_entries_may_be_read_by_whoever_shares_the_folder(cache: Path) -> None:
+    assert host.build(text_of(1)).stat().st_mode & 0o777 == 0o755
+
+
+def test_a_cache_that_cannot_be_written_is_read(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = host.build(text_of(1))
+    monkeypatch.setattr(host, "cache_dir", lambda: tmp_path / "temporary")
+    monkeypatch.setattr(host.subprocess, "run", no_compile)
+    assert host.build(text_of(1)) == entry
+    assert text_of(1) not in host.missing([text_of(1)])
+
+
+def test_a_folder_that_is_full_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(CompileError, match=rf"cannot write {re.escape(str(cache))}/.*: No space left on device; set"):
+        host.build(text_of(1))
+    assert list(cache.iterdir()) == []
+
+
+def test_a_relative_folder_stays_where_it_was(tmp_path: Path) -> None:
+    code = (
+        "import os; from cudakit import host\n"
+        f"first = host.load({text_of(1)!r}).answer(); os.chdir('/'); print(first, host.load({text_of(2)!r}).answer())\n"
+        "print(host.cache_dir())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"CUDAKIT_CACHE_DIR": "."},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split("\n") == ["1 2", str(tmp_path), ""], done.stderr
+
+
+def test_without_a_home_there_is_a_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from cudakit import host; from cudakit.cli.info import caches; print(host.cache_dir().name, *caches()[0])"
+    (line,) = python(code, CUDAKIT_CACHE_DIR="~no-such-user/kernels")
+    assert re.match(r"cudakit-\w+ CPU .*; temporary: .*home", line)
+
+
 def test_what_a_call_waits_for_is_built_at_the_same_time(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

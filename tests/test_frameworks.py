@@ -1,6 +1,7 @@
 """What frameworks share besides the matrix: float32 coordinates beside half data, addresses, other producers."""
 
 import ctypes
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,11 @@ from cudakit.cli.matrix import BRIDGES, bits
 
 from .conftest import CPU_FRAMEWORKS, devices, require
 from .deformable_problems import COORDINATES, GEOMETRIES, OPERATORS, call, draw
+
+
+def test_a_call_while_another_thread_imports_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))  # there, but not yet what it will be
+    assert cudakit.affine_grid(np.zeros((1, 2, 3)), (1, 1, 2, 2)).shape == (1, 2, 2, 2)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -104,9 +104,17 @@ def test_a_compiler_that_fails_shows_what_it_printed(
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))
     forget_surroundings()
-    with pytest.raises(CompileError, match=r"compiler.* failed\nout of licences") as raised:
+    with pytest.raises(CompileError, match=r"compiler.* failed with status 3\nout of licences") as raised:
         host.build(TEXT)
     assert (raised.value.source, raised.value.log) == (TEXT, "out of licences\n")
+    assert list(cache.iterdir()) == []
+
+
+def test_a_compiler_that_makes_nothing_has_failed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "true")
+    forget_surroundings()
+    with pytest.raises(CompileError, match=r"true .* failed with status 0"):
+        host.build(TEXT)
     assert list(cache.iterdir()) == []
 
 

@@ -57,15 +57,16 @@ def whole(smallest: int, largest: int) -> Callable[[str], int]:
 
 def check_writable(out: Path, option: str) -> None:
     """Raise `UserError` where a file could not be written, before the work rather than after it."""
-    if not out.resolve().parent.is_dir():
+    target = out.resolve()  # of a link, which may lead to what is not there yet
+    if not target.parent.is_dir():
         raise UserError(f"{option}: there is no folder {out.parent}")
-    if out.is_dir():
+    if target.is_dir():
         raise UserError(f"{option}: {out} is a folder")
-    existed = out.exists()
+    existed = target.exists()
     try:
-        out.open("ab").close()
+        target.open("ab").close()
         if not existed:
-            out.unlink()
+            target.unlink()
     except OSError as error:
         raise UserError(f"{option}: cannot write {out}: {error.strerror}") from None
 

@@ -137,7 +137,7 @@ def _declared(module: str) -> Iterator[tuple[str, str, str]]:
 def _tried(module: str) -> Iterator[tuple[str, str, str]]:
     """Try a framework in a process of its own."""
     command = [sys.executable, "-W", "ignore", "-m", "cudakit.cli.matrix", module]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     try:
         found = [tuple(entry) for entry in json.loads(done.stdout.splitlines()[-1])]
     except (IndexError, ValueError):
@@ -203,7 +203,8 @@ def cpp_compiler() -> str:
     # The ziglang wheel runs inside this Python, whose path says nothing.
     shown = "the ziglang wheel" if "ziglang" in command else " ".join(command)
     try:
-        done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=PATIENCE, check=True)
+        asked = [*command, "--version"]
+        done = subprocess.run(asked, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         return f"{shown} does not run: {_first_line(error)}"
     return f"{shown}: {_first_line(done.stdout)}"
@@ -240,8 +241,12 @@ def _describe(runtime: Any, index: int) -> str:
 
 def caches() -> list[tuple[str, str]]:
     """Return the folders of compiled kernels and how full they are."""
-    folder, chosen = host.cache_dir(), host.chosen_cache_dir()
-    remark = "" if folder == chosen else f"; temporary, since {chosen} cannot be written"
+    folder = host.cache_dir()
+    try:
+        chosen = host.chosen_cache_dir()
+        remark = "" if folder == chosen else f"; temporary, since {chosen} cannot be written"
+    except RuntimeError as error:
+        remark = f"; temporary: {_first_line(error)}"
     rows = [("CPU", _usage(folder) + remark)]
     if find_spec("cupy") is not None:
         rows.append(("CUDA", _usage(Path(os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache")).expanduser())))
