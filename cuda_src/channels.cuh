@@ -213,7 +213,7 @@ DEVICE Derivative derivative(const Samples& s, int j, int r0, const scalar_t* co
             slope = fused(x.slope[t][j], pixel, slope);
         }
         if (NDIM > 1) sum.slope0 = fused(row_slope(s, 0, r0 + r, j), value, sum.slope0);
-        if (NDIM > 2) sum.slope1 = fused(row_slope(s, NDIM > 2, r0 + r, j), value, sum.slope1);
+        if (NDIM > 2) sum.slope1 = fused(row_slope(s, MIDDLE, r0 + r, j), value, sum.slope1);
         sum.slope2 = fused(row_weight(s, r0 + r, j), slope, sum.slope2);
     }
     return sum;
@@ -222,7 +222,7 @@ DEVICE Derivative derivative(const Samples& s, int j, int r0, const scalar_t* co
 // sum[d][l] += factor * slopes.
 DEVICE void add_slopes(acc_t factor, const Derivative& by, int l, acc_t sum[][SUMS]) {
     if (NDIM > 1) sum[0][l] += factor * by.slope0;
-    if (NDIM > 2) sum[NDIM > 2][l] += factor * by.slope1;
+    if (NDIM > 2) sum[MIDDLE][l] += factor * by.slope1;
     sum[NDIM - 1][l] += factor * by.slope2;
 }
 

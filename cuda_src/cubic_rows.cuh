@@ -53,11 +53,11 @@ template <bool CHECKED> DEVICE void row_gradients(const Samples& s, const scalar
                     }
                     if (CHECKED) dot = keep(dot, row_inside(s, r, j));
                     slope0 = fused(row_slope(s, 0, r, j), dot, slope0);
-                    if (NDIM > 2) slope1 = fused(row_slope(s, NDIM > 2, r, j), dot, slope1);
+                    if (NDIM > 2) slope1 = fused(row_slope(s, MIDDLE, r, j), dot, slope1);
                     value = fused(row_weight(s, r, j), dot, value);
                 }
                 rows[0][j][t] = joined(first, rows[0][j][t], slope0);
-                if (NDIM > 2) rows[NDIM > 2][j][t] = joined(first, rows[NDIM > 2][j][t], slope1);
+                if (NDIM > 2) rows[MIDDLE][j][t] = joined(first, rows[MIDDLE][j][t], slope1);
                 rows[NDIM - 1][j][t] = joined(first, rows[NDIM - 1][j][t], value);
             }
         }

@@ -25,9 +25,10 @@ struct Geometry {
     long long input_stride[5];   // batch, channel, dimensions
     long long offset_stride[3];  // batch, channel, pixel
     long long mask_stride[3];
-    long long by_batch, by_groups, by_pixels, by_taps, by_pairs;  // what `take_digit` wants; pairs: groups * taps
-    long long by_out[3];
-    long long by_kernel[3];
+    // What `take_digit` wants; pairs: groups * taps.
+    long long inverse_batch, inverse_groups, inverse_pixels, inverse_taps, inverse_pairs;
+    long long inverse_out[3];
+    long long inverse_kernel[3];
 };
 
 // Channels of an offset group. A GPU has no instructions to divide numbers of 64 bits.
@@ -72,7 +73,9 @@ DEVICE void make_base(const Geometry& g, index_t first, Base& base) {
     base.first = (index_t)g.first + first;
     base.count = TILE == 1 ? 1 : (int)smaller(index_t(TILE), (index_t)g.pixels - first);
     index_t o[NDIM], rest = base.first;
-    UNROLL for (int d = NDIM - 1; d >= 0; --d) { o[d] = d ? take_digit(rest, (index_t)g.out[d], g.by_out[d]) : rest; }
+    UNROLL for (int d = NDIM - 1; d >= 0; --d) {
+        o[d] = d ? take_digit(rest, (index_t)g.out[d], g.inverse_out[d]) : rest;
+    }
     for (int j = 0; j < TILE; ++j) {
         UNROLL for (int d = 0; d < NDIM; ++d) base.at[d][j] = o[d] * (index_t)g.stride[d] - (index_t)g.pad[d];
         o[NDIM - 1] += 1;
@@ -148,7 +151,7 @@ DEVICE void look(const Geometry& g, const coord_t* offset, const coord_t* mask, 
     const coord_t* from = offset + n * (index_t)g.offset_stride[0] + channel * NDIM * (index_t)g.offset_stride[1];
     Samples& s = samples.s;
     UNROLL for (int d = NDIM - 1; d >= 0; --d) {
-        const index_t i = d ? take_digit(tap, (index_t)g.kernel[d], g.by_kernel[d]) : tap;
+        const index_t i = d ? take_digit(tap, (index_t)g.kernel[d], g.inverse_kernel[d]) : tap;
         const index_t shift = i * (index_t)g.dilation[d];
         const index_t size = (index_t)g.size[d], step = (index_t)g.input_stride[2 + d];
         acc_t delta[TILE];

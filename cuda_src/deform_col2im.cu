@@ -27,7 +27,7 @@ struct DeformCol2imParams {
     coord_t* grad_offset;      // written, contiguous in the order of offset's strides; null: not needed
     coord_t* grad_mask;        // written likewise; null: not needed
     const sum_t* anchors;      // of ROUNDED sums, whose parts lie as spans do
-    long long items;           // blocks * batch * groups of a block * spans * taps * tiles of a span
+    long long items;           // groups * blocks of a group's channels * batch * spans * taps * tiles of a span
     long long spans;           // 1 on a GPU
     long long span_stride;     // from the images that one span adds to, to the next
     long long opens;           // whether a host's items zero grad_input first
@@ -49,9 +49,9 @@ DEVICE Place place_of(const DeformCol2imParams& p, index_t item) {
     const index_t blocks = (count + length - 1) / length;
     Place it;
     if (PACKS) {  // groups and taps of a pixel follow one another
-        it.group = take_digit(item, (index_t)g.groups, g.by_groups);
-        it.tap = take_digit(item, taps, g.by_taps);
-        it.first = take_digit(item, tiles, g.by_pixels);
+        it.group = take_digit(item, (index_t)g.groups, g.inverse_groups);
+        it.tap = take_digit(item, taps, g.inverse_taps);
+        it.first = take_digit(item, tiles, g.inverse_pixels);
         it.n = item;
         it.span = it.channel = 0;
         it.opens = false;

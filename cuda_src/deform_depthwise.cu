@@ -15,7 +15,7 @@ struct DepthwiseParams {
     const scalar_t* bias;        // null: none
     scalar_t* output;            // or its gradient
     acc_t* sums;                 // [chunk][tap][channel], of grad_weight
-    long long items;             // blocks * batch * pixels, or blocks * chunks * taps
+    long long items;             // groups * blocks * batch * pixels, or groups * blocks * chunks * taps
     long long blocks;            // of a group's channels
     long long chunks;            // of the pixels of all images
     long long opens;             // whether nothing has been added to the sums yet
@@ -56,8 +56,8 @@ KERNEL(deform_depthwise, DepthwiseParams) {
     const Geometry& g = p.geometry;
     FOR_EACH(item, p.items) {
         index_t block = item;
-        const index_t pixel = take_digit(block, (index_t)g.pixels, g.by_pixels);
-        const index_t n = take_digit(block, (index_t)g.batch, g.by_batch);
+        const index_t pixel = take_digit(block, (index_t)g.pixels, g.inverse_pixels);
+        const index_t n = take_digit(block, (index_t)g.batch, g.inverse_batch);
         const Own own = own_channels(p, block);
         if (!own.some) continue;
         Base base;
@@ -79,13 +79,13 @@ KERNEL(deform_depthwise_weights, DepthwiseParams) {
     const index_t length = (all + (index_t)p.chunks - 1) / (index_t)p.chunks;
     FOR_EACH(item, p.items) {
         index_t block = item;
-        const index_t tap = take_digit(block, taps, g.by_taps), chunk = take_digit(block, (index_t)p.chunks);
+        const index_t tap = take_digit(block, taps, g.inverse_taps), chunk = take_digit(block, (index_t)p.chunks);
         const Own own = own_channels(p, block);
         if (!own.some) continue;
         acc_t sum[VEC] = {}, column[VEC], grad[VEC];
         for (index_t i = chunk * length; i < smaller((chunk + 1) * length, all); ++i) {
             index_t n = i;
-            const index_t pixel = take_digit(n, pixels, g.by_pixels);
+            const index_t pixel = take_digit(n, pixels, g.inverse_pixels);
             Base base;
             make_base(g, pixel, base);
             make_column(p, n, own, tap, base, column);

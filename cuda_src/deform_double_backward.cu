@@ -40,9 +40,9 @@ KERNEL(deform_double_backward, DeformDoubleParams) {
     const Sums grad_input = sums_at(p.grad_input, p.anchors, p.batch * g.input_stride[0]);
     FOR_EACH(item, p.items) {
         index_t n = item;
-        const index_t pixel = take_digit(n, (index_t)g.pixels, g.by_pixels);
-        const index_t tap = take_digit(n, (index_t)g.taps, g.by_taps);
-        const index_t group = take_digit(n, (index_t)g.groups, g.by_groups), pair = group * (index_t)g.taps + tap;
+        const index_t pixel = take_digit(n, (index_t)g.pixels, g.inverse_pixels);
+        const index_t tap = take_digit(n, (index_t)g.taps, g.inverse_taps);
+        const index_t group = take_digit(n, (index_t)g.groups, g.inverse_groups), pair = group * (index_t)g.taps + tap;
         Base base;
         make_base(g, pixel, base);
         TapSamples samples;

@@ -36,10 +36,10 @@ DEVICE Place place_of(const DeformIm2colParams& p, index_t item) {
     index_t part = 0;
     if (!pixels_first) {
         if (parts > 1) part = take_digit(item, parts);
-        it.block = take_digit(item, blocks, g.by_pairs);
+        it.block = take_digit(item, blocks, g.inverse_pairs);
     }
-    it.tile = take_digit(item, tiles, g.by_pixels);
-    it.n = take_digit(item, (index_t)g.batch, g.by_batch);
+    it.tile = take_digit(item, tiles, g.inverse_pixels);
+    it.n = take_digit(item, (index_t)g.batch, g.inverse_batch);
     if (pixels_first) {
         if (parts > 1) part = take_digit(item, parts);
         it.block = item;
@@ -56,9 +56,9 @@ struct Pair {
 DEVICE Pair pair_of(const Geometry& g, index_t pair) {
     Pair of = {pair, pair};
     if (PACKS) {
-        of.group = take_digit(of.tap, (index_t)g.groups, g.by_groups);
+        of.group = take_digit(of.tap, (index_t)g.groups, g.inverse_groups);
     } else {
-        of.tap = take_digit(of.group, (index_t)g.taps, g.by_taps);
+        of.tap = take_digit(of.group, (index_t)g.taps, g.inverse_taps);
     }
     return of;
 }

@@ -18,13 +18,13 @@ struct GridSampleParams {
     long long slabs;          // of the input's slowest dimension, to which different items add; 1 unless SLABS
     long long pixels;         // L
     long long align_corners;
-    long long looks_ahead;          // whether a host asks for what tiles will read or add to
-    long long next_lines;           // of the cache, in the next image, that a host asks for at each tile
-    long long size[3];              // of input, slowest dimension first
-    long long input_stride[5];      // batch, channel, dimensions
-    long long output_stride[3];     // batch, channel, pixel
-    long long grad_stride[5];       // of grad_input
-    long long by_pixels, by_batch;  // what `take_digit` wants
+    long long looks_ahead;                    // whether a host asks for what tiles will read or add to
+    long long next_lines;                     // of the cache, in the next image, that a host asks for at each tile
+    long long size[3];                        // of input, slowest dimension first
+    long long input_stride[5];                // batch, channel, dimensions
+    long long output_stride[3];               // batch, channel, pixel
+    long long grad_stride[5];                 // of grad_input
+    long long inverse_pixels, inverse_batch;  // what `take_digit` wants
 };
 
 struct Item {
@@ -37,8 +37,8 @@ DEVICE Item item_of(const GridSampleParams& p, index_t item) {
     const index_t tiles = ((index_t)p.pixels + TILE - 1) / TILE;
     index_t block = item;
     Item it;
-    it.first = take_digit(block, tiles, p.by_pixels) * TILE;
-    it.n = take_digit(block, (index_t)p.batch, p.by_batch);
+    it.first = take_digit(block, tiles, p.inverse_pixels) * TILE;
+    it.n = take_digit(block, (index_t)p.batch, p.inverse_batch);
     const index_t slab = SLABS ? take_digit(block, (index_t)p.slabs) : 0;
     it.low = SLABS ? (index_t)(slab * p.size[0] / p.slabs) : 0;
     it.high = SLABS ? (index_t)((slab + 1) * p.size[0] / p.slabs) : (index_t)p.size[0];

@@ -46,8 +46,9 @@ typedef unsigned INDEX uindex_t;
 #define UNROLL_ROWS                                              // up to 16 rows of a cubic volume, each a page of code
 #define SCALAR_LOOP __asm__ volatile("")  // in a loop body: many short loads beat a gather instruction, keep them so
 #define RELOAD(pointer) __asm__ volatile("" : "+r"(pointer))  // what it points to is not kept from before
-// But not on Intel's processors since those with AMX, which gather words of eight bytes twice as fast (2), and, with
-// AVX-512, not where addresses serve for one plane alone, or images are small (1).
+// Where gather instructions beat many short loads: nowhere (0, in core.cuh); with AVX-512 where addresses serve for one
+// plane alone or images are small (1); everywhere on Intel's processors with AMX, which gather words of eight bytes
+// twice as fast (2).
 #if defined(__AMX_TILE__) && !defined(GATHERS)
 #define GATHERS 2
 #elif defined(__AVX512F__) && !defined(GATHERS)

@@ -1,7 +1,7 @@
 // How to look: the taps of one coordinate, their weights and slopes, for every mode and padding. Written once; an
 // operator makes coordinates, calls `locate` for each dimension, and combines the products of the dimensions' weights:
 //
-//     value = sum over taps t of  w_0(t_0) ... w_n(t_n)  input[at_0(t_0) + ... + at_n(t_n)]
+//     value = sum over taps t of  w_1(t_1) ... w_n(t_n)  input[at_1(t_1) + ... + at_n(t_n)]
 //
 // The slope is dw/dx at the sample, so the gradient by one coordinate replaces that dimension's weight by its slope,
 // and the adjoint scatters the same products. At an integer `floor` picks the cell, hence the right-hand slope.

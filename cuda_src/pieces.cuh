@@ -166,42 +166,46 @@ DEVICE index_t packed_at(const Geometry& g, const Cut& cut, const Piece& piece, 
     return piece.packed + (is_depthwise(g, cut) ? k : o / NR * NR * piece.depth + k * NR + o % NR);
 }
 
-// The groups' part of a tile of outputs, [pixel][group][padded channel], to or from memory in either layout.
+// At most TILE pixels x TILE outputs, to or from memory in either layout.
+template <bool STORE, typename T> DEVICE void move_block(T* memory, index_t channel_stride, index_t pixel_stride,
+                                                         int pixels, int outputs, acc_t* rows, index_t row) {
+    acc_t tile[TILE * TILE], other[TILE * TILE];
+    if (channel_stride == 1) {
+        for (int j = 0; j < pixels; ++j) {
+            if (STORE) {
+                store_line<TILE>(rows + j * row, memory + j * pixel_stride, 1, outputs);
+            } else {
+                load_line<TILE>(memory + j * pixel_stride, 1, outputs, rows + j * row);
+            }
+        }
+    } else if (STORE) {
+        for (int j = 0; j < pixels; ++j) load_line<TILE>(rows + j * row, 1, outputs, tile + j * TILE);
+        const acc_t* turned = transpose<TILE, TILE>(tile, other);
+        for (int i = 0; i < outputs; ++i) {
+            store_line<TILE>(turned + i * TILE, memory + i * channel_stride, pixel_stride, pixels);
+        }
+    } else {
+        for (int i = 0; i < outputs; ++i) {
+            load_line<TILE>(memory + i * channel_stride, pixel_stride, pixels, tile + i * TILE);
+        }
+        const acc_t* turned = transpose<TILE, TILE>(tile, other);
+        for (int j = 0; j < pixels; ++j) store_line<TILE>(turned + j * TILE, rows + j * row, 1, outputs);
+    }
+}
+
+// The groups' part of a tile of outputs, [pixel][group][padded channel], likewise.
 template <bool STORE, typename T> DEVICE void move_outputs(const Cut& cut, Groups of, T* memory, index_t channel_stride,
                                                            index_t pixel_stride, index_t count, acc_t* rows) {
     const index_t outputs = group_outputs(cut), row = output_row(cut);
-    acc_t tile[TILE * TILE], other[TILE * TILE];
-    for (index_t o = of.begin * outputs; o < of.end * outputs; ++o) {
-        const index_t group = o / outputs, first = o - group * outputs;
-        const int width = (int)smaller(index_t(TILE), outputs - first);
-        acc_t* column = rows + group * padded_outputs(cut) + first;
-        for (index_t j0 = 0; j0 < count; j0 += TILE) {
-            const int height = (int)smaller(index_t(TILE), count - j0);
-            T* corner = memory + o * channel_stride + j0 * pixel_stride;
-            if (channel_stride == 1) {
-                for (int j = 0; j < height; ++j) {
-                    acc_t* line = column + (j0 + j) * row;
-                    if (STORE)
-                        store_line<TILE>(line, corner + j * pixel_stride, 1, width);
-                    else
-                        load_line<TILE>(corner + j * pixel_stride, 1, width, line);
-                }
-            } else if (STORE) {
-                for (int j = 0; j < height; ++j) load_line<TILE>(column + (j0 + j) * row, 1, width, tile + j * TILE);
-                const acc_t* turned = transpose<TILE, TILE>(tile, other);
-                for (int i = 0; i < width; ++i) {
-                    store_line<TILE>(turned + i * TILE, corner + i * channel_stride, pixel_stride, height);
-                }
-            } else {
-                for (int i = 0; i < width; ++i) {
-                    load_line<TILE>(corner + i * channel_stride, pixel_stride, height, tile + i * TILE);
-                }
-                const acc_t* turned = transpose<TILE, TILE>(tile, other);
-                for (int j = 0; j < height; ++j) {
-                    store_line<TILE>(turned + j * TILE, column + (j0 + j) * row, 1, width);
-                }
+    for (index_t group = of.begin; group < of.end; ++group) {
+        for (index_t o = 0; o < outputs; o += TILE) {
+            const int width = (int)smaller(index_t(TILE), outputs - o);
+            for (index_t j = 0; j < count; j += TILE) {
+                T* corner = memory + (group * outputs + o) * channel_stride + j * pixel_stride;
+                acc_t* line = rows + group * padded_outputs(cut) + o + j * row;
+                const int height = (int)smaller(index_t(TILE), count - j);
+                move_block<STORE>(corner, channel_stride, pixel_stride, height, width, line, row);
             }
         }
-        o += width - 1;
     }
 }

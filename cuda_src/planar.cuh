@@ -145,11 +145,11 @@ DEVICE void pixel_gradients(const Samples& s, const scalar_t* image, const acc_t
                         slope = keep(slope, row_inside(s, r, j));
                     }
                     if (NDIM > 1) slope0 = fused(row_slope(s, 0, r, j), value, slope0);
-                    if (NDIM > 2) slope1 = fused(row_slope(s, NDIM > 2, r, j), value, slope1);
+                    if (NDIM > 2) slope1 = fused(row_slope(s, MIDDLE, r, j), value, slope1);
                     slope2 = fused(row_weight(s, r, j), slope, slope2);
                 }
                 if (NDIM > 1) slopes[0][j][v] = joined(first, slopes[0][j][v], slope0);
-                if (NDIM > 2) slopes[NDIM > 2][j][v] = joined(first, slopes[NDIM > 2][j][v], slope1);
+                if (NDIM > 2) slopes[MIDDLE][j][v] = joined(first, slopes[MIDDLE][j][v], slope1);
                 slopes[NDIM - 1][j][v] = joined(first, slopes[NDIM - 1][j][v], slope2);
             }
         }

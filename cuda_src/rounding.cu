@@ -11,7 +11,7 @@ struct RoundingParams {
     long long from_stride[3];
     long long products[3];  // a bit for each factor; 0: none
     long long power;        // numbers are below 2^power times one of the products
-    long long terms;        // an element is the sum of at most 2^terms
+    long long log2_terms;   // an element is the sum of at most 2^log2_terms
 };
 
 // exponents[0] = the largest exponent among the finite numbers of an array, each of which is below 2^(exponent - 1022).
@@ -31,7 +31,7 @@ KERNEL(largest_exponent, RoundingParams) {
 }
 
 // All sums are below 2^e. Beside 3/2 2^e, numbers below 2^e are rounded to multiples of 2^(e - 52), and sums of what
-// that leaves of each, at most half of one, are below 2^(e - 52 + terms).
+// that leaves of each, at most half of one, are below 2^(e - 52 + log2_terms).
 KERNEL(make_anchors, RoundingParams) {
     FOR_EACH(part, p.items) {
         int largest = -1100;
@@ -42,7 +42,7 @@ KERNEL(make_anchors, RoundingParams) {
             }
             if (p.products[i] && exponent > largest) largest = exponent;
         }
-        const int e = largest + (int)(p.power + p.terms) + 1 + (int)part * ((int)p.terms - 52);
+        const int e = largest + (int)(p.power + p.log2_terms) + 1 + (int)part * ((int)p.log2_terms - 52);
         p.anchors[part] = power_of_two(e < -1000 ? -1000 : e > 1022 ? 1022 : e) * 1.5;
     }
 }

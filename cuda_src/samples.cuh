@@ -5,6 +5,7 @@
 // and multiplies.
 
 constexpr int ROWS = NDIM == 1 ? 1 : NDIM == 2 ? TAPS : TAPS * TAPS;
+constexpr int MIDDLE = NDIM > 2 ? 1 : 0;  // the second of two outer dimensions, or a valid index where there are fewer
 
 // A GPU's registers do not hold the 16 rows of a cubic sample in 3-D: there each is worked out when its turn comes.
 constexpr bool STORED = TILE > 1 || ROWS <= 4;
@@ -122,7 +123,7 @@ template <typename T> DEVICE T pick(const T values[][TILE], int t, int j) {
 }
 
 DEVICE Outer outer(const Samples& s, int r, int j) {
-    const Axis &first = s.axis[0], &second = s.axis[NDIM > 2];
+    const Axis &first = s.axis[0], &second = s.axis[MIDDLE];
     const int t = r / TAPS, u = r % TAPS;
     const acc_t weight = pick(first.weight, t, j), other = pick(second.weight, u, j);
     return {pick(first.at, t, j) + pick(second.at, u, j),

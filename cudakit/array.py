@@ -18,7 +18,7 @@ from cudakit.errors import InvalidArgument
 
 Device = tuple[str, int]  # ("cpu", 0) or ("cuda", ordinal)
 CPU: Device = ("cpu", 0)
-ALIGNMENT = 64  # in bytes, of memory that other libraries take over, and where vectors lie in one cache line
+LINE_BYTES = 64  # of a cache: memory that other libraries take over begins at one, and vectors lie in one
 
 
 class Spec(NamedTuple):

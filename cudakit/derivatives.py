@@ -1,7 +1,7 @@
 """Derivatives of operators made of other operators, which a framework runs in its own way.
 
-All gradients are derivatives of one number, so their own derivatives are symmetric: gradients of gradients, times a
-direction, are the derivatives of all first ones in that direction.
+All gradients are derivatives of one number, so its Hessian is symmetric: the double backward in a direction equals the
+jvp of the gradients in that direction.
 """
 
 from collections.abc import Callable, Collection
@@ -14,19 +14,19 @@ Arrays = tuple[Any, ...]  # and None for one that is not there
 Run = Callable[[Op, Any, Arrays], Arrays]  # runs an operator with some options on some arrays
 
 
-def directions(op: Op) -> int:
-    """Return how many of the arrays of gradients' gradients are directions, in which these are linear."""
+def direction_count(op: Op) -> int:
+    """Return how many of the arrays of a double backward are directions, in which it is linear."""
     assert op.of is not None
     return len(op.of.differentiated)
 
 
-def pushed_forward(run: Run, op: Op, options: Any, saved: Arrays, tangents: Arrays) -> Arrays:
+def jvp(run: Run, op: Op, options: Any, saved: Arrays, tangents: Arrays) -> Arrays:
     """Return the derivatives of an operator's results in a direction; `saved` holds what it saves, then its results."""
     arrays, gradients = saved[: len(op.saved)], op.backward
     if gradients is None:
-        count = directions(op)
+        count = direction_count(op)
         if any(x is not None for x in tangents[count:]):
-            raise refusal(op, options)
+            raise no_second_jvp(op, options)
         return run(op, options, (*tangents[:count], *arrays[count:]))
     if op.of is None:  # of the result, which is the gradient by its own gradient: any stands in for this
         double, given = gradients.backward, (saved[-1], *arrays)
@@ -39,19 +39,19 @@ def pushed_forward(run: Run, op: Op, options: Any, saved: Arrays, tangents: Arra
         first = run(op, options, (tangents[0], *arrays[1:]))
     if any(x is not None for x in tangents[1:]):
         second = run(gradients, options, (*tangents[1:], *arrays))[1:]
-    return added(first, second)
+    return sum_present(first, second)
 
 
-def added(first: Arrays, second: Arrays) -> Arrays:
-    """Return the sums of results, none of which may be there."""
+def sum_present(first: Arrays, second: Arrays) -> Arrays:
+    """Return the sums of results, either of which may be missing."""
     if not first or not second:
         return first or second
     pairs = zip(first, second, strict=True)
     return tuple(y if x is None else x if y is None else x + y for x, y in pairs)
 
 
-def refusal(op: Op, options: Any) -> RuntimeError:
-    """Return the exception to raise where gradients' gradients are to be carried forward.
+def no_second_jvp(op: Op, options: Any) -> RuntimeError:
+    """Return the exception to raise where a jvp of gradients' gradients is asked for.
 
     The first of them is the derivative of an operator's result: where only that is needed, a second one was wanted.
     """
@@ -62,14 +62,14 @@ def refusal(op: Op, options: Any) -> RuntimeError:
 
 def _matters(op: Op, *by: str) -> bool:
     """Whether an operator's derivative by these arrays, one after the other, may be other than zero."""
-    once = [name for name in by if name not in op.curved]
-    return len(set(once)) == len(once) and (len(by) == 1 or not set(by).intersection(op.added))
+    once = [name for name in by if name not in op.nonlinear]
+    return len(set(once)) == len(once) and (len(by) == 1 or not set(by).intersection(op.additive))
 
 
 def nonzero(op: Op, needs: Collection[str], arrays: Arrays, *by: str) -> tuple[str, ...]:
-    """Return which of gradients' gradients may be other than zero in the directions that are there.
+    """Return which results of a double backward may be other than zero in the directions that are there.
 
-    Or their derivatives by an array that is no direction.
+    With `by`, which of their derivatives by that array, which is no direction.
     """
     assert op.of is not None and op.of.of is not None
     of, gradient = op.of.of, op.of.arrays[0]  # by the result, in which all but the first of them are linear
@@ -79,19 +79,19 @@ def nonzero(op: Op, needs: Collection[str], arrays: Arrays, *by: str) -> tuple[s
     return tuple(name for name in needs if any(_matters(of, t, *[name] * (name != gradient), *by) for t in along))
 
 
-def pulled_back(run: Run, op: Op, options: Any, arrays: Arrays, grads: Arrays) -> tuple[Arrays, list[str]]:
-    """Return the gradients of gradients' gradients by their arrays, and by which of these there are none.
+def double_backward_vjp(run: Run, op: Op, options: Any, arrays: Arrays, grads: Arrays) -> tuple[Arrays, list[str]]:
+    """Return the gradients of a double backward by its arrays, and the names of those by which it has none.
 
     By the directions they are the derivatives of gradients in the direction of `grads`. By the others there are only
     those of the first result, the derivative of an operator's: they would be third derivatives, unless those are zero.
     """
-    gradients, count = op.of, directions(op)
+    gradients, count = op.of, direction_count(op)
     assert gradients is not None
     pairs = zip(gradients.differentiated, op.arrays[:count], strict=True)
     wanted = tuple(name for name, direction in pairs if direction in options.needs)
     found: Arrays = (None,) * count
     if wanted:
-        found = pushed_forward(run, gradients, options._replace(needs=wanted), arrays[count:], grads)
+        found = jvp(run, gradients, options._replace(needs=wanted), arrays[count:], grads)
     others = [name for name in op.arrays[count:] if name in options.needs]
     asked = [name for name, x in zip(gradients.arrays[1:], grads[1:], strict=False) if x is not None]
     refused = [name for name in others if nonzero(op, asked, arrays, name)]

@@ -16,8 +16,8 @@ import numpy as np
 
 from cudakit import dlpack
 from cudakit.array import (
-    ALIGNMENT,
     CPU,
+    LINE_BYTES,
     Device,
     Framework,
     Maker,
@@ -40,8 +40,8 @@ def _no_stream(_: int) -> int:
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype[Any], make: Callable[..., Any], size: int) -> Any:
     """Return a NumPy array of `size` bytes that begins at a line of the cache; TensorFlow, for one, demands it."""
-    memory = make(size + ALIGNMENT, np.uint8)
-    return np.ndarray(shape, dtype, memory, -numpy_pointer(memory) % ALIGNMENT)
+    memory = make(size + LINE_BYTES, np.uint8)
+    return np.ndarray(shape, dtype, memory, -numpy_pointer(memory) % LINE_BYTES)
 
 
 def _numpy_maker(

@@ -153,7 +153,7 @@ class Loaded:
 
     @property
     def compiled(self) -> bool:
-        """Whether it was."""
+        """Whether it is compiled already."""
         return self.call != self._first
 
     @property
@@ -215,7 +215,10 @@ class Launch:
 
 
 def compile_together(calls: Iterable[object]) -> None:
-    """Compile what the launches among these wait for at the same time, rather than one after the other."""
+    """Compile what the launches among these lack at the same time, rather than one after the other.
+
+    A single kernel is left to its first launch, and so are all of them while Python ends.
+    """
     launched = dict.fromkeys(call.kernel for call in calls if isinstance(call, Launch))
     waiting = [kernel for kernel in launched if not kernel.compiled]
     on_host = [kernel.text for kernel in waiting if kernel.device == CPU]
@@ -227,10 +230,11 @@ def compile_together(calls: Iterable[object]) -> None:
 def in_threads(action: Callable[[T], object], things: Sequence[T], most: int) -> None:
     """Do something with each of several things, up to `most` at a time; the first error is raised.
 
-    Nothing is done with a single one, or where Python ends, which starts no thread any more.
+    With fewer than two nothing is done, nor while Python ends, which starts no thread any more.
     """
-    if len(things) > 1 and threading.main_thread().is_alive():
-        from concurrent.futures import ThreadPoolExecutor  # here, because an import of cudakit need not wait for it
+    if len(things) < 2 or not threading.main_thread().is_alive():
+        return
+    from concurrent.futures import ThreadPoolExecutor  # here, because an import of cudakit need not wait for it
 
-        with ThreadPoolExecutor(min(len(things), most)) as threads:
-            list(threads.map(action, things))
+    with ThreadPoolExecutor(min(len(things), most)) as threads:
+        list(threads.map(action, things))

@@ -61,7 +61,7 @@ class Op:
         Names of the arrays that say where to look, which want the digits of float32 whatever the others are.
     weights : tuple of str
         Names of the arrays, or arrays whose gradients these are, that have no batch axis; the others have it first.
-    curved, added : tuple of str
+    nonlinear, additive : tuple of str
         Names of the arrays in which results are not linear, and of those which are added, whatever the others are.
     infer : callable, optional
         (specs, options) -> the `Output` of each result, without checks and in plain arithmetic, because sizes may be
@@ -80,8 +80,8 @@ class Op:
     optional: tuple[str, ...] = ()
     coordinates: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
-    curved: tuple[str, ...] = ()
-    added: tuple[str, ...] = ()
+    nonlinear: tuple[str, ...] = ()
+    additive: tuple[str, ...] = ()
     infer: Callable[[tuple[Any, ...], Any], tuple[Output | None, ...]] | None = None
     whose: str = field(default="", init=False)
 

@@ -16,7 +16,7 @@ from cudakit.workspace import ALIGNMENT
 MOST_PRODUCTS = 3
 FIELDS = (
     *((name, 1) for name in ("from", "exponents", "anchors", "items", "count")),
-    *(("size", 3), ("from_stride", 3), ("products", MOST_PRODUCTS), ("power", 1), ("terms", 1)),
+    *(("size", 3), ("from_stride", 3), ("products", MOST_PRODUCTS), ("power", 1), ("log2_terms", 1)),
 )
 LARGEST_EXPONENT, MAKE_ANCHORS = (
     Kernel("rounding.cu", name, "RoundingParams", FIELDS, pointers=3) for name in ("largest_exponent", "make_anchors")

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from cudakit.array import CPU, Spec, contiguous_strides
-from cudakit.deformable.column_ops import DeformOptions
+from cudakit.deformable.column_checks import DeformOptions
 from cudakit.deformable.conv_ops import ConvOptions
 from cudakit.deformable.geometry import Window
 from cudakit.launch import Launch

@@ -84,7 +84,7 @@ def test_gradients_by_directions() -> None:
     np.testing.assert_allclose(jax.grad(product)(along).ravel(), expected, rtol=1e-4, atol=1e-4)
 
 
-LINEAR = [(name, array) for name in CALLS for array in OPS[name].arrays if array not in OPS[name].curved]
+LINEAR = [(name, array) for name in CALLS for array in OPS[name].arrays if array not in OPS[name].nonlinear]
 
 
 @pytest.mark.parametrize(("name", "array"), LINEAR)

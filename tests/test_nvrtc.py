@@ -199,6 +199,7 @@ def test_four_sums_are_added_at_a_time(example: Specialisation, architecture: in
 def test_an_error_is_reported_where_it_stands() -> None:
     example = specialisations()[0]
     text = example.text.replace("#define DEVICE", "undeclared mistake;\n#define DEVICE")
-    number = text.splitlines().index("undeclared mistake;") - text.splitlines().index('#line 1 "cuda_src/core.cuh"')
-    with pytest.raises(RuntimeError, match=rf"cuda_src/core\.cuh\({number}\): error"):
+    lines = text.splitlines()
+    number = lines.index("undeclared mistake;") - lines.index('#line 1 "cuda_src/cuda_shim.cuh"')
+    with pytest.raises(RuntimeError, match=rf"cuda_src/cuda_shim\.cuh\({number}\): error"):
         build(text, OLDEST)

@@ -3,12 +3,11 @@
 from math import prod
 from typing import NamedTuple
 
-from cudakit.array import CPU, itemsize
+from cudakit.array import CPU, LINE_BYTES, itemsize
 from cudakit.deformable.column_plan import coordinates_from, plain_columns, wants_copy
 from cudakit.deformable.conv_cut import (
     BLOCK,
     CUT_FIELDS,
-    LINE_BYTES,
     PIXELS,
     STEP,
     Amount,
@@ -30,16 +29,32 @@ from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail
 
+
+class Pointers(NamedTuple):
+    """The slots of both kernels, in the order of their parameters."""
+
+    grad_output: Slot = NULL
+    input: Slot = NULL
+    offset: Slot = NULL
+    mask: Slot = NULL
+    weight: Slot = NULL
+    grad_input: Slot = NULL
+    part_offset: Slot = NULL
+    part_mask: Slot = NULL
+    packed: Slot = NULL
+    grad_weight: Slot = NULL
+    scratch: Slot = NULL
+
+
 FIELDS = (
-    *((name, 1) for name in ("grad_output", "input", "offset", "mask", "weight", "grad_input", "part_offset")),
-    *((name, 1) for name in ("part_mask", "packed", "grad_weight", "scratch")),
+    *((name, 1) for name in Pointers._fields),
     *((name, 1) for name in ("items", "slots", "spans", "span_stride", "opens", "packed_size", "group_stride")),
     *(("output_stride", 3), ("grad_stride", 5)),
     *CUT_FIELDS,
     *GEOMETRY_FIELDS,
 )
 BACKWARD, UNPACK = (
-    Kernel("deform_conv_backward.cu", name, "DeformConvBackwardParams", FIELDS, pointers=11)
+    Kernel("deform_conv_backward.cu", name, "DeformConvBackwardParams", FIELDS, pointers=len(Pointers._fields))
     for name in ("deform_conv_backward", "deform_conv_unpack")
 )
 
@@ -115,9 +130,8 @@ class _Backward:
             sums, goal = (buffers.packed, accumulator(conv.d.dtype)), (results.weight, conv.d.dtype)
             add_sum(self.plan, self.target, sums, goal, (conv.weights, 1, 1), (1, 0, 0))
         elif results.weight != NULL and not conv.given:
-            pointers = [NULL] * 11
-            pointers[8:10] = buffers.packed, results.weight
-            self._launch(UNPACK, conv.d, amount, conv.panels, conv.packed_size(self.sharing.block), tuple(pointers))
+            pointers = Pointers(packed=buffers.packed, grad_weight=results.weight)
+            self._launch(UNPACK, conv.d, amount, conv.panels, conv.packed_size(self.sharing.block), pointers)
 
     def _affordable(self) -> Sharing:
         """Return how to share out the work: by pixels only where the caller allows the memory that this takes."""
@@ -204,12 +218,15 @@ class _Backward:
         goal = results.input.at(first * self.final.strides[0] * self.item)
         offset, mask = coordinates_from(d, first, self.slots.offset, self.slots.mask)
         grads = coordinates_from(d, first, results.offset, results.mask)
-        pointers = (
+        part_offset, part_mask = (buffers.offset, buffers.mask) if self.parted else grads
+        pointers = Pointers(
             self.grad_output.at(first * conv.output.strides[0] * self.item),
             *(buffers.image if self.image.copied else source, offset, mask, self.slots.weight),
-            buffers.grad_input if self._image_sums else goal,
-            *((buffers.offset, buffers.mask) if self.parted else grads),
-            *(buffers.packed, NULL, buffers.scratch),
+            grad_input=buffers.grad_input if self._image_sums else goal,
+            part_offset=part_offset,
+            part_mask=part_mask,
+            packed=buffers.packed,
+            scratch=buffers.scratch,
         )
         some, work = amount._replace(slots=min(amount.slots, count)), 2 * count * conv.work
         items = self.sharing._replace(slots=some.slots).items(d)
@@ -248,7 +265,7 @@ class _Backward:
         amount: Amount,
         items: int,
         work: int,
-        pointers: tuple[Slot, ...],
+        pointers: Pointers,
         opens: bool = False,
     ) -> None:
         conv, block = self.conv, self.sharing.block

@@ -15,7 +15,7 @@ from cudakit.deformable.column_plan import Columns, add_im2col, coordinates_from
 from cudakit.deformable.conv_cut import MOST_WORKSPACES, Convolution, Slots
 from cudakit.deformable.geometry import Deformation
 from cudakit.layout import Image, add_copy, packed, part
-from cudakit.plan import Plan, Slot, Target
+from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.product import is_operand
 from cudakit.staging import Staged
 from cudakit.workspace import ALIGNMENT
@@ -42,6 +42,16 @@ class Operands(NamedTuple):
     outputs: tuple[int, int, int]
     columns: tuple[int, int, int]
     weights: int  # from one matrix to the next
+
+
+def add_weights(plan: Plan, target: Target, conv: Convolution, slot: Slot) -> Slot:
+    """Append the copy of weights, or of their tangents, with the channel fastest, and return its slot, or theirs."""
+    if slot == NULL or conv.d.taps == 1:
+        return slot
+    to = plan.workspace(conv.weights * itemsize(conv.d.dtype))
+    tap_fastest, channel_fastest = conv.weight_layouts(conv.d.dtype)
+    add_copy(plan, target, (slot, tap_fastest), (to, channel_fastest))
+    return to
 
 
 def columns_of(d: Deformation, groups: int) -> Columns:
@@ -105,7 +115,7 @@ class Work:
         self.inputs = Staged(plan, target, x if reads else image, image if copied else None, self.images)
         self.outputs = Staged(plan, target, conv.output, turned if turns and self.images > 1 else None, self.images)
         self.columns = plan.workspace(self.images * self.pixels * d.taps * d.channels * self.item)
-        self.weight = self._weights()
+        self.weight = add_weights(plan, target, conv, slots.weight)
 
     def _block_size(self, fixed: int, image: int) -> tuple[int, int]:
         """Return how many images, and pixels of each, a block has; `image` are the bytes of one besides its columns."""
@@ -121,15 +131,6 @@ class Work:
         if limit is not None:
             images = min(images, max(1, (limit - fixed) // (image + pixel * pixels)))
         return min(d.batch, images), pixels
-
-    def _weights(self) -> Slot:
-        """Return the slot of the weights with the channel fastest."""
-        if self.conv.d.taps == 1:
-            return self.slots.weight
-        to = self.plan.workspace(self.weight_bytes)
-        tap_fastest, channel_fastest = self.conv.weight_layouts(self.conv.d.dtype)
-        add_copy(self.plan, self.target, (self.slots.weight, tap_fastest), (to, channel_fastest))
-        return to
 
     def rounds(self) -> Iterator[tuple[int, int, list[Block]]]:
         """Yield (first image, images, blocks) after appending the copy of these images."""

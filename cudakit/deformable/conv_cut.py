@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from cudakit import checks
-from cudakit.array import itemsize
+from cudakit.array import LINE_BYTES, itemsize
 from cudakit.deformable.column_plan import HOST_TILE, Form, constants, few
 from cudakit.deformable.geometry import Deformation, Integers
 from cudakit.deformable.splitting import WHOLE, Splitting, choose_splitting
@@ -15,9 +15,8 @@ from cudakit.staging import COPY_BYTES
 from cudakit.workspace import ALIGNMENT
 
 PIXELS = 96  # of an output tile: a multiple of HOST_TILE and of the rows that registers hold
-BLOCK = 320
-LINE_BYTES = 64
-MOST_WORKSPACES = 6
+BLOCK = 320  # numbers of a pixel's columns that are sampled, then multiplied, at a time
+MOST_WORKSPACES = 6  # of a call
 SIMD_STEPS = 8  # multiply-adds that count as one step of work
 
 STEP = 32  # of a sum of split numbers
@@ -202,12 +201,12 @@ class Size(NamedTuple):
 
 
 def choose_amount(conv: Convolution, most: Amount, size: Size) -> Amount:
-    """Return the largest amount up to `most` whose temporary memory the caller allows."""
-    limit, few, least = conv.workspace, min(most.images, most.workers), Amount(1, 1, 1)
+    """Return the first of four amounts, from `most` down to the least, whose temporary memory the caller allows."""
+    limit, fewer, least = conv.workspace, min(most.images, most.workers), Amount(1, 1, 1)
     checks.workspace(limit, size.of(least))
     candidates = (
         most,
-        most._replace(images=few, slots=min(most.slots, few)),
+        most._replace(images=fewer, slots=min(most.slots, fewer)),
         Amount(most.workers, 1, 1),
         least,
     )

@@ -11,6 +11,7 @@ convolutions with kernels of one tap, whose images are the columns and whose off
 
 from cudakit.array import itemsize
 from cudakit.deformable.column_plan import Columns
+from cudakit.deformable.conv_blocks import add_weights
 from cudakit.deformable.conv_cut import Convolution, Slots
 from cudakit.deformable.conv_targets import plan_backward, plan_forward
 from cudakit.deformable.double_plan import DoubleSlots, plan_double
@@ -40,7 +41,9 @@ class DoubleBackward:
         zeros = d.batch * d.n * d.pixels * itemsize(d.coordinates)
         self.zeros = plan.workspace(zeros)
         plan.zero(self.zeros, zeros, target.device)
-        self.weight, self.weight_tangent = self._weights(slots.weight), self._weights(tangents.weight)
+        self.weight, self.weight_tangent = (
+            add_weights(plan, target, conv, slot) for slot in (slots.weight, tangents.weight)
+        )
 
     def _product(self) -> Convolution:
         """Return the convolution that multiplies columns by weights with the channel fastest."""
@@ -58,15 +61,6 @@ class DoubleBackward:
         )
         x = packed((flat.batch, flat.channels, *flat.space), d.dtype, channels_last=True)
         return self.conv._replace(d=flat, input=x, workspace=None)
-
-    def _weights(self, slot: Slot) -> Slot:
-        """Return the slot of weights, or of their tangents, with the channel fastest."""
-        if slot == NULL or self.conv.d.taps == 1:
-            return slot
-        to = self.plan.workspace(self.conv.weights * self.item)
-        tap_fastest, channel_fastest = self.conv.weight_layouts(self.conv.d.dtype)
-        add_copy(self.plan, self.target, (slot, tap_fastest), (to, channel_fastest))
-        return to
 
     def _space(self) -> Slot:
         """Return the slot of new columns."""

@@ -44,8 +44,8 @@ def _options(
     moves = window(stride, padding, dilation)
     checks.choice("data_format", data_format, DATA_FORMATS)
     if workspace is not None:
-        rule = "be None or a positive number of bytes"
-        (workspace,) = checks.integers("workspace", (workspace,), rule, length=(1,), minimum=1, instead=workspace)
+        rule = "be None or a number of bytes"
+        (workspace,) = checks.integers("workspace", (workspace,), rule, length=(1,), minimum=0, instead=workspace)
     checks.boolean("allow_tf32", allow_tf32)
     return ConvOptions(moves, data_format, workspace, allow_tf32, checks.names("needs", needs, NAMES))
 
@@ -54,8 +54,10 @@ def _groups(weight: Spec, x: Image) -> int:
     """Check the shape of the weights and return the number of the convolution's groups."""
     n, channels = len(x.space), x.shape[1]
     shape = f"(C_out, C/groups, {KERNEL_NAMES[n]})"
-    if len(weight.shape) != n + 2 or 0 in weight.shape[1:]:
+    if len(weight.shape) != n + 2:
         raise InvalidArgument("weight", f"have shape {shape}", weight.shape)
+    if 0 in weight.shape[1:]:
+        raise InvalidArgument("weight", f"have shape {shape} with nothing but C_out being 0", weight.shape)
     if channels % weight.shape[1] or channels == 0:
         raise InvalidArgument("weight", f"have shape {shape} with a C/groups that divides C={channels}", weight.shape)
     groups = channels // weight.shape[1]
@@ -214,8 +216,8 @@ def _make(n: int) -> Op:
         partial(_prepare, n),
         backward,
         saved,
-        curved=("offset",),
-        added=("bias",),
+        nonlinear=("offset",),
+        additive=("bias",),
         infer=_infer,
         **roles,
     )

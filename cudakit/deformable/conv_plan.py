@@ -26,15 +26,29 @@ from cudakit.source import Kernel
 from cudakit.structs import pack_tail
 from cudakit.workspace import aligned
 
+
+class Pointers(NamedTuple):
+    """The slots of both kernels, in the order of their parameters."""
+
+    input: Slot = NULL
+    offset: Slot = NULL
+    mask: Slot = NULL
+    weight: Slot = NULL
+    bias: Slot = NULL
+    packed: Slot = NULL
+    split: Slot = NULL
+    output: Slot = NULL
+    scratch: Slot = NULL
+
+
 FORWARD_FIELDS = (
-    *((name, 1) for name in ("input", "offset", "mask", "weight", "bias", "packed", "split")),
-    *((name, 1) for name in ("output", "scratch")),
+    *((name, 1) for name in Pointers._fields),
     *(("items", 1), ("tiles", 1), ("parts", 1), ("group_stride", 1), ("output_stride", 3)),
     *CUT_FIELDS,
     *GEOMETRY_FIELDS,
 )
 PACK, FORWARD = (
-    Kernel("deform_conv.cu", name, "DeformConvParams", FORWARD_FIELDS, pointers=9)
+    Kernel("deform_conv.cu", name, "DeformConvParams", FORWARD_FIELDS, pointers=len(Pointers._fields))
     for name in ("deform_conv_pack", "deform_conv")
 )
 
@@ -118,7 +132,7 @@ class _Forward:
         scratch = plan.workspace(amount.workers * self._scratch(conv) * self.wide)
         space = plan.workspace(amount.images * self.image_bytes) if read.copied else NULL
         if not conv.given:
-            packing = (NULL, NULL, NULL, self.slots.weight, NULL, weights, split, NULL, NULL)
+            packing = Pointers(weight=self.slots.weight, packed=weights, split=split)
             self._launch(PACK, d, amount, conv.panels, conv.packed_size(self.block), packing)
         for first in range(0, d.batch, amount.images):
             count = min(amount.images, d.batch - first)
@@ -127,13 +141,17 @@ class _Forward:
                 old, new = by_group(part(conv.input, count), read.parts), part(read.layout, count * read.parts)
                 add_copy(plan, self.target, (source, old), (space, new), by_pixel=True)
             offset, mask = coordinates_from(d, first, self.slots.offset, self.slots.mask)
-            to = self.output.at(first * conv.output.strides[0] * self.item)
-            arrays = (space if read.copied else source, offset, mask, self.slots.weight, self.slots.bias)
-            pointers = (*arrays, weights, split, to, scratch)
+            pointers = Pointers(
+                *(space if read.copied else source, offset, mask, self.slots.weight, self.slots.bias),
+                packed=weights,
+                split=split,
+                output=self.output.at(first * conv.output.strides[0] * self.item),
+                scratch=scratch,
+            )
             self._launch(FORWARD, d.part(count), amount, count * self.tiles * self.parts, count * conv.work, pointers)
 
     def _launch(
-        self, kernel: Kernel, d: Deformation, amount: Amount, items: int, work: int, pointers: tuple[Slot, ...]
+        self, kernel: Kernel, d: Deformation, amount: Amount, items: int, work: int, pointers: Pointers
     ) -> None:
         conv, read = self.conv, self.read
         cut = (*conv.cut(self.block), self._scratch(conv))

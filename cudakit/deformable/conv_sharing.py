@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from math import gcd, prod
 from typing import NamedTuple
 
-from cudakit.deformable.conv_cut import BLOCK, GIVEN_STEP, LINE_BYTES, PIXELS, Convolution
+from cudakit.array import LINE_BYTES
+from cudakit.deformable.conv_cut import BLOCK, GIVEN_STEP, PIXELS, Convolution
 from cudakit.deformable.geometry import Deformation
 from cudakit.layout import MOST_SUMS_BYTES, accumulator
 

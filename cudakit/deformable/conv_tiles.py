@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
-from cudakit.deformable.conv_cut import LINE_BYTES, PIXELS, SAMPLE, Convolution
+from cudakit.array import LINE_BYTES
+from cudakit.deformable.conv_cut import PIXELS, SAMPLE, Convolution
 
-ROWS, SPLIT_ROWS = 4, 16  # pixels that products go in steps of
+ROWS, SPLIT_ROWS = 4, 16  # pixels that products go in steps of, with AVX-512; half of `ROWS` without
 FEW_PIXELS = 4  # that meet weights one by one, where those are as given (given.cuh)
 ALONE = 2  # pixels of a vector that one takes the time of
 LEAST_PART = 24  # outputs, where they are shared out
@@ -36,7 +37,7 @@ class Shares(NamedTuple):
         return SPLIT_ROWS if self.conv.split.data else ROWS
 
     def _time(self, pixels: int) -> int:
-        """Return how many pixels' time a tile takes (`lanes_of` in given.cuh)."""
+        """Return how many pixels' time a tile takes (`lanes_of` in given.cuh, with vectors of `LINE_BYTES`)."""
         rest = pixels % self.unit
         alone = self.conv.given and rest <= FEW_PIXELS
         return pixels - rest + (ALONE * rest if alone else self.unit * (rest > 0))
@@ -67,7 +68,7 @@ class Shares(NamedTuple):
 
     @property
     def longest(self) -> float:
-        """The work."""
+        """The work of that thread, in pixels."""
         conv, images = self.conv, self.images
         threads = min(self.threads, max(1, images * self.tiles * self.parts))
         ends = [k * images * self.tiles * self.parts // threads for k in range(threads + 1)]  # `deal` in host_pool.cpp

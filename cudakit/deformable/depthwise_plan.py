@@ -1,6 +1,7 @@
 """How a deformable convolution whose channels are groups of their own is launched on a GPU, without columns."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from cudakit import checks
 from cudakit.array import itemsize
@@ -38,14 +39,28 @@ from cudakit.workspace import ALIGNMENT
 
 WORKSPACES = 7  # at most
 FEWEST_PIXELS = 4  # of a thread that adds up gradients of weights
+
+
+class _Pointers(NamedTuple):
+    """The slots of both kernels, in the order of their parameters; `output` may be its gradient's."""
+
+    input: Slot
+    offset: Slot
+    mask: Slot
+    weight: Slot = NULL
+    bias: Slot = NULL
+    output: Slot = NULL
+    sums: Slot = NULL
+
+
 FIELDS = (
-    *((name, 1) for name in ("input", "offset", "mask", "weight", "bias", "output", "sums")),
+    *((name, 1) for name in _Pointers._fields),
     *((name, 1) for name in ("items", "blocks", "chunks", "opens")),
     ("output_stride", 3),
     *GEOMETRY_FIELDS,
 )
 FORWARD, WEIGHTS = (
-    Kernel("deform_depthwise.cu", name, "DepthwiseParams", FIELDS, pointers=7)
+    Kernel("deform_depthwise.cu", name, "DepthwiseParams", FIELDS, pointers=len(_Pointers._fields))
     for name in ("deform_depthwise", "deform_depthwise_weights")
 )
 
@@ -136,9 +151,17 @@ class _Work:
         return form if form.vector == 1 else form._replace(lanes=cuda_lanes(count, form.vector, places))
 
     def launch(
-        self, kernel: Kernel, form: Form, places: int, d: Deformation, *slots: Slot, chunks: int = 1, opens: bool = True
+        self,
+        kernel: Kernel,
+        form: Form,
+        places: int,
+        d: Deformation,
+        pointers: _Pointers,
+        *,
+        chunks: int = 1,
+        opens: bool = True,
     ) -> None:
-        """Append a launch that visits so many places in blocks of channels; `slots` are its pointers."""
+        """Append a launch that visits so many places in blocks of channels."""
         blocks = self.blocks(form)
         items = places * blocks * d.groups
         x, y = self.inputs.layout, part(self.outputs.layout, d.batch)
@@ -147,7 +170,7 @@ class _Work:
         tail = pack_tail(kernel, items, blocks, chunks, int(opens), y.pixel_strides, *geometry_values(d, x.strides))
         loaded = load(kernel, tuple(defined.items()), self.target.device)
         work = d.batch * d.channels * d.taps * d.pixels
-        self.plan.launch(Launch(loaded, tail, items, 1, work, self.target.threads), *slots)
+        self.plan.launch(Launch(loaded, tail, items, 1, work, self.target.threads), *pointers)
 
     def blocks(self, form: Form) -> int:
         """Return in how many blocks the channels of an offset group come."""
@@ -161,8 +184,9 @@ def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, ou
     for first, count, image in work.rounds():
         offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
         places = count * d.pixels
-        pointers = (image, offset, mask, work.weight, slots.bias, work.outputs.at(output, first), NULL)
-        work.launch(FORWARD, work.form(places), places, d.part(count), *pointers)
+        to = work.outputs.at(output, first)
+        pointers = _Pointers(image, offset, mask, weight=work.weight, bias=slots.bias, output=to)
+        work.launch(FORWARD, work.form(places), places, d.part(count), pointers)
         work.outputs.move(output, first, count, back=True)
 
 
@@ -210,9 +234,9 @@ class _Backward:
                 self._add_gradients(first, count, image, grad)
             if self.results.weight != NULL:
                 offset, mask = coordinates_from(work.conv.d, first, work.slots.offset, work.slots.mask)
-                pointers = (image, offset, mask, NULL, NULL, grad, self.sums)
+                pointers = _Pointers(image, offset, mask, output=grad, sums=self.sums)
                 places, d = self.chunks * work.conv.d.taps, work.conv.d.part(count)
-                work.launch(WEIGHTS, self.form, places, d, *pointers, chunks=self.chunks, opens=first == 0)
+                work.launch(WEIGHTS, self.form, places, d, pointers, chunks=self.chunks, opens=first == 0)
         if self.results.weight != NULL:
             self._add_up()
 

@@ -15,21 +15,6 @@ from cudakit.rounding import add_anchors, flat, rounded_parts
 from cudakit.source import Kernel
 from cudakit.structs import pack_tail
 
-KERNEL = Kernel(
-    "deform_double_backward.cu",
-    "deform_double_backward",
-    "DeformDoubleParams",
-    (
-        *((name, 1) for name in ("input", "offset", "mask", "columns")),
-        *((f"{name}_tangent", 1) for name in ("input", "offset", "mask", "columns")),
-        *((name, 1) for name in ("samples", "samples_tangent", "grad_input", "grad_offset", "grad_mask", "anchors")),
-        *((name, 1) for name in ("items", "batch")),
-        *LAYOUT_FIELDS,
-        *GEOMETRY_FIELDS,
-    ),
-    pointers=14,
-)
-
 
 class DoubleSlots(NamedTuple):
     """The slots of `deform_double_backward`, in the order of its parameters."""
@@ -48,6 +33,20 @@ class DoubleSlots(NamedTuple):
     grad_offset: Slot = NULL
     grad_mask: Slot = NULL
     anchors: Slot = NULL
+
+
+KERNEL = Kernel(
+    "deform_double_backward.cu",
+    "deform_double_backward",
+    "DeformDoubleParams",
+    (
+        *((name, 1) for name in DoubleSlots._fields),
+        *((name, 1) for name in ("items", "batch")),
+        *LAYOUT_FIELDS,
+        *GEOMETRY_FIELDS,
+    ),
+    pointers=len(DoubleSlots._fields),
+)
 
 
 def plan_double(

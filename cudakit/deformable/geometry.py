@@ -113,7 +113,7 @@ class Deformation(NamedTuple):
 
     @property
     def mask_channels(self) -> int:
-        """Channels of the masks, of which there are as many as if there are none."""
+        """Channels of the masks, or those that they would have."""
         return self.groups * self.taps
 
     def strides(self, channels: int) -> Integers:
@@ -140,8 +140,8 @@ GEOMETRY_FIELDS = tuple(
         *((name, 1) for name in ("batch", "channels", "groups", "pixels", "first", "taps")),
         *((name, 3) for name in ("size", "out", "kernel", "stride", "pad", "dilation")),
         *(("input_stride", 5), ("offset_stride", 3), ("mask_stride", 3)),
-        *((f"by_{name}", 1) for name in ("batch", "groups", "pixels", "taps", "pairs")),
-        *(("by_out", 3), ("by_kernel", 3)),
+        *((f"inverse_{name}", 1) for name in ("batch", "groups", "pixels", "taps", "pairs")),
+        *(("inverse_out", 3), ("inverse_kernel", 3)),
     )
 )
 

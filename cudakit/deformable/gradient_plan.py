@@ -24,21 +24,6 @@ from cudakit.source import Kernel
 from cudakit.staging import Staged, Summed, images_at_a_time
 from cudakit.structs import pack_tail
 
-COL2IM = Kernel(
-    "deform_col2im.cu",
-    "deform_col2im",
-    "DeformCol2imParams",
-    (
-        *((name, 1) for name in ("input", "offset", "mask", "columns", "weight")),
-        *((name, 1) for name in ("samples", "grad_input", "grad_offset", "grad_mask", "anchors")),
-        *((name, 1) for name in ("items", "spans", "span_stride", "opens", "channel_block")),
-        ("grad_stride", 5),
-        *LAYOUT_FIELDS,
-        *GEOMETRY_FIELDS,
-    ),
-    pointers=10,
-)
-
 
 class Gradients(NamedTuple):
     """The slots of `deform_col2im`, in the order of its parameters; with weights, columns are gradients of outputs."""
@@ -53,6 +38,21 @@ class Gradients(NamedTuple):
     grad_offset: Slot = NULL
     grad_mask: Slot = NULL
     anchors: Slot = NULL
+
+
+COL2IM = Kernel(
+    "deform_col2im.cu",
+    "deform_col2im",
+    "DeformCol2imParams",
+    (
+        *((name, 1) for name in Gradients._fields),
+        *((name, 1) for name in ("items", "spans", "span_stride", "opens", "channel_block")),
+        ("grad_stride", 5),
+        *LAYOUT_FIELDS,
+        *GEOMETRY_FIELDS,
+    ),
+    pointers=len(Gradients._fields),
+)
 
 
 class Adding(NamedTuple):

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from math import prod
 from operator import itemgetter
 from typing import Any
@@ -68,37 +68,47 @@ def execute(op: Op, options: Any, arrays: Sequence[Any]) -> list[Any]:
     given = dense_specs(op, arrays)
     specs = filled_specs(op, options, given)
     wanted = [result for result in checked_results(op, options, specs) if result is not None]
+    planned = cache(partial(_planned, op, options, given, specs))
 
     def fill(context: Any, results: Any, *buffers: Any) -> None:
-        kind, index = buffers[0].__dlpack_device__()
-        if kind == dlpack.CPU:
-            device, stream, aligned = CPU, 0, True
-            table = (0, *[numpy_pointer(x.__array__()) for x in (*buffers, *results)])  # takes a third of DLPack's time
-        else:
-            device, stream = ("cuda", index), context.stream
-            table = (0, *[dlpack_pointer(x) for x in (*buffers, *results)])
-            aligned = not any(address % 16 for address in table)
+        device, stream, table = _addresses(context, (*buffers, *results))
+        aligned = device == CPU or not any(address % 16 for address in table)
         reproducible = are_deterministic_algorithms_enabled() and device != CPU
         plan, pick, zeros = planned(device, aligned, get_num_threads(), reproducible)
         for place, size in zeros:
             zero_memory(table[place], size, device, stream)
         plan.run(pick(table), device, stream)
 
-    @cache
-    def planned(
-        device: Device, aligned: bool, threads: int, reproducible: bool
-    ) -> tuple[Plan, Callable[..., Any], list[tuple[int, int]]]:
-        """Return the plan, what picks its addresses from (null, buffers, results), and which of those must be zero."""
-        known = tuple(spec and spec._replace(aligned=aligned) for spec in specs)
-        plan = op.plan(known, options, device, threads, reproducible=reproducible)
-        count = itertools.count(1)
-        inputs, outputs = ([0 if x is None else next(count) for x in some] for some in (given, plan.results))
-        pairs = zip(outputs, plan.results, strict=True)
-        zeros = [(place, _size(result)) for place, result in pairs if result is not None and result.zero]
-        if specs != given:  # what is left out lies, unread, where the result does that is like it
-            inputs = [place or outputs[0] * (spec is not None) for place, spec in zip(inputs, specs, strict=True)]
-        return plan, itemgetter(*inputs, *outputs), zeros
-
     shapes = [jax.ShapeDtypeStruct(result.shape, jax.numpy.dtype(result.dtype)) for result in wanted]
     results: list[Any] = buffer_callback(fill, shapes)(*[x for x in arrays if x is not None])
     return results
+
+
+def _addresses(context: Any, buffers: tuple[Any, ...]) -> tuple[Device, int, tuple[int, ...]]:
+    """Return the device and stream that XLA calls from, and null before the addresses of its buffers."""
+    kind, index = buffers[0].__dlpack_device__()
+    if kind == dlpack.CPU:
+        return CPU, 0, (0, *[numpy_pointer(x.__array__()) for x in buffers])  # takes a third of DLPack's time
+    return ("cuda", index), context.stream, (0, *[dlpack_pointer(x) for x in buffers])
+
+
+def _planned(
+    op: Op,
+    options: Any,
+    given: Specs,
+    specs: Specs,
+    device: Device,
+    aligned: bool,
+    threads: int,
+    reproducible: bool,
+) -> tuple[Plan, Callable[..., Any], list[tuple[int, int]]]:
+    """Return the plan, what picks its addresses from `_addresses`, and places and bytes of those that must be zero."""
+    known = tuple(spec and spec._replace(aligned=aligned) for spec in specs)
+    plan = op.plan(known, options, device, threads, reproducible=reproducible)
+    count = itertools.count(1)
+    inputs, outputs = ([0 if x is None else next(count) for x in some] for some in (given, plan.results))
+    pairs = zip(outputs, plan.results, strict=True)
+    zeros = [(place, _size(result)) for place, result in pairs if result is not None and result.zero]
+    if specs != given:  # an array that was left out (`filled_specs`) is never read, but has the first result's address
+        inputs = [place or (outputs[0] if spec else 0) for place, spec in zip(inputs, specs, strict=True)]
+    return plan, itemgetter(*inputs, *outputs), zeros

@@ -13,7 +13,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir, xla
 
 from cudakit.batching import enlarged, foldable
-from cudakit.derivatives import Arrays, added, directions, nonzero, pulled_back, pushed_forward, refusal
+from cudakit.derivatives import Arrays, direction_count, double_backward_vjp, jvp, no_second_jvp, nonzero, sum_present
 from cudakit.errors import no_derivatives
 from cudakit.jax.execution import dense_specs, execute, filled_specs
 from cudakit.jax.placing import leading, mesh_of, placed, typed, whole
@@ -93,14 +93,14 @@ class _Operator:
         op, params = self.op, {"options": options, "absent": absent}
         arrays, along = (_filled(op, absent, x) for x in (given, _nonzero(tangents)))
         results = self.primitive.bind(*given, **params)
-        count = directions(op) if op.backward is None else len(along)
+        count = direction_count(op) if op.backward is None else len(along)
         none = (None,) * (len(along) - count)
         found: Arrays = ()
         if any(x is not None for x in along[:count]):
             saved = (*[arrays[i] for i in op.saved], None)
-            found = pushed_forward(apply, op, options, saved, (*along[:count], *none))
+            found = jvp(apply, op, options, saved, (*along[:count], *none))
         curved = self.curve(given, along[count:], **params)
-        changes = dict(enumerate(added(found, curved)))  # none where it is zero
+        changes = dict(enumerate(sum_present(found, curved)))  # none where it is zero
         places = [i for i, there in enumerate(op.present(options, absent)) if there]
         pairs = ((changes.get(i), result) for i, result in zip(places, results, strict=True))
         return results, [ad.Zero(jax.typeof(x).to_tangent_aval()) if change is None else change for change, x in pairs]
@@ -109,8 +109,8 @@ class _Operator:
         """Return the gradient by the one array that is not known, in which the result is linear."""
         op, arrays = self.op, _filled(self.op, absent, given)
         unknown = tuple(name for name, x in zip(op.arrays, arrays, strict=True) if ad.is_undefined_primal(x))
-        if len(unknown) > 1 or unknown[0] in op.curved:
-            linear = ", ".join(name for name in op.arrays if name not in op.curved)
+        if len(unknown) > 1 or unknown[0] in op.nonlinear:
+            linear = ", ".join(name for name in op.arrays if name not in op.nonlinear)
             raise NotImplementedError(f"{op.name}: can be transposed only with respect to one of {linear}")
         # Zeros in its place, on which its own gradient does not depend.
         standing = [ad.instantiate_zeros(ad.Zero(x.aval)) if ad.is_undefined_primal(x) else x for x in arrays]
@@ -126,15 +126,15 @@ class _Operator:
         unknown = [ad.is_undefined_primal(x) for x in arrays]
         known = tuple(None if flag else x for x, flag in zip(arrays, unknown, strict=True))
         by_results = _spread(op, options, absent, _nonzero(grads))
-        linear = op.arrays[: directions(op) if op.backward is None else 1]
+        linear = op.arrays[: direction_count(op) if op.backward is None else 1]
         if any(unknown[len(linear) :]):
             raise NotImplementedError(f"{op.name}: can be transposed only with respect to {', '.join(linear)}")
         if op.backward is None:
             needs = tuple(name for name, flag in zip(linear, unknown, strict=False) if flag)
-            found, _ = pulled_back(apply, op, options._replace(needs=needs), known, by_results)
+            found, _ = double_backward_vjp(apply, op, options._replace(needs=needs), known, by_results)
         else:
             assert op.of is not None
-            found = pushed_forward(apply, op.of, options, (*known[1:], None), by_results)
+            found = jvp(apply, op.of, options, (*known[1:], None), by_results)
         named = dict(zip(linear, found, strict=False))
         return [named.get(name) for name in op.arrays if name not in absent]
 
@@ -154,7 +154,7 @@ class _Operator:
 
     def refuse(self, *_given: Any, options: Any, **_params: Any) -> Results:
         """Refuse to compute what `curve` returns: only now is it known that anybody wants it."""
-        raise refusal(self.op, options)
+        raise no_second_jvp(self.op, options)
 
     def curvature_types(self, *given: Any, along: Names, **params: Any) -> Results:
         """Return the types of what `curve` does."""
@@ -181,7 +181,7 @@ class _Operator:
         """Return the gradients of an operator's derivative by its arrays."""
         arrays, op = _filled(self.op, absent, given[len(along) :]), self.op
         by_results = _spread(op, options, absent, _nonzero(grads))
-        found, refused = pulled_back(apply, op, options._replace(needs=along), arrays, by_results)
+        found, refused = double_backward_vjp(apply, op, options._replace(needs=along), arrays, by_results)
         if refused:
             raise no_derivatives(op.name)
         named = dict(zip(op.arrays, found, strict=True))

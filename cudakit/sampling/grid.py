@@ -75,7 +75,7 @@ def grid_sample(
     ValueError
         If a shape does not fit or an option is unknown.
     TypeError
-        If dtypes, devices or kinds of array do not fit together.
+        If dtypes, devices or kinds of array do not fit together, or an option is of another type.
 
     Examples
     --------
@@ -113,10 +113,10 @@ def grid_sample_backward(
     Returns
     -------
     GridSampleGradients
-        A named tuple (input, grid). At a knot of the interpolation the slope is the right-hand one; a clipped
-        coordinate has none. Sums for half precision are kept in float32. On a CPU the additions come in the same order
-        on every run with the same number of threads; on a GPU they are atomic, in no fixed order, unless
-        `cudakit.use_deterministic_algorithms` asks for one result.
+        A named tuple (input, grid), each of its argument's shape and dtype. At a knot of the interpolation the slope is
+        the right-hand one; a clipped coordinate has none, nor has any with "nearest". Sums for half precision are kept
+        in float32. On a CPU the additions come in the same order on every run with the same number of threads; on a GPU
+        they are atomic, in no fixed order, unless `cudakit.use_deterministic_algorithms` asks for one result.
 
     Raises
     ------
@@ -231,6 +231,6 @@ GRID_SAMPLE = Op(
     GRID_SAMPLE_BACKWARD,
     saved=(0, 1),
     coordinates=("grid",),
-    curved=("grid",),
+    nonlinear=("grid",),
     infer=_infer_grid_sample,
 )

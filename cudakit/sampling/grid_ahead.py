@@ -8,11 +8,10 @@ planar form does.
 from collections.abc import Iterable
 from math import prod
 
-from cudakit.array import itemsize
+from cudakit.array import LINE_BYTES, itemsize
 from cudakit.caches import second_bytes
 from cudakit.layout import Image, packed
 
-CACHE_LINE = 64
 MOST_PIXELS = 16  # of an image for each of the output, where most of its lines will be read
 
 
@@ -24,12 +23,12 @@ def is_near(images: Iterable[Image]) -> bool:
 def next_lines(x: Image, pixels: int, tiles: int) -> int:
     """Return how many lines of the next image to ask for at each of an image's tiles.
 
-    None where all images are near, where few of their pixels will be read, or where they do not follow one another.
+    0 where all images are near, where few of their pixels will be read, or where they do not follow one another.
     """
     size = _image_bytes(x)
     whole = any(x.strides[1:] == packed(x.shape, x.dtype, channels_last=last).strides[1:] for last in (False, True))
     wanted = whole and x.shape[0] * size > second_bytes() and prod(x.space) <= MOST_PIXELS * pixels
-    return -(-size // (CACHE_LINE * tiles)) if wanted else 0
+    return -(-size // (LINE_BYTES * tiles)) if wanted else 0
 
 
 def _image_bytes(x: Image) -> int:

@@ -9,9 +9,9 @@ from cudakit.layout import Image, is_wide, packed
 from cudakit.plan import NULL, Output, Plan, Slot, Target
 from cudakit.rounding import add_anchors, flat, rounded_parts
 from cudakit.sampling.grid_form import HOST_TILE, MODE_CONSTANTS, even_group
-from cudakit.sampling.grid_plan import SAMPLE_FIELDS, Pointers, Sampling
+from cudakit.sampling.grid_plan import SAMPLE_FIELDS, Pointers, Sampling, sample_values
 from cudakit.source import Kernel, type_constants
-from cudakit.structs import inverses, pack_tail
+from cudakit.structs import pack_tail
 
 FIELDS = (("input_tangent", 1), ("grid_tangent", 1), *((f"call.{name}", count) for name, count in SAMPLE_FIELDS))
 KERNELS = {
@@ -107,13 +107,7 @@ def _launch(call: Sampling, output: Image, target: Target, planar: bool, added: 
     if added and target.reproducible:
         constants["ROUNDED"] = rounded_parts(x.dtype, target, _terms(call))
     kernel = KERNELS["grid_sample_planar_double_backward" if planar else "grid_sample_double_backward"]
-    tail = pack_tail(
-        kernel,
-        *(items, *x.shape[:2], x.shape[1], 1, call.pixels, int(call.align_corners), 0, 0),
-        *(x.space, x.strides),
-        *(output.pixel_strides, x.strides),
-        *inverses(call.pixels, x.shape[0]),
-    )
+    tail = pack_tail(kernel, *sample_values(call, items, output, x, block=x.shape[1]))
     loaded = load(kernel, tuple(constants.items()), target.device)
     work = prod(x.shape[:2]) * call.pixels * call.taps
     return Launch(loaded, tail, items, tiles if added else 1, work, target.threads)

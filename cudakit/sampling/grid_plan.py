@@ -21,14 +21,34 @@ from cudakit.structs import inverses, pack_tail
 
 MANY_CHANNELS = {"nearest": 32, "bilinear": 16, "bicubic": 16}  # from here on channels-first is copied to channels-last
 
+
+class Pointers(NamedTuple):
+    """The slots of a sampling kernel, in the order of its parameters."""
+
+    input: Slot = NULL
+    grid: Slot = NULL
+    output: Slot = NULL
+    grad_output: Slot = NULL
+    grad_input: Slot = NULL
+    grad_grid: Slot = NULL
+    anchors: Slot = NULL
+
+
 SAMPLE_FIELDS = (
-    *((name, 1) for name in ("input", "grid", "output", "grad_output", "grad_input", "grad_grid", "anchors")),
+    *((name, 1) for name in Pointers._fields),
     *((name, 1) for name in ("items", "batch", "channels", "channel_block", "slabs", "pixels")),
     *((name, 1) for name in ("align_corners", "looks_ahead", "next_lines")),
-    *(("size", 3), ("input_stride", 5), ("output_stride", 3), ("grad_stride", 5), ("by_pixels", 1), ("by_batch", 1)),
+    *(
+        ("size", 3),
+        ("input_stride", 5),
+        ("output_stride", 3),
+        ("grad_stride", 5),
+        ("inverse_pixels", 1),
+        ("inverse_batch", 1),
+    ),
 )
 SAMPLE_KERNELS = {
-    name: Kernel("grid_sample.cu", name, "GridSampleParams", SAMPLE_FIELDS, pointers=7)
+    name: Kernel("grid_sample.cu", name, "GridSampleParams", SAMPLE_FIELDS, pointers=len(Pointers._fields))
     for name in (
         "grid_sample_planar",
         "grid_sample_planar_backward",
@@ -60,16 +80,25 @@ class Sampling(NamedTuple):
         return self.pixels * self.taps
 
 
-class Pointers(NamedTuple):
-    """The slots of a sampling kernel, in the order of its parameters."""
-
-    input: Slot = NULL
-    grid: Slot = NULL
-    output: Slot = NULL
-    grad_output: Slot = NULL
-    grad_input: Slot = NULL
-    grad_grid: Slot = NULL
-    anchors: Slot = NULL
+def sample_values(
+    call: Sampling,
+    items: int,
+    output: Image,
+    grad: Image | None,
+    *,
+    block: int,
+    slabs: int = 1,
+    looks_ahead: bool = False,
+    lines: int = 0,
+) -> tuple[int | tuple[int, ...], ...]:
+    """Return the values of `SAMPLE_FIELDS` after the pointers."""
+    x = call.input
+    return (
+        *(items, *x.shape[:2], block, slabs, call.pixels),
+        *(int(call.align_corners), int(looks_ahead), lines),
+        *(x.space, x.strides, output.pixel_strides, grad.strides if grad else ()),
+        *inverses(call.pixels, x.shape[0]),
+    )
 
 
 def add_sampling(
@@ -103,18 +132,12 @@ def add_sampling(
         constants["ROUNDED"] = rounded_parts(x.dtype, target, call.terms)
     name = f"grid_sample_{'channels' if form.channels else 'planar'}"
     kernel = SAMPLE_KERNELS[name + ("" if forward else "_backward")]
-    tail = pack_tail(
-        kernel,
-        *(items, x.shape[0], x.shape[1], block, slabs, call.pixels, int(call.align_corners)),
-        *(int(not near), next_lines(x, call.pixels, tiles) if near and not form.channels else 0),
-        *(x.space, x.strides),
-        *(output.pixel_strides, grad.strides if grad else ()),
-        *inverses(call.pixels, x.shape[0]),
-    )
+    lines = next_lines(x, call.pixels, tiles) if near and not form.channels else 0
+    values = sample_values(call, items, output, grad, block=block, slabs=slabs, looks_ahead=not near, lines=lines)
     work = x.shape[0] * x.shape[1] * call.pixels * call.taps
     grain = max(tiles, 1) if grad else 1
     loaded = load(kernel, tuple(constants.items()), target.device)
-    plan.launch(Launch(loaded, tail, items, grain, work, target.threads), *pointers)
+    plan.launch(Launch(loaded, pack_tail(kernel, *values), items, grain, work, target.threads), *pointers)
 
 
 def _is_wide(call: Sampling, output: Image, grad: Image | None, items: int) -> bool:

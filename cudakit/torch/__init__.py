@@ -1,8 +1,8 @@
 """PyTorch: every operator takes part in autograd, made from its `Op` record. Operators reach it by this package alone.
 
-Called on plain tensors, an operator runs at once, under an `autograd.Function`. Where something wants to see the call
-on its way (``torch.compile``, ``torch.export``, ``torch.func``, a kind of tensor of its own), it goes through PyTorch's
-dispatcher, as one of the `operators`.
+Called on plain tensors, an operator runs at once, under an `autograd.Function` where a derivative is asked for. Where
+something wants to see the call on its way (``torch.compile``, ``torch.export``, ``torch.func``, a kind of tensor of its
+own), it goes through PyTorch's dispatcher, as one of the `operators`.
 
 Under ``torch.autocast``, what says where to look (``theta``, ``grid``, ``offset``, ``mask``) is never below float32:
 half precision has too few digits for a position in an image. The other arrays are promoted to the widest dtype among
@@ -19,7 +19,7 @@ import torch
 from torch.autograd import forward_ad
 
 from cudakit.array import CPU, Device, Framework, Maker, Memory, Spec, View
-from cudakit.derivatives import directions, pulled_back, pushed_forward
+from cudakit.derivatives import direction_count, double_backward_vjp, jvp
 from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.frameworks import kind_of
 from cudakit.op import OPS, PLANS, Op
@@ -111,7 +111,7 @@ class _Differentiable(torch.autograd.Function):
         needing = _needing.__wrapped__ if torch.compiler.is_compiling() else _needing  # compilers warn of caches
         options = needing(op, ctx.options, ctx.needs_input_grad[3:])
         if op.backward is None:
-            found, ctx.refused[:] = pulled_back(apply, op, options, ctx.saved_tensors, grads)
+            found, ctx.refused[:] = double_backward_vjp(apply, op, options, ctx.saved_tensors, grads)
         else:
             found = apply(op.backward, options, (*grads, *ctx.saved_tensors))
         return (None, None, None, *found)
@@ -121,7 +121,7 @@ class _Differentiable(torch.autograd.Function):
         """Return the derivatives of the results in a direction."""
         # What is kept for gradients of these must have no tangents: nobody carries those forward once more.
         saved = tuple([x if x is None else forward_ad.unpack_dual(x).primal for x in ctx.saved_tensors])
-        return pushed_forward(apply, ctx.op, ctx.options, saved, tangents)
+        return jvp(apply, ctx.op, ctx.options, saved, tangents)
 
 
 def _named(op: Op) -> type[_Differentiable]:
@@ -187,7 +187,7 @@ def _run(op: Op, options: Any, tensors: Tensors) -> Tensors:
         return _compute(op, options, tensors)
     refused: list[str] = []
     if asks and op.backward is None:
-        count = directions(op)
+        count = direction_count(op)
         named = zip(op.arrays[count:], tensors[count:], strict=True)
         gated = [_Gate.apply(op, name, refused, x) if x is not None and x.requires_grad else x for name, x in named]
         tensors = (*tensors[:count], *gated)

@@ -15,7 +15,7 @@ from torch.jit import TracerWarning
 
 from cudakit.array import Spec, contiguous_strides
 from cudakit.batching import enlarged, foldable, leader
-from cudakit.derivatives import pulled_back, pushed_forward
+from cudakit.derivatives import double_backward_vjp, jvp
 from cudakit.errors import InvalidArgument, no_derivatives
 from cudakit.op import OPS, Op, compact, spread
 from cudakit.plan import Output
@@ -104,7 +104,7 @@ class _Transformed(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: torch.Tensor | None) -> Any:
         """Return the derivatives of the results in a direction."""
         op = ctx.operator.op
-        found = pushed_forward(run, op, ctx.options, ctx.saved_tensors, tangents[: len(op.arrays)])
+        found = jvp(run, op, ctx.options, ctx.saved_tensors, tangents[: len(op.arrays)])
         return tuple(compact(found)) if op.differentiated else found[0]
 
 
@@ -202,7 +202,7 @@ class _Operator:
         given = spread(context.wanted, _listed(grads))
         if self.op.backward is not None:
             return run(self.op.backward, options, (*given, *context.saved_tensors))
-        found, refused = pulled_back(run, self.op, options, context.saved_tensors, given)
+        found, refused = double_backward_vjp(run, self.op, options, context.saved_tensors, given)
         if refused:
             raise no_derivatives(self.op.name)
         return found
