@@ -42,6 +42,7 @@ SETTINGS = [
     Setting("float16", 2, "bicubic", "reflection", 17),
     Setting("bfloat16", 3, "nearest", "reflection", 5, "channels_last"),
     Setting("float32", 3, "bilinear", "zeros", 70),
+    Setting("float32", 2, "bilinear", "border", 63, "channels_last"),
     Setting("float16", 3, "bicubic", "zeros", 1),
 ]
 
@@ -61,7 +62,7 @@ DEFORM_SETTINGS = [
     DeformSetting("float32", "float32", 1, 3),
     DeformSetting("float16", "float16", 1, 34, 2, "channels_last"),
     DeformSetting("float32", "float32", 2, 8, 2, "channels_last"),
-    DeformSetting("bfloat16", "float32", 2, 17),
+    DeformSetting("bfloat16", "float32", 2, 31),
     DeformSetting("float64", "float64", 2, 4, 4),
     DeformSetting("float32", "float32", 2, 64, 2),  # the weights as they are given, for few pixels
     DeformSetting("float16", "float32", 3, 5, 1, "channels_last"),

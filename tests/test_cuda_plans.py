@@ -1,4 +1,4 @@
-"""What is launched on a GPU, and in how much memory, as its plans say it: there need be none."""
+"""What is launched on a GPU, as its plans say it: there need be none; and how much memory calls take, on a CPU, too."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 import cudakit
 from cudakit import layout, rounding, staging
 from cudakit.deformable import conv_ops
-from cudakit.deformable.column_ops import DeformOptions
+from cudakit.deformable.column_checks import DeformOptions
 from cudakit.deformable.depthwise_plan import FEWEST_PIXELS
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch
@@ -59,7 +59,11 @@ def convolution(
 @pytest.mark.parametrize("needs", [conv_ops.NAMES, ("bias",), ("input", "weight"), ("bias", "offset")], ids="+".join)
 @pytest.mark.parametrize("operator", ["deform_conv2d", "deform_conv2d_backward"])
 @pytest.mark.parametrize("weight", ["weight", "depthwise"])
-@pytest.mark.parametrize("target", [CUDA, REPRODUCIBLE], ids=["usual", "reproducible"])
+@pytest.mark.parametrize(
+    "target",
+    [CUDA, REPRODUCIBLE, *(HOST._replace(threads=threads) for threads in (1, 2, 16))],
+    ids=["GPU", "reproducible", "1 thread", "2 threads", "16 threads"],
+)
 def test_no_plan_takes_more_than_the_workspace(
     target: Target, weight: str, operator: str, needs: tuple[str, ...], channels: int, data_format: str, dtype: str
 ) -> None:

@@ -67,9 +67,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("package")
     project = folder / "project"
     ignore = shutil.ignore_patterns("__pycache__")
-    for name in ("benchmarks", "cudakit", "cuda_src"):
+    for name in ("benchmarks", "cudakit", "cuda_src", "docs", "examples", "tests"):
         shutil.copytree(ROOT / name, project / name, ignore=ignore)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"):
         shutil.copy(ROOT / name, project)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", project, cwd=folder)
     return folder / "dist"
@@ -78,7 +78,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sdist_holds_the_sources(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert names >= SOURCES | BENCHMARKS | MODULES | {"cudakit/py.typed", "LICENSE", "README.md"}
+    tests = {path.relative_to(ROOT).as_posix() for path in TESTS.rglob("*") if path.suffix in (".py", ".cpp", ".h")}
+    assert names >= SOURCES | BENCHMARKS | MODULES | tests
+    assert names >= {"cudakit/py.typed", "LICENSE", "README.md", "CHANGELOG.md", "docs/structure.md"}
+
+
+def test_a_test_module_that_cannot_be_imported_fails(tmp_path: Path) -> None:
+    copy = tmp_path / "tests"
+    shutil.copytree(TESTS, copy, ignore=lambda _, names: [name for name in names if name.startswith("test_")])
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (copy / "test_broken.py").write_text("import no_such_module\n\n\ndef test_nothing() -> None:\n    pass\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "unable to import module" in done.stdout
 
 
 def test_wheel_holds_the_sources(built: Path) -> None:

@@ -84,6 +84,14 @@ def test_special_coordinates_of_other_dtypes(
     compare(arrays, x, grid, mode, padding_mode, align_corners, dtype)
 
 
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_reflection_of_what_is_far_away(arrays: Arrays, rng: np.random.Generator, align_corners: bool) -> None:
+    """Sums of a few powers of two, so that every position between the reflected pixels is exact."""
+    far = np.array([sign * 2.0**k + rest for sign in (-1, 1) for k in range(8, 28) for rest in (0.25, 0.6875, 1.5)])
+    x = rng.uniform(1, 2, size=(1, 3, 8))
+    compare(arrays, x, far.reshape(1, -1, 1), "bilinear", "reflection", align_corners, "float64")
+
+
 @pytest.mark.parametrize("padding_mode", PADDING_MODES)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_nan_coordinate_reads_nothing(arrays: Arrays, mode: str, padding_mode: str) -> None:

@@ -106,7 +106,16 @@ def test_every_run_gives_the_same_bits(arrays: Arrays, rng: np.random.Generator,
         np.testing.assert_array_equal(arrays.back(values), arrays.back(second[name]))
 
 
-def test_little_memory_means_no_sharing(arrays: Arrays, rng: np.random.Generator, shared: list[Sharing]) -> None:
+def test_little_memory_means_no_sharing(
+    arrays: Arrays, rng: np.random.Generator, shared: list[Sharing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, affordable = [], conv_backward_plan._Backward._affordable
+
+    def noted(self: conv_backward_plan._Backward) -> Sharing:
+        chosen.append(affordable(self))
+        return chosen[-1]
+
+    monkeypatch.setattr(conv_backward_plan._Backward, "_affordable", noted)
     cudakit.set_num_threads(2)
     problem = draw(rng, IMAGE._replace(channels=32, out_channels=64))
     with pytest.raises(ValueError, match="at least") as refused:
@@ -114,6 +123,7 @@ def test_little_memory_means_no_sharing(arrays: Arrays, rng: np.random.Generator
     least = int(str(refused.value).split("at least ")[1].split()[0])
     found = call("deform_conv_backward", problem.on(arrays), workspace=least)
     whole = call("deform_conv_backward", problem.on(arrays))
+    assert [way.spans for way in chosen[-2:]] == [1, 2]
     for name, values in whole.items():
         np.testing.assert_allclose(arrays.back(found[name]), arrays.back(values), rtol=1e-4, atol=1e-4)
 
