@@ -1,4 +1,8 @@
-"""Deformable convolution and spatial-transformer sampling for every array framework, with no build step."""
+"""Deformable convolution and spatial-transformer sampling for every array framework, with no build step.
+
+Every function raises `BackendUnavailable` where CuPy or a C++ compiler is missing, and `CompileError` where a compiler
+refuses a kernel.
+"""
 
 from cudakit.deformable import (
     DeformConvGradients,

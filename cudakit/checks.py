@@ -36,7 +36,7 @@ def boolean(argument: str, value: object) -> None:
 
 
 def names(argument: str, value: object, allowed: Collection[str]) -> tuple[str, ...]:
-    """Check that a collection of names holds only allowed ones, and return it as a tuple."""
+    """Check that a collection of names holds only allowed ones, and return them in the order of `allowed`."""
     rule = f"be a collection of names from {tuple(allowed)}"
     if isinstance(value, str) or not isinstance(value, Collection) or getattr(value, "shape", None) == ():
         raise InvalidArgument(argument, rule, shown(value), TypeError)

@@ -40,8 +40,9 @@ def deform_conv2d(
     input : array, shape (N, C, H, W)
         The images; float16, bfloat16, float32 or float64, any strides.
     offset : array, shape (N, G*K*2, H_out, W_out)
-        In pixels, for each of G groups of channels and K taps: channel ``(g*K + i)*2 + d``, dy before dx. Of the dtype
-        of `input`, or float32 beside half precision. A sample whose position is not finite is outside.
+        In pixels, for each of G groups of channels (found from the shape) and K = k_h*k_w taps: channel
+        ``(g*K + i)*2 + d``, dy before dx. Of the dtype of `input`, or float32 beside half precision. A sample whose
+        position is not finite is outside.
     weight : array, shape (C_out, C/groups, k_h, k_w)
         The kernels; the number of groups is found from the shape.
     bias : array, shape (C_out,), optional
@@ -53,8 +54,8 @@ def deform_conv2d(
     data_format : {"channels_first", "channels_last"}
         With "channels_last", `input`, `offset`, `mask` and the result have their channels in the last dimension.
     workspace : int, optional
-        Upper bound in bytes for temporary memory. By default that does not grow with the batch, and stays in a CPU's
-        cache.
+        Upper bound in bytes for the temporary memory of the kernels; contiguous copies of arrays whose strides they
+        cannot read come on top. By default it does not grow with the batch, and stays in a CPU's cache.
     allow_tf32 : bool
         Whether products may round their factors where that is faster: float32 numbers on a GPU to TF32 (11 bits), on a
         CPU with AMX to two bfloat16 numbers (16 bits); columns beside bfloat16 weights on a CPU with AMX or AVX512_BF16
@@ -70,7 +71,7 @@ def deform_conv2d(
     ValueError
         If a shape does not fit, a number or option is out of range, or `workspace` is too small.
     TypeError
-        If dtypes, devices or kinds of array do not fit together.
+        If dtypes, devices or kinds of array do not fit together, or an option is of another type.
 
     Examples
     --------

@@ -39,9 +39,10 @@ def deform_conv2d_backward(
     Returns
     -------
     DeformConvGradients
-        A named tuple (input, offset, weight, bias, mask). At an integer coordinate the slope is the right-hand one. On
-        a CPU the additions come in the same order on every run with the same number of threads; on a GPU those to
-        `input` are atomic, in no fixed order, unless `cudakit.use_deterministic_algorithms` asks for one result.
+        A named tuple (input, offset, weight, bias, mask), each of its argument's shape and dtype. At an integer
+        coordinate the slope is the right-hand one. On a CPU the additions come in the same order on every run with the
+        same number of threads; on a GPU those to `input` are atomic, in no fixed order, unless
+        `cudakit.use_deterministic_algorithms` asks for one result.
 
     Raises
     ------

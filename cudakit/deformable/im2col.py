@@ -2,7 +2,8 @@
 
 from typing import Any, NamedTuple
 
-from cudakit.deformable.column_ops import DEFORM_COL2IM, DEFORM_IM2COL, DEFORM_IM2COL_BACKWARD, NAMES
+from cudakit.deformable.column_checks import NAMES
+from cudakit.deformable.column_ops import DEFORM_COL2IM, DEFORM_IM2COL, DEFORM_IM2COL_BACKWARD
 
 
 class DeformIm2colGradients(NamedTuple):
@@ -56,7 +57,7 @@ def deform_im2col(
     ValueError
         If a shape does not fit, or a number or option is out of range.
     TypeError
-        If dtypes, devices or kinds of array do not fit together.
+        If dtypes, devices or kinds of array do not fit together, or an option is of another type.
 
     Examples
     --------
@@ -86,10 +87,10 @@ def deform_col2im(
     Parameters
     ----------
     columns : array, shape (N, C*K, L)
-        What to add; with "channels_last", (N, L, K*C) with the channel fastest.
+        What to add; with "channels_last", (N, L, K*C) with the channel fastest. float16, bfloat16, float32 or float64.
     offset : array, shape (N, G*K*n, O...)
         As for `deform_im2col`.
-    input_size : tuple of int
+    input_size : int or tuple of int
         The spatial sizes S of the result.
     kernel_size, stride, padding, dilation, mask, data_format
         As for `deform_im2col`.
@@ -145,8 +146,8 @@ def deform_im2col_backward(
     Returns
     -------
     DeformIm2colGradients
-        A named tuple (input, offset, mask). At an integer coordinate the slope is the right-hand one. Sums as for
-        `deform_col2im`.
+        A named tuple (input, offset, mask), each of its argument's shape and dtype. At an integer coordinate the slope
+        is the right-hand one. Sums as for `deform_col2im`.
 
     Raises
     ------

@@ -63,7 +63,7 @@ def affine_grid(theta: Any, size: Any, align_corners: bool = False) -> Any:
     ValueError
         If a shape or size does not fit.
     TypeError
-        If `theta` is no floating array.
+        If `theta` is no floating array, or an option is of another type.
 
     Examples
     --------
@@ -82,14 +82,15 @@ def affine_grid_backward(grad_grid: Any, size: Any, align_corners: bool = False)
     Parameters
     ----------
     grad_grid : array, shape (N, H, W, 2) or (N, D, H, W, 3)
-        The gradient by the grid.
+        The gradient by the grid; float16, bfloat16, float32 or float64.
     size, align_corners
         As for `affine_grid`.
 
     Returns
     -------
     array, shape (N, n, n + 1)
-        ``sum over o of grad_grid[n, o] (x_o, y_o[, z_o], 1)``, added up in the same order on every run.
+        ``sum over o of grad_grid[n, o] (x_o, y_o[, z_o], 1)``, added up in the same order on every run; of the kind,
+        dtype and device of `grad_grid`.
 
     Raises
     ------
