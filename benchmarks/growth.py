@@ -14,7 +14,7 @@ from .measure import CPU, Device, Effort, Result, check, interleaved, summary
 from .memory import keep_freed
 from .peers import forget_libraries, set_threads, title
 from .progress import progress
-from .tables import NOTHING, Table, number
+from .tables import NOTHING, Table, in_words, number
 
 TITLE = "How the time of a deformable convolution grows"
 BASE = Deform((1, 64, 56, 56), 64)
@@ -111,7 +111,7 @@ def measure(where: str, threads: int, peers: Sequence[str], small: bool) -> Resu
     axes = AXES if on_gpu else (*AXES, THREADS)
     forget_libraries(sides)
     found = curves(base, threads, sides, axes, gpu.device() if on_gpu else CPU)
-    return {"where": "the GPU" if on_gpu else f"{threads} thread(s)", "base": base._asdict(), "curves": found}
+    return {"where": "the GPU" if on_gpu else in_words(threads), "base": base._asdict(), "curves": found}
 
 
 def constants(results: Result) -> str:

@@ -28,6 +28,7 @@ from .peers import PEERS, forget_libraries, keep_compiled, present, set_threads,
 from .processes import in_new_process
 from .progress import progress
 from .report import row_line
+from .tables import in_words
 
 
 class Choice(NamedTuple):
@@ -143,11 +144,6 @@ def measure(names: Sequence[str], choice: Choice, threads: int, share: Share, fo
         choice.dtypes,
         lambda: {name: measure_rows(FAMILIES[name], choice, label, threads, share) for name in names},
     )
-
-
-def in_words(threads: int) -> str:
-    """Return a number of threads as tables name it."""
-    return f"{threads} thread{'s' * (threads > 1)}"
 
 
 def joined(name: str, choice: Choice, label: str, threads: int, measured: Sequence[Measured]) -> Result:

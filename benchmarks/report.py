@@ -14,7 +14,7 @@ from .families import FAMILIES, GROWTH
 from .measure import Result
 from .overhead import BARE, BEYOND
 from .peers import title
-from .tables import NOTHING, Table, markdown_lines, number
+from .tables import NOTHING, Table, in_words, markdown_lines, number
 
 DISTURBED = "ᵈ: disturbed; nearly every call waited for a core, or found it slowed down by other load."
 FAR = "ᶠ: the cores were further apart than in other rows; see README.md."
@@ -94,7 +94,7 @@ def memory_table(memory: Result) -> Table:
     rows = memory["rows"]
     sides = [side for side in next(iter(rows.values())) if any(found[side] is not None for found in rows.values())]
     cells = [[row, *(_megabytes(found[side]) for side in sides)] for row, found in rows.items()]
-    heading = f"Peak memory beyond arguments and results, MB: {memory['threads']} thread(s)"
+    heading = f"Peak memory beyond arguments and results, MB: {in_words(memory['threads'])}"
     return heading, ["row", *map(title, sides)], cells
 
 

@@ -12,3 +12,8 @@ def number(value: float) -> str:
 def markdown_lines(head: list[str], rows: list[list[str]]) -> list[str]:
     """Return the lines of a table in Markdown."""
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
+
+
+def in_words(threads: int) -> str:
+    """Return a number of threads as tables name it."""
+    return f"{threads} thread{'s' * (threads > 1)}"

@@ -18,7 +18,7 @@ def test_tables_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert all(point["ms"][OURS] > 0 for curve in found for point in curve["points"])
     draw_growth(found[: len(axes)], "the rest stays").savefig(tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 10_000
-    results = {"where": "1 thread(s)", "base": SMALL_BASE._asdict(), "curves": found}
+    results = {"where": "1 thread", "base": SMALL_BASE._asdict(), "curves": found}
     headings = [heading for heading, _, _ in tables(results)]
     assert "Side of the kernel: forward" in headings
     assert "batch 1, 8 channels" in notes(results)[0]
