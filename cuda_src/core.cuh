@@ -14,8 +14,7 @@
 //     WEIGHTED                      columns are weight * grad_output (deform_col2im.cu)
 //     PIXELS, BLOCK, GIVEN, JOINED, SPLIT, SPLIT_VALUES, TILES  of the host's convolution (pieces.cuh, product.cuh)
 //
-// What the two compilers call differently has one name by cuda_shim.cuh or by host_shim.h, which comes before this
-// file.
+// cuda_shim.cuh and, before this file, host_shim.h give one name to what the two compilers name differently.
 
 // Blocks of a kernel that a processor of a GPU should hold at a time, 0 where its compiler may decide. Left alone, that
 // spares registers: it has the first reads of a sample wait before it begins the others.

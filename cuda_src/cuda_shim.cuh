@@ -1,4 +1,4 @@
-// What kernels have one name for on a GPU and on a host, as a GPU's compiler knows it; host_shim.h is its twin.
+// What kernels call by one name on a GPU and on a host, in the terms of a GPU's compiler; host_shim.h is its twin.
 
 #ifndef CUDAKIT_HOST
 

@@ -166,11 +166,12 @@ def missing(texts: Iterable[str]) -> list[str]:
 def build(text: str, *, anew: bool = False) -> Path:
     """Return a shared library made from `text`, unless `anew` from the disk cache where it is there."""
     entries = _entries(text)
-    found = [] if anew else [entry for entry in entries if _intact(entry)]
-    return found[0] if found else _make(text, entries[0])
+    intact = (entry for entry in entries if not anew and _intact(entry))
+    return next(intact, None) or _make(text, entries[0])
 
 
 def _make(text: str, entry: Path) -> Path:
+    """Compile an entry, and return it."""
     try:
         handle, name = tempfile.mkstemp(suffix=".so", dir=entry.parent)
         os.close(handle)
