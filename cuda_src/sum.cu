@@ -23,7 +23,7 @@ KERNEL(sum, SumParams) {
         for (index_t a = 0; a < (index_t)p.size[0]; ++a) {
             const scalar_t* from = p.from + first * step + a * (index_t)p.from_stride[1];
             if (TILE == 1) {
-                acc_t part = 0;
+                double part = 0;
                 SIMD_SUM(part)
                 for (index_t b = LANE; b < (index_t)p.size[1]; b += LANES) part += widen(from[b * step_b]);
                 total[0] += lane_sum(part);
@@ -56,11 +56,9 @@ KERNEL(sum_partial, SumParams) {
         for (index_t at = chunk * step; at < end;) {  // what the chunk has of each a
             index_t a = at;
             const index_t first = take_digit(a, length), last = smaller(first + end - at, length);
-            acc_t part = 0;
             for (index_t b = first + LANE; b < last; b += LANES) {
-                part += widen(from[a * (index_t)p.from_stride[1] + b * step_b]);
+                total += widen(from[a * (index_t)p.from_stride[1] + b * step_b]);
             }
-            total += part;
             at += last - first;
         }
         total = lane_sum(total);

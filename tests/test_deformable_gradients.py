@@ -280,3 +280,12 @@ def test_values_and_gradients_are_torchvisions(rng: np.random.Generator, name: s
     rtol, atol = TOLERANCES[dtype]
     for own, theirs in zip(results(cudakit.deform_conv2d), results(torchvision.ops.deform_conv2d), strict=True):
         torch.testing.assert_close(own, theirs, rtol=rtol, atol=atol * max(1.0, theirs.abs().max().item()))
+
+
+def test_a_bias_of_many_pixels(arrays: Arrays) -> None:
+    """A million terms of one sign, of whose sum float32 additions one after the other keep two digits."""
+    shapes = {"input": (1, 1, 1024, 1024), "offset": (1, 2, 1024, 1024), "weight": (1, 1, 1, 1), "bias": (1,)}
+    given = {name: arrays.make(np.zeros(shape), "float32") for name, shape in shapes.items()}
+    grad = np.full(shapes["input"], 0.1, np.float32)
+    found = cudakit.deform_conv2d_backward(arrays.make(grad, "float32"), **given, needs=("bias",))
+    np.testing.assert_allclose(arrays.back(found.bias), [grad.sum(dtype=np.float64)], rtol=1e-7)
