@@ -109,6 +109,8 @@ DEVICE index_t take_digit(index_t& number, index_t base, long long inverse) {
     return take_digit(number, base);
 }
 
+DEVICE constexpr int next_power_of_two(int n) { return n > 1 ? 2 * next_power_of_two((n + 1) / 2) : 1; }
+
 DEVICE int width_of(index_t channels) { return WIDTH ? WIDTH : (int)channels; }
 
 template <int size, typename T> DEVICE void prefetch_line(const T* from) {

@@ -10,15 +10,15 @@ template <bool CHECKED> DEVICE void sample_rows(const Samples& s, const scalar_t
     const Axis& x = s.axis[NDIM - 1];
     acc_t rows[GROUP][TILE][TAPS];
     for (int j = 0; j < TILE; ++j) {
-        for (int first = 0; first < ROWS; first += FLIGHT) {
+        for (int first = 0; first < ROWS; first += ROWS_TOGETHER) {
             UNROLL for (int c = 0; c < GROUP; ++c) {
                 SIMD for (int t = 0; t < TAPS; ++t) {
                     acc_t total = 0;
-                    UNROLL for (int r = first; r < first + FLIGHT; ++r) {
+                    UNROLL for (int r = first; r < first + ROWS_TOGETHER; ++r) {
                         const acc_t tap = widen((plane[c] + x.at[0][j])[row_at(s, r, j) + t]);
                         total = fused(row_weight(s, r, j), CHECKED ? keep(tap, row_inside(s, r, j)) : tap, total);
                     }
-                    rows[c][j][t] = joined(first, rows[c][j][t], total);
+                    rows[c][j][t] = accumulated(first, rows[c][j][t], total);
                 }
             }
         }
@@ -43,10 +43,10 @@ template <bool CHECKED> DEVICE void row_gradients(const Samples& s, const scalar
     const Axis& x = s.axis[NDIM - 1];
     acc_t rows[NDIM][TILE][TAPS];
     for (int j = 0; j < TILE; ++j) {
-        for (int first = 0; first < ROWS; first += FLIGHT) {
+        for (int first = 0; first < ROWS; first += ROWS_TOGETHER) {
             SIMD for (int t = 0; t < TAPS; ++t) {
                 acc_t slope0 = 0, slope1 = 0, value = 0;
-                UNROLL for (int r = first; r < first + FLIGHT; ++r) {
+                UNROLL for (int r = first; r < first + ROWS_TOGETHER; ++r) {
                     acc_t dot = 0;
                     UNROLL for (int c = 0; c < GROUP; ++c) {
                         dot = fused(out_grad[c][j], widen((plane[c] + x.at[0][j])[row_at(s, r, j) + t]), dot);
@@ -56,9 +56,9 @@ template <bool CHECKED> DEVICE void row_gradients(const Samples& s, const scalar
                     if (NDIM > 2) slope1 = fused(row_slope(s, MIDDLE, r, j), dot, slope1);
                     value = fused(row_weight(s, r, j), dot, value);
                 }
-                rows[0][j][t] = joined(first, rows[0][j][t], slope0);
-                if (NDIM > 2) rows[MIDDLE][j][t] = joined(first, rows[MIDDLE][j][t], slope1);
-                rows[NDIM - 1][j][t] = joined(first, rows[NDIM - 1][j][t], value);
+                rows[0][j][t] = accumulated(first, rows[0][j][t], slope0);
+                if (NDIM > 2) rows[MIDDLE][j][t] = accumulated(first, rows[MIDDLE][j][t], slope1);
+                rows[NDIM - 1][j][t] = accumulated(first, rows[NDIM - 1][j][t], value);
             }
         }
         SCALAR_LOOP;

@@ -145,8 +145,8 @@ DEVICE void load_mask(const Geometry& g, const coord_t* mask, index_t n, index_t
     }
 }
 
-DEVICE void look(const Geometry& g, const coord_t* offset, const coord_t* mask, index_t n, index_t group, index_t tap,
-                 const Base& base, TapSamples& samples) {
+DEVICE void locate_tap(const Geometry& g, const coord_t* offset, const coord_t* mask, index_t n, index_t group,
+                       index_t tap, const Base& base, TapSamples& samples) {
     const index_t channel = group * (index_t)g.taps + tap;
     const coord_t* from = offset + n * (index_t)g.offset_stride[0] + channel * NDIM * (index_t)g.offset_stride[1];
     Samples& s = samples.s;

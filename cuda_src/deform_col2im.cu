@@ -134,7 +134,7 @@ KERNEL(deform_col2im, DeformCol2imParams) {
         Base base;
         make_base(g, it.first, base);
         TapSamples samples;
-        look(g, p.offset, p.mask, it.n, it.group, it.tap, base, samples);
+        locate_tap(g, p.offset, p.mask, it.n, it.group, it.tap, base, samples);
         Dots dots = {};
         for (index_t c = it.channel + LANE * VEC; c < it.channel_end; c += LANES * VEC) {
             if constexpr (PACKS) {

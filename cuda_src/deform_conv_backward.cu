@@ -3,9 +3,9 @@
 //     column[p, c, i] = sum over o of grad_output[o, p] weight[o, c, i]      becomes the gradients of deform_col2im.cu
 //     grad_weight[o, c, i] += sum over p of grad_output[o, p] mask value     from the samples of the same visit
 //
-// One item = a chunk of channels in a span of the tiles of every `slots`-th image: no two items add to the same
+// One item = a chunk of channels in a span of the tiles of every `image_sets`-th image: no two items add to the same
 // element. What several of them share (offsets and masks of a group's chunks, the image of several spans, weights of
-// all slots and spans) is summed afterwards.
+// all image_sets and spans) is summed afterwards.
 #include "deform_gradients.cuh"
 #include "product.cuh"
 #include "pieces.cuh"
@@ -21,12 +21,12 @@ struct DeformConvBackwardParams {
     acc_t* grad_input;       // [span][channels next to each other]; null: not needed
     acc_t* part_offset;      // [chunk of the group][as offset]; null: not needed
     acc_t* part_mask;        // [chunk of the group][as mask]; null: not needed
-    acc_t* packed;  // [slot][span][as packed weights, or where tiles are: piece, output, depth]; null: not needed;
+    acc_t* packed;  // [image set][span][as packed weights, or where tiles are: piece, output, depth]; null: not needed;
                     // where weights are as given, the sums of their gradient in the same order
     scalar_t* grad_weight;  // written by deform_conv_unpack
     acc_t* scratch;
-    long long items;  // slots * spans * chunks
-    long long slots;
+    long long items;  // image_sets * spans * chunks
+    long long image_sets;
     long long spans;
     long long span_stride;       // from the image that one span adds to, to the next
     long long opens;             // whether `packed` begins with these images, rather than being added to
@@ -57,7 +57,7 @@ DEVICE void visit_tap(const DeformConvBackwardParams& p, const Share& share, ind
     const Geometry& g = p.geometry;
     const Chunk& chunk = share.chunk;
     TapSamples samples;
-    look(g, p.offset, p.mask, n, chunk.group, tap, base, samples);
+    locate_tap(g, p.offset, p.mask, n, chunk.group, tap, base, samples);
     const bool slopes = p.part_offset || p.part_mask;
     Dots dots;
     if (slopes) dots = {};
@@ -97,7 +97,7 @@ SELDOM void mend_columns(const DeformConvBackwardParams& p, const Share& share, 
         make_base(g, first + done, base);
         for (index_t tap = first_tap; tap < end; ++tap) {
             TapSamples samples;
-            look(g, p.offset, p.mask, n, chunk.group, tap, base, samples);
+            locate_tap(g, p.offset, p.mask, n, chunk.group, tap, base, samples);
             acc_t* to = columns + done * COLUMNS;
             sample_pieces<true>(g, p.cut, chunk, first_tap, tap, samples, base.count, image, to);
         }
@@ -180,12 +180,12 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
     const index_t tiles = ((index_t)g.pixels + PIXELS - 1) / PIXELS;
     Scratch s = scratch_of(cut, p.scratch + worker * (index_t)cut.scratch);
     FOR_EACH(item, p.items) {
-        index_t slot = item;
-        const index_t number = take_digit(slot, chunks), span = take_digit(slot, spans);
+        index_t image_set = item;
+        const index_t number = take_digit(image_set, chunks), span = take_digit(image_set, spans);
         const index_t begin = span * tiles / spans, length = (span + 1) * tiles / spans - begin;
         const Share share = {chunk_of(g, cut, number), number % chunks_in_group(g, cut),
                              p.grad_input ? p.grad_input + span * p.span_stride : nullptr,
-                             p.packed ? p.packed + (slot * spans + span) * p.packed_size : nullptr};
+                             p.packed ? p.packed + (image_set * spans + span) * p.packed_size : nullptr};
         const Chunk& chunk = share.chunk;
 #if GIVEN
         for_pieces(g, cut, chunk, 0, [&](const Piece& piece) { weights_of<true>(g, cut, piece, p.weight, s.wide); });
@@ -197,7 +197,7 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
         s.split_weights = (unsigned*)end;
         split_weights(g, cut, chunk, s);
 #endif
-        for (index_t n = slot; n < (index_t)g.batch; n += (index_t)p.slots) {
+        for (index_t n = image_set; n < (index_t)g.batch; n += (index_t)p.image_sets) {
             if (share.grad_input) {
                 const index_t at = n * (index_t)p.grad_stride[0] + origin_of(p, chunk);
                 clear(share.grad_input + at, 1, (index_t)p.grad_stride[1 + NDIM], chunk.begin, chunk.end,
@@ -205,13 +205,13 @@ KERNEL(deform_conv_backward, DeformConvBackwardParams) {
             }
             for (index_t tile = 0; tile < length; ++tile) {
                 const index_t first = (begin + tile_of_part(tile, length, number, chunks)) * PIXELS;
-                visit_tile(p, share, n, first, p.opens && n == slot && tile == 0, s);
+                visit_tile(p, share, n, first, p.opens && n == image_set && tile == 0, s);
             }
         }
     }
 }
 
-DEVICE index_t sums_of(const DeformConvBackwardParams& p) { return (index_t)(p.slots * p.spans); }
+DEVICE index_t sums_of(const DeformConvBackwardParams& p) { return (index_t)(p.image_sets * p.spans); }
 
 DEVICE acc_t add_sums(const DeformConvBackwardParams& p, const acc_t* from) {
     acc_t sum = 0;
@@ -246,7 +246,7 @@ DEVICE void unpack(const DeformConvBackwardParams& p, index_t item) {
 }
 #endif
 
-// grad_weight from the sums of slots and spans. One item = PANEL output channels of a group.
+// grad_weight from the sums of image_sets and spans. One item = PANEL output channels of a group.
 KERNEL(deform_conv_unpack, DeformConvBackwardParams) {
     FOR_EACH(item, p.items) unpack(p, item);
 }

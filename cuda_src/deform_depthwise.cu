@@ -47,7 +47,7 @@ DEVICE void make_column(const DepthwiseParams& p, index_t n, const Own& own, ind
                         acc_t* column) {
     const Geometry& g = p.geometry;
     TapSamples samples;
-    look(g, p.offset, p.mask, n, own.group, tap, base, samples);
+    locate_tap(g, p.offset, p.mask, n, own.group, tap, base, samples);
     const index_t at = n * (index_t)g.input_stride[0] + own.begin * (index_t)g.input_stride[1];
     sample_tap(samples, 0, p.input + at, VEC, column);
 }

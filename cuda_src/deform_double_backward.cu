@@ -46,7 +46,7 @@ KERNEL(deform_double_backward, DeformDoubleParams) {
         Base base;
         make_base(g, pixel, base);
         TapSamples samples;
-        look(g, p.offset, p.mask, n, group, tap, base, samples);
+        locate_tap(g, p.offset, p.mask, n, group, tap, base, samples);
         acc_t velocity[NDIM][TILE];
         UNROLL for (int d = 0; d < NDIM; ++d) {
             velocity[d][0] = load_tangent(p.offset_tangent, g.offset_stride, n, pair * NDIM + d, pixel);

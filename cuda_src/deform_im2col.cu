@@ -75,7 +75,7 @@ KERNEL(deform_im2col, DeformIm2colParams) {
         for (index_t pair = it.block * (index_t)p.tap_block; pair < end; ++pair) {
             const Pair of = pair_of(g, pair);
             TapSamples samples;
-            look(g, p.offset, p.mask, it.n, of.group, of.tap, base, samples);
+            locate_tap(g, p.offset, p.mask, it.n, of.group, of.tap, base, samples);
             for (index_t c = it.begin + LANE * VEC; c < it.end; c += LANES * VEC) {
                 const int width = PACKS ? VEC : width_of(smaller(index_t(VEC), it.end - c));
                 const index_t channel = of.group * count + c, channel_stride = PACKS ? 1 : (index_t)p.layout.stride[1];

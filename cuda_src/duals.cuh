@@ -83,8 +83,7 @@ struct DualSums {
 };
 
 // A sum over channels by halves, because compilers add up the lanes of a SIMD reduction one after the other.
-DEVICE constexpr int power_from(int size) { return size > 1 ? 2 * power_from((size + 1) / 2) : 1; }
-constexpr int SPAN = power_from(VEC);
+constexpr int SPAN = next_power_of_two(VEC);
 DEVICE acc_t add_up(acc_t* x) {
     UNROLL for (int half = SPAN / 2; half > 0; half /= 2) { SIMD for (int i = 0; i < half; ++i) x[i] += x[i + half]; }
     return x[0];

@@ -243,16 +243,16 @@ DEVICE Frontier frontier_of(const GridSampleParams& p, index_t n, index_t first,
     return frontier;
 }
 
-// Where planar tiles will look, AHEAD tiles before, for every EACH-th sample, as neighbours mostly share lines of the
-// cache. MARGIN pixels beyond the end of a row that is new are new to the next samples and lines.
-constexpr int AHEAD = 2, EACH = TILE > 1 ? 2 : 1;
-constexpr acc_t MARGIN = WINDOW == 2 ? 2 : 4;
+// Where planar tiles will look, TILES_AHEAD tiles before, for every FETCH_STRIDE-th sample, as neighbours mostly share
+// lines of the cache. FETCH_MARGIN pixels beyond the end of a row that is new are new to the next samples and lines.
+constexpr int TILES_AHEAD = 2, FETCH_STRIDE = TILE > 1 ? 2 : 1;
+constexpr acc_t FETCH_MARGIN = WINDOW == 2 ? 2 : 4;
 constexpr acc_t FIRST_TAP = MODE == CUBIC ? acc_t(-1) : acc_t(0), LAST_TAP = acc_t(TAPS / 2);
 
 // Fill in the offsets for `fetch`, and ask for the grid that comes next; false where the image ends before, or is not
-// worth it. Offsets of all samples take fewer instructions than those of every EACH-th alone.
+// worth it. Offsets of all samples take fewer instructions than those of every FETCH_STRIDE-th alone.
 DEVICE bool look_ahead(const GridSampleParams& p, const long long* stride, const Item& it, index_t* at) {
-    const index_t pixels = (index_t)p.pixels, first = it.first + AHEAD * TILE;
+    const index_t pixels = (index_t)p.pixels, first = it.first + TILES_AHEAD * TILE;
     if (TILE == 1 || !p.looks_ahead || first + TILE > pixels) return false;
     const coord_t* grid = grid_at(p, it.n, first);
     prefetch_line<TILE * NDIM>(grid + 2 * TILE * NDIM);
@@ -260,7 +260,8 @@ DEVICE bool look_ahead(const GridSampleParams& p, const long long* stride, const
     const acc_t shift = grid_shift(p);
     SIMD for (int j = 0; j < TILE; ++j) at[j] = 0;
     UNROLL for (int d = 0; d < NDIM; ++d) {
-        const acc_t scale = grid_scale(p, d), end = acc_t(p.size[d] - 1), margin = d < NDIM - 1 ? acc_t(0) : MARGIN;
+        const acc_t scale = grid_scale(p, d), end = acc_t(p.size[d] - 1);
+        const acc_t margin = d < NDIM - 1 ? acc_t(0) : FETCH_MARGIN;
         const acc_t tap = (frontier.last[d] ? LAST_TAP + margin : FIRST_TAP - margin) - shift;
         const index_t step = (index_t)stride[d];
         SIMD for (int j = 0; j < TILE; ++j) {
@@ -284,11 +285,11 @@ DEVICE void fetch_next(const GridSampleParams& p, const Item& it) {
 
 // Ask for `size` channels of the new tap of a sample that comes soon after number j of `count`, where channels lie next
 // to each other. A cubic one takes so long that the hardware is there before.
-constexpr int SOON = 12;
+constexpr int SAMPLES_AHEAD = 12;
 template <int size, typename T>
 DEVICE void fetch_soon(const Samples& s, const Frontier& frontier, int j, int count, T* image) {
     if (TILE == 1 || MODE == CUBIC) return;
-    const int k = smaller(j + SOON, count - 1);
+    const int k = smaller(j + SAMPLES_AHEAD, count - 1);
     index_t at = 0;
     UNROLL for (int d = FIRST_AXIS; d < NDIM; ++d) at += s.axis[d].at[frontier.last[d] ? TAPS - 1 : 0][k];
     UNROLL for (int c = 0; c < size; c += 64 / (int)sizeof(T)) PREFETCH(image + at + c);

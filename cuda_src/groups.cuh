@@ -50,15 +50,15 @@ DEVICE void copy_nearest(const Samples& s, const scalar_t* const* plane, scalar_
                          int count) {
     const index_t* at = s.axis[NDIM - 1].at[0];
     const int* inside = s.axis[NDIM - 1].inside[0];
-    UNROLL for (int c = 0; c < LINES; ++c) prefetch_line<TILE>(to[c] + TILE * pixel_stride);
+    UNROLL for (int c = 0; c < PLANES; ++c) prefetch_line<TILE>(to[c] + TILE * pixel_stride);
     const auto copy = [&](int j) {
         scalar_t value[GROUP];
         UNROLL for (int c = 0; c < GROUP; ++c) value[c] = TILE > 1 || inside[j] ? plane[c][at[j]] : scalar_t();
         UNROLL for (int c = 0; c < GROUP; ++c) to[c][j * pixel_stride] = value[c];
     };
     int first = 0;
-    for (; first + BURST <= count; first += BURST) {
-        UNROLL for (int k = 0; k < BURST; ++k) copy(first + k);
+    for (; first + UNROLLED_SAMPLES <= count; first += UNROLLED_SAMPLES) {
+        UNROLL for (int k = 0; k < UNROLLED_SAMPLES; ++k) copy(first + k);
         SCALAR_LOOP;
     }
     for (; first < count; ++first) {

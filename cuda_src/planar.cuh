@@ -2,21 +2,21 @@
 #include "rows.cuh"
 
 // Channels of a part that are sampled together: rows of several planes may have to share a few sets of the cache.
-constexpr int SET = BUILT && WINDOW == 1 && ROWS <= 2 ? 1 : GROUP;
+constexpr int PLANES_TOGETHER = ASSEMBLED && WINDOW == 1 && ROWS <= 2 ? 1 : GROUP;
 
 // sum[c][j] = sample j in the channel plane[c].
 template <bool CHECKED> DEVICE void sample_planes(const Samples& s, const scalar_t* const* plane, acc_t sum[][TILE]) {
-    for (int first = 0; first < TILE; first += PART) {
-        index_t start[PART];
-        if (LEVEL) find_row(s, 0, first, start);
-        UNROLL for (int begin = 0; begin < GROUP; begin += SET) {
+    for (int first = 0; first < TILE; first += SUBTILE) {
+        index_t start[SUBTILE];
+        if (SHARED_START) find_row(s, 0, first, start);
+        UNROLL for (int begin = 0; begin < GROUP; begin += PLANES_TOGETHER) {
             UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
-                Window<WINDOW == 2 ? LINES : SET> window;
-                if (!LEVEL) find_row(s, r, first, start);
+                Window<WINDOW == 2 ? PLANES : PLANES_TOGETHER> window;
+                if (!SHARED_START) find_row(s, r, first, start);
                 load_row<CHECKED>(s, plane + begin, r, first, start, window);
-                SIMD for (int k = 0; k < PART; ++k) {
+                SIMD for (int k = 0; k < SUBTILE; ++k) {
                     const int j = first + k;
-                    UNROLL for (int c = 0; c < SET; ++c) {
+                    UNROLL for (int c = 0; c < PLANES_TOGETHER; ++c) {
                         acc_t value = 0;
                         UNROLL for (int t = 0; t < TAPS; ++t) {
                             value =
@@ -39,15 +39,15 @@ DEVICE index_t furthest(const Axis& axis, int j) {
     return at;
 }
 
-// Whether the pixels of a tile may be read as vectors of PIXEL channels: channels are neighbours, and what is read
-// beyond a pixel's lies before the image's end, where `last` is its last pixel. Numbers of 16 bits take widening, which
-// is cheaper for a vector of samples.
-constexpr int PIXEL = 4;
+// Whether the pixels of a tile may be read as vectors of PIXEL_WIDTH channels: channels are neighbours, and what is
+// read beyond a pixel's lies before the image's end, where `last` is its last pixel. Numbers of 16 bits take widening,
+// which is cheaper for a vector of samples.
+constexpr int PIXEL_WIDTH = 4;
 DEVICE bool fits_pixels(const Samples& s, index_t last) {
     if (WINDOW != 2 || sizeof(scalar_t) < 4) return false;
     int room = 1;
     SIMD for (int j = 0; j < TILE; ++j) {
-        index_t at = PIXEL - GROUP;
+        index_t at = PIXEL_WIDTH - GROUP;
         UNROLL for (int d = 0; d < NDIM; ++d) at += furthest(s.axis[d], j);
         room &= at <= last;
     }
@@ -57,12 +57,12 @@ DEVICE bool fits_pixels(const Samples& s, index_t last) {
 // sample_planes to the same bits, by pixels.
 template <bool CHECKED> DEVICE void sample_pixels(const Samples& s, const scalar_t* image, acc_t sum[][TILE]) {
     const Axis& x = s.axis[NDIM - 1];
-    acc_t pixel[TILE][PIXEL];
+    acc_t pixel[TILE][PIXEL_WIDTH];
     for (int j = 0; j < TILE; ++j) {
-        for (int first = 0; first < ROWS; first += FLIGHT) {
-            SIMD for (int v = 0; v < PIXEL; ++v) {
+        for (int first = 0; first < ROWS; first += ROWS_TOGETHER) {
+            SIMD for (int v = 0; v < PIXEL_WIDTH; ++v) {
                 acc_t total = first == 0 ? acc_t(0) : pixel[j][v];
-                UNROLL for (int r = first; r < first + FLIGHT; ++r) {
+                UNROLL for (int r = first; r < first + ROWS_TOGETHER; ++r) {
                     const scalar_t* row = image + row_at(s, r, j) + x.at[0][j];
                     acc_t value = 0;
                     UNROLL for (int t = 0; t < TAPS; ++t) {
@@ -83,27 +83,27 @@ template <bool CHECKED> DEVICE void sample_pixels(const Samples& s, const scalar
 template <bool CHECKED> DEVICE void plane_gradients(const Samples& s, const scalar_t* const* plane,
                                                     const acc_t out_grad[][TILE], acc_t grad[][TILE]) {
     const Axis& x = s.axis[NDIM - 1];
-    constexpr bool SETS = SET < GROUP;
-    for (int first = 0; first < TILE; first += PART) {
-        acc_t dots[SETS ? ROWS : 1][TAPS][PART];  // of the taps and out_grad
-        index_t start[PART];
-        if (LEVEL) find_row(s, 0, first, start);
-        UNROLL for (int begin = 0; begin < GROUP; begin += SET) {
+    constexpr bool SEVERAL_SETS = PLANES_TOGETHER < GROUP;
+    for (int first = 0; first < TILE; first += SUBTILE) {
+        acc_t dots[SEVERAL_SETS ? ROWS : 1][TAPS][SUBTILE];  // of the taps and out_grad
+        index_t start[SUBTILE];
+        if (SHARED_START) find_row(s, 0, first, start);
+        UNROLL for (int begin = 0; begin < GROUP; begin += PLANES_TOGETHER) {
             UNROLL_ROWS for (int r = 0; r < ROWS; ++r) {
-                Window<WINDOW == 2 ? LINES : SET> window;
-                if (!LEVEL) find_row(s, r, first, start);
+                Window<WINDOW == 2 ? PLANES : PLANES_TOGETHER> window;
+                if (!SHARED_START) find_row(s, r, first, start);
                 load_row<CHECKED>(s, plane + begin, r, first, start, window);
-                SIMD for (int k = 0; k < PART; ++k) {
+                SIMD for (int k = 0; k < SUBTILE; ++k) {
                     const int j = first + k;
-                    acc_t(*const dot)[PART] = dots[SETS ? r : 0];
+                    acc_t(*const dot)[SUBTILE] = dots[SEVERAL_SETS ? r : 0];
                     UNROLL for (int t = 0; t < TAPS; ++t) {
                         acc_t sum = begin == 0 ? acc_t(0) : dot[t][k];
-                        UNROLL for (int c = 0; c < SET; ++c) {
+                        UNROLL for (int c = 0; c < PLANES_TOGETHER; ++c) {
                             sum = fused(out_grad[begin + c][j], tap_value<CHECKED>(s, window, r, c, t, first, k), sum);
                         }
                         dot[t][k] = sum;
                     }
-                    if (begin + SET < GROUP) continue;
+                    if (begin + PLANES_TOGETHER < GROUP) continue;
                     acc_t value = 0, slope = 0;
                     UNROLL for (int t = 0; t < TAPS; ++t) {
                         // Outside the sum is 0, or the NaN of an infinite gradient.
@@ -126,12 +126,12 @@ template <bool CHECKED> DEVICE void plane_gradients(const Samples& s, const scal
 template <bool CHECKED>
 DEVICE void pixel_gradients(const Samples& s, const scalar_t* image, const acc_t out_grad[][TILE], acc_t grad[][TILE]) {
     const Axis& x = s.axis[NDIM - 1];
-    acc_t slopes[NDIM][TILE][PIXEL];
+    acc_t slopes[NDIM][TILE][PIXEL_WIDTH];
     for (int j = 0; j < TILE; ++j) {
-        for (int first = 0; first < ROWS; first += FLIGHT) {
-            SIMD for (int v = 0; v < PIXEL; ++v) {
+        for (int first = 0; first < ROWS; first += ROWS_TOGETHER) {
+            SIMD for (int v = 0; v < PIXEL_WIDTH; ++v) {
                 acc_t slope0 = 0, slope1 = 0, slope2 = 0;
-                UNROLL for (int r = first; r < first + FLIGHT; ++r) {
+                UNROLL for (int r = first; r < first + ROWS_TOGETHER; ++r) {
                     const scalar_t* row = image + row_at(s, r, j) + x.at[0][j];
                     acc_t value = 0, slope = 0;
                     UNROLL for (int t = 0; t < TAPS; ++t) {
@@ -148,9 +148,9 @@ DEVICE void pixel_gradients(const Samples& s, const scalar_t* image, const acc_t
                     if (NDIM > 2) slope1 = fused(row_slope(s, MIDDLE, r, j), value, slope1);
                     slope2 = fused(row_weight(s, r, j), slope, slope2);
                 }
-                if (NDIM > 1) slopes[0][j][v] = joined(first, slopes[0][j][v], slope0);
-                if (NDIM > 2) slopes[MIDDLE][j][v] = joined(first, slopes[MIDDLE][j][v], slope1);
-                slopes[NDIM - 1][j][v] = joined(first, slopes[NDIM - 1][j][v], slope2);
+                if (NDIM > 1) slopes[0][j][v] = accumulated(first, slopes[0][j][v], slope0);
+                if (NDIM > 2) slopes[MIDDLE][j][v] = accumulated(first, slopes[MIDDLE][j][v], slope1);
+                slopes[NDIM - 1][j][v] = accumulated(first, slopes[NDIM - 1][j][v], slope2);
             }
         }
         SCALAR_LOOP;
@@ -171,24 +171,24 @@ DEVICE void pixel_gradients(const Samples& s, const scalar_t* image, const acc_t
 // Neighbouring samples add to the same elements, and each addition waits for the one before: samples of STREAMS distant
 // parts of the tile take turns, with several rows of each together. Planes do not: they often are a multiple of 4096
 // bytes apart, where processors take addresses of one for those of another.
-constexpr int STREAMS = TILE > 16 ? 16 / FLIGHT : 1;
+constexpr int STREAMS = TILE > 16 ? 16 / ROWS_TOGETHER : 1;
 
-struct Line {  // as `Row`, of sums
+struct SumRow {  // as `Row`, of sums
     acc_t tap[ROW_LENGTH];
 };
 
-DEVICE void add_line(acc_t* to, const acc_t* share) {
-    Line line = *(const Line*)to;
-    UNROLL for (int t = 0; t < ROW_LENGTH; ++t) line.tap[t] += share[t];
-    *(Line*)to = line;
+DEVICE void add_row(acc_t* to, const acc_t* share) {
+    SumRow row = *(const SumRow*)to;
+    UNROLL for (int t = 0; t < ROW_LENGTH; ++t) row.tap[t] += share[t];
+    *(SumRow*)to = row;
 }
 
 template <bool CHECKED>
 DEVICE void scatter_planes(const Samples& s, const acc_t out_grad[][TILE], const Sums* plane, int count) {
     const Axis& x = s.axis[NDIM - 1];
-    UNROLL_ROWS for (int first = 0; first < ROWS; first += FLIGHT) {
-        acc_t share[FLIGHT][LINES][TILE][ROW_LENGTH];
-        UNROLL for (int r = 0; r < FLIGHT; ++r) {
+    UNROLL_ROWS for (int first = 0; first < ROWS; first += ROWS_TOGETHER) {
+        acc_t share[ROWS_TOGETHER][PLANES][TILE][ROW_LENGTH];
+        UNROLL for (int r = 0; r < ROWS_TOGETHER; ++r) {
             SIMD for (int j = 0; j < TILE; ++j) {
                 UNROLL for (int t = 0; t < TAPS; ++t) {
                     const acc_t weight = row_weight(s, first + r, j) * weight_along(s, t, j);
@@ -201,15 +201,15 @@ DEVICE void scatter_planes(const Samples& s, const acc_t out_grad[][TILE], const
                 }
             }
         }
-        UNROLL for (int c = 0; c < LINES; ++c) {
+        UNROLL for (int c = 0; c < PLANES; ++c) {
             if (TILE == 1 && c >= count) break;
             for (int k = 0; k < TILE / STREAMS; ++k) {
                 UNROLL for (int stream = 0; stream < STREAMS; ++stream) {
                     const int j = k + stream * (TILE / STREAMS);
-                    UNROLL for (int r = 0; r < FLIGHT; ++r) {
+                    UNROLL for (int r = 0; r < ROWS_TOGETHER; ++r) {
                         const Sums row = plane[c] + row_at(s, first + r, j);
 #if WINDOW
-                        add_line(row + x.at[0][j], share[r][c][j]);
+                        add_row(row + x.at[0][j], share[r][c][j]);
 #else
                         UNROLL for (int t = 0; t < TAPS; ++t) {
                             if (TILE == 1 && !(row_inside(s, first + r, j) & x.inside[t][j])) continue;

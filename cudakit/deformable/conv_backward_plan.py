@@ -48,7 +48,7 @@ class Pointers(NamedTuple):
 
 FIELDS = (
     *((name, 1) for name in Pointers._fields),
-    *((name, 1) for name in ("items", "slots", "spans", "span_stride", "opens", "packed_size", "group_stride")),
+    *((name, 1) for name in ("items", "image_sets", "spans", "span_stride", "opens", "packed_size", "group_stride")),
     *(("output_stride", 3), ("grad_stride", 5)),
     *CUT_FIELDS,
     *GEOMETRY_FIELDS,

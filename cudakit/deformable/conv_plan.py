@@ -48,7 +48,7 @@ FORWARD_FIELDS = (
     *GEOMETRY_FIELDS,
 )
 PACK, FORWARD = (
-    Kernel("deform_conv.cu", name, "DeformConvParams", FORWARD_FIELDS, pointers=len(Pointers._fields))
+    Kernel(f"{name}.cu", name, "DeformConvParams", FORWARD_FIELDS, pointers=len(Pointers._fields))
     for name in ("deform_conv_pack", "deform_conv")
 )
 
@@ -109,7 +109,7 @@ class _Forward:
         return 0 if conv.given else conv.packed_size(self._block(conv)) * self.wide
 
     def _split_bytes(self, conv: Convolution) -> int:
-        """Return the size of the packed weights' parts (`split_at` in deform_conv.cu)."""
+        """Return the size of the packed weights' parts (`split_at` in deform_conv.cuh)."""
         size = 2 * conv.split.data * conv.packed_size(self._block(conv))
         return aligned(4 * conv.panels) + size if size else 0
 
