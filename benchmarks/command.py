@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cudakit.cli.command import UserError, check_writable, make_console, require, whole
-from cudakit.launch import MOST_THREADS, cores
+from cudakit.cpuinfo import core_count
+from cudakit.settings import MOST_THREADS
 
 from .cases import TOLERANCES
 from .families import FAMILIES, GROWTH
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         device=args.device,
         dtypes=args.dtype or (DTYPES if args.device == "cuda" else DTYPES[:1]),
         peers=tuple(PEERS) if args.peers is None else args.peers,
-        threads=args.threads or sorted({1, cores()}),
+        threads=args.threads or sorted({1, core_count()}),
         rows=args.rows,
         small=args.small,
         extras=not (args.no_extras or args.small),

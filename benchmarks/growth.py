@@ -5,7 +5,7 @@ from itertools import product
 from math import nan
 from typing import Any, NamedTuple
 
-from cudakit.launch import cores
+from cudakit.cpuinfo import core_count
 
 from . import gpu
 from .cases import OURS
@@ -38,7 +38,7 @@ def powers(most: int) -> tuple[int, ...]:
     return (*(2**i for i in range(most.bit_length()) if 2**i < most), most)
 
 
-THREADS = Axis("threads", powers(cores()), lambda case, _: case)
+THREADS = Axis("threads", powers(core_count()), lambda case, _: case)
 AXES = (
     Axis("batch", (1, 2, 4, 8), lambda case, value: case._replace(shape=(value, *case.shape[1:]))),
     Axis(

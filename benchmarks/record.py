@@ -15,7 +15,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 import cudakit
-from cudakit.launch import cores
+from cudakit.cpuinfo import core_count, processor_name
 
 from . import deformable, gpu, growth, limits, memory, overhead, tensors
 from .cases import OURS, Family, Row, in_dtype
@@ -69,13 +69,12 @@ def _output(*command: str) -> str:
 
 def machine(device: str) -> Result:
     """Return what the times depend on besides the sides' versions."""
-    from cudakit.cli.info import processor
     from cudakit.host import compilers
 
     return {
         **(gpu.describe() if device == "cuda" else {}),
-        "cpu": processor(),
-        "cores": cores(),
+        "cpu": processor_name(),
+        "cores": core_count(),
         "system": platform.system(),
         "python": platform.python_version(),
         "compiler": (_output(*next(iter(compilers()), ("c++",)), "--version").splitlines() or ["no compiler"])[0],
@@ -202,7 +201,7 @@ def measure_memory(family: Family, threads: int) -> Result:
         found: int | None = in_new_process(threads, peak_memory, family.name, *pair, threads)
         return found
 
-    with ThreadPoolExecutor(cores()) as pool:  # a time does not matter here
+    with ThreadPoolExecutor(core_count()) as pool:  # a time does not matter here
         peaks = dict(zip(work, pool.map(measured, work), strict=True))
     return {"threads": threads, "rows": {row: {side: peaks[row, side] for side in sides} for row in family.memory}}
 

@@ -18,18 +18,18 @@ from cudakit.deformable import (
     deform_im2col_backward,
 )
 from cudakit.errors import BackendUnavailable, CompileError
-from cudakit.launch import (
-    are_deterministic_algorithms_enabled,
-    get_num_threads,
-    set_num_threads,
-    use_deterministic_algorithms,
-)
 from cudakit.sampling import (
     GridSampleGradients,
     affine_grid,
     affine_grid_backward,
     grid_sample,
     grid_sample_backward,
+)
+from cudakit.settings import (
+    are_deterministic_algorithms_enabled,
+    get_num_threads,
+    set_num_threads,
+    use_deterministic_algorithms,
 )
 
 __all__ = [

@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cudakit.cpuinfo import native_target
 from cudakit.errors import BackendUnavailable, CompileError
 from cudakit.source import flatten
 
@@ -89,17 +90,8 @@ def fingerprint() -> bytes:
     spec = find_spec("ziglang") if "ziglang" in command else None
     binary = Path(spec.origin if spec is not None and spec.origin else command[0]).resolve()
     stat = binary.stat()
-    parts += [str(binary), str(stat.st_size), str(stat.st_mtime_ns), _processor()]
+    parts += [str(binary), str(stat.st_size), str(stat.st_mtime_ns), native_target()]
     return "\0".join(parts).encode(errors="surrogateescape")
-
-
-def _processor() -> str:
-    """Return what ``-march=native`` may depend on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", maxsplit=1)[0].splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part")))
 
 
 def flags() -> tuple[str, ...]:

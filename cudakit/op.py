@@ -16,13 +16,9 @@ from cudakit.adapters import adapter, is_traced
 from cudakit.array import CPU, Device, Framework, Maker, Spec, View, contiguous_strides
 from cudakit.errors import UNREADABLE, InvalidArgument
 from cudakit.frameworks import framework_of, kind_of
-from cudakit.launch import (
-    are_deterministic_algorithms_enabled,
-    compile_together,
-    get_num_threads,
-    num_threads_of,
-)
+from cudakit.launch import compile_together
 from cudakit.plan import Output, Plan, Target
+from cudakit.settings import are_deterministic_algorithms_enabled, get_num_threads, num_threads_of
 
 PLANS = 4096  # kept at a time
 # Types of arguments that never change, so that the options made of them may be remembered.

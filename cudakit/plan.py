@@ -10,7 +10,7 @@ from operator import add, itemgetter
 from typing import NamedTuple
 
 from cudakit.array import CPU, Device, Temporary, itemsize
-from cudakit.caches import largest_bytes
+from cudakit.cpuinfo import largest_cache_bytes
 from cudakit.launch import Launch
 from cudakit.product import Multiply
 from cudakit.workspace import aligned, borrow, give_back
@@ -102,7 +102,7 @@ class Plan:
         if result is None:
             return NULL
         size = prod(result.shape) * itemsize(result.dtype)
-        return Slot(1 + self.inputs + position, large=size >= RESULT_SHARE * largest_bytes())
+        return Slot(1 + self.inputs + position, large=size >= RESULT_SHARE * largest_cache_bytes())
 
     def workspace(self, size: int) -> Slot:
         """Reserve `size` bytes of temporary memory and return their slot."""
@@ -110,7 +110,7 @@ class Plan:
         self.taken += aligned(size)
         self.temporary = max(self.temporary, self.taken)
         place = self.inputs + len(self.results) + len(self.workspaces)
-        return Slot(place, large=size >= WORKSPACE_SHARE * largest_bytes())
+        return Slot(place, large=size >= WORKSPACE_SHARE * largest_cache_bytes())
 
     def free(self) -> None:
         """Let the workspaces to come have the memory of those so far, which no step to come uses."""

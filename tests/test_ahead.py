@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit.caches import second_bytes
+from cudakit.cpuinfo import second_level_cache_bytes
 from cudakit.layout import Image, packed
 from cudakit.sampling import grid_ahead
 
@@ -30,14 +30,14 @@ PLANES = packed((64, 3, 16, 32), "float32", channels_last=False)  # an image is 
 def test_how_much_of_the_next_image(
     monkeypatch: pytest.MonkeyPatch, x: Image, pixels: int, tiles: int, lines: int
 ) -> None:
-    monkeypatch.setattr(grid_ahead, "second_bytes", lambda: 20_000)
+    monkeypatch.setattr(grid_ahead, "second_level_cache_bytes", lambda: 20_000)
     assert grid_ahead.next_lines(x, pixels, tiles) == lines
 
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
 def test_images_are_sampled_as_each_alone(arrays: Arrays, rng: np.random.Generator, mode: str, last: bool) -> None:
-    count = 2 * second_bytes() // (4 * 3 * SIDE * SIDE) + 1
+    count = 2 * second_level_cache_bytes() // (4 * 3 * SIDE * SIDE) + 1
     shape = (count, SIDE, SIDE, 3) if last else (count, 3, SIDE, SIDE)
     x = rng.normal(size=shape).astype(np.float32)
     grid = rng.uniform(-1.2, 1.2, size=(count, SIDE, SIDE, 2)).astype(np.float32)

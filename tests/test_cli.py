@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import host
+from cudakit import cpuinfo, host
 from cudakit.__main__ import COMMANDS, main
 from cudakit.cli import info
 from cudakit.cli.command import check_writable
@@ -106,10 +106,10 @@ def test_info_says_why_a_cache_is_temporary(tmp_path: Path, monkeypatch: pytest.
 
 def test_x86_processors_have_family_and_model(monkeypatch: pytest.MonkeyPatch) -> None:
     x86 = "cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nstepping\t: 1\n"
-    monkeypatch.setattr(info.Path, "read_text", lambda *_, **__: x86)
-    assert info.processor() == "AMD EPYC (family 25, model 17)"
-    monkeypatch.setattr(info.Path, "read_text", lambda *_, **__: "model name\t: Neoverse-V2\n")
-    assert info.processor() == "Neoverse-V2"
+    monkeypatch.setattr(cpuinfo.Path, "read_text", lambda *_, **__: x86)
+    assert cpuinfo.processor_name() == "AMD EPYC (family 25, model 17)"
+    monkeypatch.setattr(cpuinfo.Path, "read_text", lambda *_, **__: "model name\t: Neoverse-V2\n")
+    assert cpuinfo.processor_name() == "Neoverse-V2"
 
 
 def test_info_works_without_anything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import caches, launch, plan
+from cudakit import cpuinfo, launch, plan
 
 from .conftest import Arrays, forget
 from .deformable_problems import Geometry, Problem, call, draw
@@ -40,7 +40,7 @@ def compare(monkeypatch: pytest.MonkeyPatch, run: Callable[[], list[Any]]) -> No
         cudakit.set_num_threads(threads)
         results = []
         for size in (2**40, 0):
-            monkeypatch.setattr(plan, "largest_bytes", lambda size=size: size)
+            monkeypatch.setattr(plan, "largest_cache_bytes", lambda size=size: size)
             forget()
             launch.load.cache_clear()
             preludes.clear()
@@ -99,9 +99,9 @@ LEVELS = {"index0/level": "1", "index0/size": "32K", "index2/level": "2\n", "ind
     ("files", "largest", "second"),
     [
         (LEVELS | {"index3/level": "3", "index3/size": "32768K\n"}, 2**25, 2**19),
-        (LEVELS | {"index2/size": "?"}, 2**15, caches.USUAL_SECOND_BYTES),
-        ({"index2/level": "2"}, caches.USUAL_BYTES, caches.USUAL_SECOND_BYTES),
-        ({}, caches.USUAL_BYTES, caches.USUAL_SECOND_BYTES),
+        (LEVELS | {"index2/size": "?"}, 2**15, cpuinfo.USUAL_SECOND_LEVEL),
+        ({"index2/level": "2"}, cpuinfo.USUAL_LARGEST, cpuinfo.USUAL_SECOND_LEVEL),
+        ({}, cpuinfo.USUAL_LARGEST, cpuinfo.USUAL_SECOND_LEVEL),
     ],
 )
 def test_what_the_system_tells(
@@ -110,6 +110,6 @@ def test_what_the_system_tells(
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="ascii")
-    monkeypatch.setattr(caches, "FOLDER", tmp_path)
-    assert caches.largest_bytes.__wrapped__() == largest
-    assert caches.second_bytes.__wrapped__() == second
+    monkeypatch.setattr(cpuinfo, "CACHES", tmp_path)
+    assert cpuinfo.largest_cache_bytes.__wrapped__() == largest
+    assert cpuinfo.second_level_cache_bytes.__wrapped__() == second

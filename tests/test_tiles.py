@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import host, launch, units
+from cudakit import cpuinfo, host, launch
 from cudakit.deformable import conv_cut, conv_plan, splitting
 
 from .conftest import Arrays
@@ -30,6 +30,7 @@ GEOMETRIES = [
     pytest.param(Geometry((200,), (11,), channels=37, out_channels=20), id="1-D"),
     pytest.param(Geometry((5, 6, 7), (2, 3, 2), channels=10, groups=2, out_channels=36), id="3-D"),
 ]
+FINDERS = {"tiles": "has_amx", "dots": "has_avx512_bf16"}
 HALF = "float16", "float32"  # of data and of coordinates
 OPERATORS = pytest.mark.parametrize("operator", ["deform_conv", "deform_conv_backward"])
 
@@ -43,8 +44,8 @@ def forget() -> None:
 
 def want(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
     """Find one of the units, and find it worth it whatever the size."""
-    for name in ("tiles", "dots"):
-        monkeypatch.setattr(units, name, lambda found=name == unit: found)
+    for name, function in FINDERS.items():
+        monkeypatch.setattr(cpuinfo, function, lambda found=name == unit: found)
     for name in ("TILES", "ROUNDED_TILES", "ROUNDED_DOTS"):
         table = getattr(splitting, name)
         monkeypatch.setattr(splitting, name, {dtype: anyway(parts) for dtype, parts in table.items()})
@@ -61,7 +62,7 @@ def use(request: pytest.FixtureRequest, arrays: Arrays, monkeypatch: pytest.Monk
         pytest.skip("a GPU has cuBLAS")
     if emulated:
         monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-DEMULATE_UNITS"))
-    elif not getattr(units, unit)():
+    elif not getattr(cpuinfo, FINDERS[unit])():
         pytest.skip("the processor has none")
     want(monkeypatch, unit)
     forget()
@@ -245,9 +246,9 @@ def test_whether_there_are_any(
             asked.append(arguments)
             return answer
 
-    monkeypatch.setattr(units.platform, "system", lambda: system)
-    monkeypatch.setattr(units.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(cpuinfo.platform, "system", lambda: system)
+    monkeypatch.setattr(cpuinfo.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(Path, "read_text", lambda self, encoding: f"processor : 0\n{flags}\n")
     monkeypatch.setattr(ctypes, "CDLL", Library)
-    assert units.tiles.__wrapped__() is available
+    assert cpuinfo.has_amx.__wrapped__() is available
     assert asked == ([(158, 0x1023, 18)] if system == "Linux" and "bf16" in flags else [])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import launch
+from cudakit import settings
 
 from .conftest import MODES, PADDING_MODES, require
 from .deformable_problems import GEOMETRIES, OPERATORS, Geometry, Problem, call, draw
@@ -249,15 +249,15 @@ def test_deterministic_mode_counts_for_a_gpu(deterministic: Any) -> None:
 def test_threads_are_as_many_as_pytorch_s_until_they_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
     from cudakit.torch import FRAMEWORK
 
-    monkeypatch.setattr(launch, "_threads", None)
-    monkeypatch.setattr(launch, "_cores", 4)
+    monkeypatch.setattr(settings, "_threads", None)
+    monkeypatch.setattr(settings, "_cores", 4)
     before = torch.get_num_threads()
     try:
         for number, expected in ((1, 1), (3, 3), (5, 4)):
             torch.set_num_threads(number)
-            assert launch.num_threads_of(FRAMEWORK.threads) == expected
-            assert launch.num_threads_of(None) == cudakit.get_num_threads() == 4
+            assert settings.num_threads_of(FRAMEWORK.threads) == expected
+            assert settings.num_threads_of(None) == cudakit.get_num_threads() == 4
         cudakit.set_num_threads(2)
-        assert launch.num_threads_of(FRAMEWORK.threads) == launch.num_threads_of(None) == 2
+        assert settings.num_threads_of(FRAMEWORK.threads) == settings.num_threads_of(None) == 2
     finally:
         torch.set_num_threads(before)

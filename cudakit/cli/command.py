@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cudakit.host import compiler
-from cudakit.launch import get_num_threads
+from cudakit.settings import get_num_threads
 
 PLAINLY = "cudakit.plainly"  # the name of `_plainly` among the error handlers of codecs
 MINUS = "\N{MINUS SIGN}"

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cudakit
-from cudakit import host, units
+from cudakit import host
 from cudakit.cli import matrix
+from cudakit.cpuinfo import has_amx, has_avx512_bf16, processor_name
 from cudakit.errors import BackendUnavailable
 
 CUDA_INSTALL = "pip install 'cudakit[cuda12]'  (or 'cudakit[cuda13]')"
@@ -175,23 +176,11 @@ def _installed(packages: Sequence[str]) -> tuple[str, str]:
     return "", ""
 
 
-def processor() -> str:
-    """Return the processor's name, on x86 with family and model: virtual machines often give several the same name."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    names = ("model name", "cpu family", "model")
-    found = [re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE) for name in names]
-    name, family, model = (match[1] if match else "" for match in found)
-    return f"{name} (family {family}, model {model})" if family else name or platform.processor() or platform.machine()
-
-
 def cpu() -> str:
     """Return the processor, how many threads cudakit uses of it, and what multiplies bfloat16 numbers for it."""
     threads = cudakit.get_num_threads()
-    unit = ", AMX" if units.tiles() else ", AVX512_BF16" if units.dots() else ""
-    return f"{processor()}, {threads} thread{'s'[: threads != 1]}{unit}"
+    unit = ", AMX" if has_amx() else ", AVX512_BF16" if has_avx512_bf16() else ""
+    return f"{processor_name()}, {threads} thread{'s'[: threads != 1]}{unit}"
 
 
 def cpp_compiler() -> str:

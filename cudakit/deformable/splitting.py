@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from cudakit import units
+from cudakit import cpuinfo
 
 
 class Splitting(NamedTuple):
@@ -36,8 +36,8 @@ ROUNDED_DOTS = {"bfloat16": Splitting(1, 1, outputs=16, depth=72, pixels=96)}  #
 def choose_splitting(dtype: str, rounds: bool) -> Splitting:
     """Return how to split numbers of that type on this processor, which may be rounded or not."""
     tables = []
-    if units.tiles():
+    if cpuinfo.has_amx():
         tables = [ROUNDED_TILES, TILES] if rounds else [TILES]
-    elif units.dots() and rounds:
+    elif cpuinfo.has_avx512_bf16() and rounds:
         tables = [ROUNDED_DOTS]
     return next((table[dtype] for table in tables if dtype in table), WHOLE)

@@ -13,9 +13,9 @@ from jax.experimental.buffer_callback import buffer_callback
 from cudakit import dlpack
 from cudakit.array import CPU, Device, Spec, contiguous_strides, dlpack_pointer, numpy_pointer
 from cudakit.errors import InvalidArgument
-from cudakit.launch import are_deterministic_algorithms_enabled, get_num_threads
 from cudakit.op import PLANS, Op
 from cudakit.plan import Output, Plan, zero_memory
+from cudakit.settings import are_deterministic_algorithms_enabled, get_num_threads
 
 Specs = tuple[Spec | None, ...]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from math import prod
 
 from cudakit.array import LINE_BYTES, itemsize
-from cudakit.caches import second_bytes
+from cudakit.cpuinfo import second_level_cache_bytes
 from cudakit.layout import Image, packed
 
 MOST_PIXELS = 16  # of an image for each of the output, where most of its lines will be read
@@ -17,7 +17,7 @@ MOST_PIXELS = 16  # of an image for each of the output, where most of its lines 
 
 def is_near(images: Iterable[Image]) -> bool:
     """Whether a core's own cache may well have one image of each batch."""
-    return sum(_image_bytes(x) for x in images) <= second_bytes()
+    return sum(_image_bytes(x) for x in images) <= second_level_cache_bytes()
 
 
 def next_lines(x: Image, pixels: int, tiles: int) -> int:
@@ -27,7 +27,7 @@ def next_lines(x: Image, pixels: int, tiles: int) -> int:
     """
     size = _image_bytes(x)
     whole = any(x.strides[1:] == packed(x.shape, x.dtype, channels_last=last).strides[1:] for last in (False, True))
-    wanted = whole and x.shape[0] * size > second_bytes() and prod(x.space) <= MOST_PIXELS * pixels
+    wanted = whole and x.shape[0] * size > second_level_cache_bytes() and prod(x.space) <= MOST_PIXELS * pixels
     return -(-size // (LINE_BYTES * tiles)) if wanted else 0
 
 
