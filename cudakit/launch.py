@@ -1,4 +1,4 @@
-"""(kernel, specialisation, device) -> something to call, compiled when a plan first wants it, and kept."""
+"""Kernels and matrix products as something to call, compiled or loaded when a plan first wants them, and kept."""
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from cudakit.array import CPU, Device
 from cudakit.cpuinfo import core_count
 from cudakit.host import HostKernel, build, missing
+from cudakit.product import Product
 from cudakit.source import Kernel, render
 
 # Work per thread below which waking another one costs more than it saves, in inner-loop steps.
@@ -16,7 +17,7 @@ SERIAL_WORK = 1 << 15
 T = TypeVar("T")
 
 
-class Loaded:
+class LazyKernel:
     """A kernel for one specialisation and device, compiled together with others of a plan, or when it is first called.
 
     Threads that want it first at the same time each compile it: no lock is held then, which a fork could leave locked.
@@ -54,7 +55,7 @@ class Loaded:
         self.call(*arguments)
 
 
-load = cache(Loaded)
+lazy_kernel = cache(LazyKernel)
 
 
 class Launch:
@@ -62,7 +63,7 @@ class Launch:
 
     Parameters
     ----------
-    kernel : Loaded
+    kernel : LazyKernel
         What to launch.
     tail : bytes
         The struct of parameters after its pointers.
@@ -78,18 +79,39 @@ class Launch:
 
     __slots__ = ("grain", "items", "kernel", "tail", "threads")
 
+    def __init__(self, kernel: LazyKernel, tail: bytes, items: int, grain: int, work: int, threads: int) -> None:
+        self.kernel, self.tail, self.items, self.grain = kernel, tail, items, grain
+        self.threads = min(threads, 1 + work // SERIAL_WORK)
+
     @property
     def shares(self) -> bool:
         """Whether several items add to the same elements, whose last bits depend on their order."""
         return self.grain > 1 and not self.kernel.rounds
 
-    def __init__(self, kernel: Loaded, tail: bytes, items: int, grain: int, work: int, threads: int) -> None:
-        self.kernel, self.tail, self.items, self.grain = kernel, tail, items, grain
-        self.threads = min(threads, 1 + work // SERIAL_WORK)
-
     def __call__(self, pointers: bytes, stream: int) -> None:
         """Launch with these pointers, packed, on this stream (which means nothing on a CPU)."""
         self.kernel.call(pointers + self.tail, self.items, self.grain, self.threads, stream)
+
+
+class Multiply:
+    """A matrix product on one GPU with everything but its pointers: those of a, b and c.
+
+    cuBLAS is loaded when it is first called.
+    """
+
+    def __init__(self, product: Product, device: Device) -> None:
+        self._product, self._device = product, device
+        self._call: Callable[[bytes, int], None] = self._first
+
+    def __call__(self, pointers: bytes, stream: int) -> None:
+        """Multiply with these pointers, packed, on this stream."""
+        self._call(pointers, stream)
+
+    def _first(self, pointers: bytes, stream: int) -> None:
+        from cudakit.cuda import CudaProduct
+
+        self._call = CudaProduct(self._product, self._device[1]).launch
+        self._call(pointers, stream)
 
 
 def compile_together(calls: Iterable[object]) -> None:
@@ -102,7 +124,7 @@ def compile_together(calls: Iterable[object]) -> None:
     on_host = [kernel.text for kernel in waiting if kernel.device == CPU]
     if on_host:
         in_threads(build, missing(on_host), core_count())
-    in_threads(Loaded.compile, [kernel for kernel in waiting if kernel.device != CPU], core_count())
+    in_threads(LazyKernel.compile, [kernel for kernel in waiting if kernel.device != CPU], core_count())
 
 
 def in_threads(action: Callable[[T], object], things: Sequence[T], most: int) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from cudakit import checks
 from cudakit.array import CPU, Spec, contiguous_strides, is_contiguous, itemsize
 from cudakit.errors import InvalidArgument
-from cudakit.launch import Launch, load
+from cudakit.launch import Launch, lazy_kernel
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.structs import pack_tail
@@ -184,7 +184,7 @@ def add_copy(
     constants |= {"TILE": tile, "LANES": 1, "VEC": run}
     strides = (tuple(x.strides[i] for i in order) for x in (old, new))
     tail = pack_tail(COPY, items, size, *strides)
-    kernel = load(COPY, tuple(constants.items()), target.device)
+    kernel = lazy_kernel(COPY, tuple(constants.items()), target.device)
     plan.launch(Launch(kernel, tail, items, 1, prod(size), target.threads), source_slot, goal_slot)
 
 
@@ -240,7 +240,7 @@ def add_sum(
         wide = is_wide((sizes, strides), ((items * lanes,), (1,)), ((terms,), (1,)))
         constants = type_constants(source[1], goal[1], wide) | {"TILE": tile, "LANES": lanes, "VEC": 1}
         tail = pack_tail(kernel, items, count, chunks, sizes[1:], strides)
-        loaded = load(kernel, tuple(constants.items()), target.device)
+        loaded = lazy_kernel(kernel, tuple(constants.items()), target.device)
         plan.launch(Launch(loaded, tail, items, 1, prod(sizes), target.threads), source[0], goal[0], partial)
 
 

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 from cudakit.array import CPU, Device, Temporary, itemsize
 from cudakit.cpuinfo import largest_cache_bytes
-from cudakit.launch import Launch
-from cudakit.product import Multiply
+from cudakit.launch import Launch, Multiply
 from cudakit.workspace import aligned, borrow, give_back
 
 # Of the largest cache, from which on an array is large. Temporary ones are read soon.

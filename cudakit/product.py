@@ -1,9 +1,6 @@
 """Matrix products on a GPU, described by strides, and how cuBLAS wants to hear of them."""
 
-from collections.abc import Callable
 from typing import NamedTuple
-
-from cudakit.array import Device
 
 
 class Product(NamedTuple):
@@ -22,24 +19,6 @@ class Product(NamedTuple):
     c: tuple[int, int, int]
     add: bool
     tf32: bool = False
-
-
-class Multiply:
-    """A product on one GPU, with everything but its pointers: those of a, b and c."""
-
-    def __init__(self, product: Product, device: Device) -> None:
-        self._product, self._device = product, device
-        self._call: Callable[[bytes, int], None] = self._prepare
-
-    def __call__(self, pointers: bytes, stream: int) -> None:
-        """Launch with these pointers, packed, on this stream."""
-        self._call(pointers, stream)
-
-    def _prepare(self, pointers: bytes, stream: int) -> None:
-        from cudakit.cuda import CudaProduct
-
-        self._call = CudaProduct(self._product, self._device[1]).launch
-        self._call(pointers, stream)
 
 
 class Operand(NamedTuple):

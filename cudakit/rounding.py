@@ -6,7 +6,7 @@ See `Sums` in core.cuh. Parts of sums lie one behind the other.
 from collections.abc import Sequence
 from math import prod
 
-from cudakit.launch import Launch, load
+from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import Image, accumulator, is_wide, packed
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
@@ -76,7 +76,7 @@ def add_anchors(plan: Plan, target: Target, products: Sequence[Sequence[Factor]]
         _add_exponent(plan, target, slot, x, space.at(k * EXPONENT_BYTES))
     flags = tuple(sum(1 << factors.index(factor) for factor in product) for product in given)
     tail = pack_tail(MAKE_ANCHORS, MOST_PARTS, 0, (), (), flags, power, _bits(terms))
-    kernel = load(MAKE_ANCHORS, _constants("float64", 1, wide=False), target.device)
+    kernel = lazy_kernel(MAKE_ANCHORS, _constants("float64", 1, wide=False), target.device)
     plan.launch(Launch(kernel, tail, MOST_PARTS, 1, 1, 1), NULL, space, space.at(ANCHORS_AT))
     return space.at(ANCHORS_AT)
 
@@ -90,7 +90,7 @@ def _add_exponent(plan: Plan, target: Target, source: Slot, x: Image, goal: Slot
     items = -(-count // EXPONENT_LANES)
     wide = is_wide((size, stride), ((count,), (1,)))
     tail = pack_tail(LARGEST_EXPONENT, items, count, size, stride, (), 0, 0)
-    kernel = load(LARGEST_EXPONENT, _constants(x.dtype, EXPONENT_LANES, wide=wide), target.device)
+    kernel = lazy_kernel(LARGEST_EXPONENT, _constants(x.dtype, EXPONENT_LANES, wide=wide), target.device)
     plan.launch(Launch(kernel, tail, items, 1, count, 1), source, goal, NULL)
 
 

@@ -265,7 +265,7 @@ def test_kernels_of_one_call_are_compiled_at_the_same_time(cupy: Any, monkeypatc
 
     monkeypatch.setattr(cuda, "CudaKernel", Awaited)
     monkeypatch.setattr(launch, "core_count", lambda: 2)
-    made = [launch.Loaded(IM2COL, (("LANES", lanes),), DEVICE) for lanes in (1, 2)]
+    made = [launch.LazyKernel(IM2COL, (("LANES", lanes),), DEVICE) for lanes in (1, 2)]
     calls = [launch.Launch(kernel, b"", 1, 1, 1, 1) for kernel in (*made, *made)]
     launch.compile_together([*calls, None])
     assert all(kernel.compiled for kernel in made)

@@ -42,7 +42,7 @@ def compare(monkeypatch: pytest.MonkeyPatch, run: Callable[[], list[Any]]) -> No
         for size in (2**40, 0):
             monkeypatch.setattr(plan, "largest_cache_bytes", lambda size=size: size)
             forget()
-            launch.load.cache_clear()
+            launch.lazy_kernel.cache_clear()
             preludes.clear()
             results.append(run())
             assert any("LARGE" in prelude for prelude in preludes) == (size == 0)

@@ -38,7 +38,7 @@ OPERATORS = pytest.mark.parametrize("operator", ["deform_conv", "deform_conv_bac
 def forget() -> None:
     """Make every operator plan anew, for other kernels."""
     forget_plans()
-    launch.load.cache_clear()
+    launch.lazy_kernel.cache_clear()
     host.fingerprint.cache_clear()
 
 

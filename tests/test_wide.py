@@ -46,7 +46,7 @@ def test_wide_arithmetic_gives_the_same_bits(
     preludes: list[Any] = []
     render = launch.render
     monkeypatch.setattr(launch, "render", lambda *a, **options: preludes.append(a[1]) or render(*a, **options))
-    launch.load.cache_clear()
+    launch.lazy_kernel.cache_clear()
     op._recipes.clear()
     op._plan.cache_clear()
     try:

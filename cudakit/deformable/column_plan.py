@@ -14,7 +14,7 @@ from cudakit.deformable.geometry import (
     columns_strides,
     geometry_values,
 )
-from cudakit.launch import Launch, load
+from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import Image, cuda_block, cuda_lanes, cuda_vector, host_vector, is_wide, packed, part
 from cudakit.plan import Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
@@ -153,7 +153,7 @@ def add_im2col(
     layouts = (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,))
     defined = constants(d, form, *layouts, large=target.bypasses_cache(slots[3]))
     tail = pack_tail(IM2COL, items, block, width, *columns.fields, *geometry_values(d, x.strides))
-    kernel = load(IM2COL, tuple(defined.items()), target.device)
+    kernel = lazy_kernel(IM2COL, tuple(defined.items()), target.device)
     work = d.batch * d.channels * d.taps * d.visited
     plan.launch(Launch(kernel, tail, items, 1, work, target.threads), *slots)
 

@@ -23,7 +23,7 @@ from cudakit.deformable.conv_plan import Access
 from cudakit.deformable.conv_sharing import Sharing, as_given, gather, share
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deformable.gradient_plan import gradient_layouts
-from cudakit.launch import Launch, load
+from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import accumulator, add_copy, add_sum, by_group, divides, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
@@ -276,7 +276,7 @@ class _Backward:
             *(*conv.cut(block), self._scratch(conv)),
             *geometry_values(d, self.image.strides),
         )
-        loaded = load(kernel, conv.prelude(self.image.layout, block), CPU)
+        loaded = lazy_kernel(kernel, conv.prelude(self.image.layout, block), CPU)
         self.plan.launch(Launch(loaded, tail, items, 1, work, amount.workers), *pointers)
 
 

@@ -9,9 +9,10 @@ from cudakit.deformable.conv_blocks import Block, Work, columns_of
 from cudakit.deformable.conv_cut import Convolution, Slots
 from cudakit.deformable.conv_input_gradient import InputGradient
 from cudakit.deformable.gradient_plan import Gradients, add_gradients
+from cudakit.launch import Multiply
 from cudakit.layout import Image, accumulator, add_copy, part
 from cudakit.plan import NULL, Plan, Slot, Target
-from cudakit.product import Multiply, Product
+from cudakit.product import Product
 from cudakit.rounding import anchor_bytes
 
 

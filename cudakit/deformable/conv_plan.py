@@ -19,7 +19,7 @@ from cudakit.deformable.conv_cut import (
 )
 from cudakit.deformable.conv_tiles import choose_cut
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, Integers, geometry_values
-from cudakit.launch import Launch, load
+from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import Image, accumulator, add_copy, by_group, divides, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
@@ -159,7 +159,7 @@ class _Forward:
         tail = pack_tail(
             kernel, items, self.tiles, self.parts, read.group_stride(d), conv.output.pixel_strides, *cut, *geometry
         )
-        loaded = load(kernel, conv.prelude(read.layout, self.block), CPU)
+        loaded = lazy_kernel(kernel, conv.prelude(read.layout, self.block), CPU)
         self.plan.launch(Launch(loaded, tail, items, 1, work, amount.workers), *pointers)
 
 

@@ -18,7 +18,7 @@ from cudakit.deformable.conv_cut import Convolution, Slots
 from cudakit.deformable.conv_input_gradient import InputGradient
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deformable.gradient_plan import Gradients, add_gradients
-from cudakit.launch import Launch, load
+from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import (
     CUDA_THREADS,
     Image,
@@ -168,7 +168,7 @@ class _Work:
         sizes = (items * form.lanes, chunks * d.taps * d.channels)
         defined = constants(d, form, (x.shape, x.strides), (y.shape, y.strides), *(((size,), (1,)) for size in sizes))
         tail = pack_tail(kernel, items, blocks, chunks, int(opens), y.pixel_strides, *geometry_values(d, x.strides))
-        loaded = load(kernel, tuple(defined.items()), self.target.device)
+        loaded = lazy_kernel(kernel, tuple(defined.items()), self.target.device)
         work = d.batch * d.channels * d.taps * d.pixels
         self.plan.launch(Launch(loaded, tail, items, 1, work, self.target.threads), *pointers)
 

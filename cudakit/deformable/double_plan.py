@@ -8,7 +8,7 @@ from cudakit.deformable.column_plan import LAYOUT_FIELDS, Columns, Form, constan
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.deformable.gradient_plan import corner_terms, flat_columns, flat_masks
 from cudakit.double_backward import Result, add_packed, choose_vector
-from cudakit.launch import Launch, load
+from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import Image, packed
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.rounding import add_anchors, flat, rounded_parts
@@ -123,6 +123,6 @@ def _launch(d: Deformation, given: Image, columns: Columns, target: Target, adde
     if added and target.reproducible:
         defined["ROUNDED"] = rounded_parts(d.dtype, target, _terms(d))
     tail = pack_tail(KERNEL, items, d.batch, *columns.fields, *geometry_values(d, x.strides))
-    kernel = load(KERNEL, tuple(defined.items()), target.device)
+    kernel = lazy_kernel(KERNEL, tuple(defined.items()), target.device)
     work = d.channels * d.batch * together * 2**d.n
     return Launch(kernel, tail, items, together if added else 1, work, target.threads)

@@ -16,7 +16,7 @@ from cudakit.deformable.column_plan import (
     wants_neighbours,
 )
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
-from cudakit.launch import Launch, load
+from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import MOST_SUMS_BYTES, Image, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target, clears
 from cudakit.rounding import add_anchors, flat, rounded_parts, sum_dtype
@@ -122,7 +122,7 @@ def _add_col2im(
         defined["ROUNDED"] = adding.rounded
     places = (items, spans, d.batch * grad.strides[0], int(adding.opens), block)
     tail = pack_tail(COL2IM, *places, grad.strides, *columns.fields, *geometry_values(d, x.strides))
-    kernel = load(COL2IM, tuple(defined.items()), target.device)
+    kernel = lazy_kernel(COL2IM, tuple(defined.items()), target.device)
     work = d.batch * d.channels * d.taps * d.visited
     grain = 1 if slots.grad_input == NULL else together
     plan.launch(Launch(kernel, tail, items, grain, work, target.threads), *slots)

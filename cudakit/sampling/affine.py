@@ -7,7 +7,7 @@ from cudakit import checks
 from cudakit.array import CPU, Spec, is_contiguous
 from cudakit.double_backward import wanting
 from cudakit.errors import InvalidArgument
-from cudakit.launch import Launch, load
+from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import CUDA_THREADS, MOST_ELEMENTS, PARTIAL_SUM_BYTES, is_wide
 from cudakit.op import Op
 from cudakit.plan import NULL, Output, Plan, Target
@@ -162,7 +162,7 @@ def _launch(
     tile = HOST_TILE if target.device == CPU else 1
     constants = type_constants(dtype, dtype, wide) | {"NDIM": len(space), "TILE": tile, "LANES": lanes, "VEC": 1}
     packed = pack_tail(kernel, items, chunks, int(options.align_corners), space)
-    return Launch(load(kernel, tuple(constants.items()), target.device), packed, items, 1, work, target.threads)
+    return Launch(lazy_kernel(kernel, tuple(constants.items()), target.device), packed, items, 1, work, target.threads)
 
 
 def _plan_forward(results: tuple[Output], options: AffineGridOptions, target: Target) -> Plan:

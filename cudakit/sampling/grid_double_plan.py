@@ -4,7 +4,7 @@ from math import prod
 
 from cudakit.array import CPU, Spec
 from cudakit.double_backward import Result, add_packed, choose_vector
-from cudakit.launch import Launch, load
+from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import Image, is_wide, packed
 from cudakit.plan import NULL, Output, Plan, Slot, Target
 from cudakit.rounding import add_anchors, flat, rounded_parts
@@ -108,6 +108,6 @@ def _launch(call: Sampling, output: Image, target: Target, planar: bool, added: 
         constants["ROUNDED"] = rounded_parts(x.dtype, target, _terms(call))
     kernel = KERNELS["grid_sample_planar_double_backward" if planar else "grid_sample_double_backward"]
     tail = pack_tail(kernel, *sample_values(call, items, output, x, block=x.shape[1]))
-    loaded = load(kernel, tuple(constants.items()), target.device)
+    loaded = lazy_kernel(kernel, tuple(constants.items()), target.device)
     work = prod(x.shape[:2]) * call.pixels * call.taps
     return Launch(loaded, tail, items, tiles if added else 1, work, target.threads)

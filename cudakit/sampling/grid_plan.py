@@ -9,7 +9,7 @@ from math import prod
 from typing import NamedTuple
 
 from cudakit.array import CPU, itemsize
-from cudakit.launch import Launch, load
+from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import Image, cuda_block, is_wide, packed, part
 from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
 from cudakit.rounding import add_anchors, rounded_parts, sum_dtype
@@ -136,7 +136,7 @@ def add_sampling(
     values = sample_values(call, items, output, grad, block=block, slabs=slabs, looks_ahead=not near, lines=lines)
     work = x.shape[0] * x.shape[1] * call.pixels * call.taps
     grain = max(tiles, 1) if grad else 1
-    loaded = load(kernel, tuple(constants.items()), target.device)
+    loaded = lazy_kernel(kernel, tuple(constants.items()), target.device)
     plan.launch(Launch(loaded, pack_tail(kernel, *values), items, grain, work, target.threads), *pointers)
 
 
