@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cudakit import layout, product
-from cudakit.deformable import conv_blocks, conv_cuda_plan, conv_ops
+from cudakit.deformable import conv_cuda_blocks, conv_cuda_plan, conv_ops
 
 from .conftest import Arrays, devices, forget
 from .deformable_problems import Geometry, call, check, draw
@@ -30,7 +30,7 @@ EVERY_CASE = pytest.mark.parametrize(("geometry", "size"), CASES, ids=lambda x: 
 @pytest.fixture(autouse=True)
 def blocks(size: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Plan with blocks of that size, and as few lanes as for large problems."""
-    monkeypatch.setattr(conv_blocks, "COLUMN_BYTES", size)
+    monkeypatch.setattr(conv_cuda_blocks, "COLUMN_BYTES", size)
     monkeypatch.setattr(layout, "CUDA_THREADS", 1)
     forget()
     yield

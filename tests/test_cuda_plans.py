@@ -9,7 +9,7 @@ import cudakit
 from cudakit import layout, rounding, staging
 from cudakit.deformable import conv_ops
 from cudakit.deformable.column_checks import DeformOptions
-from cudakit.deformable.depthwise_plan import FEWEST_PIXELS
+from cudakit.deformable.conv_cuda_depthwise import FEWEST_PIXELS
 from cudakit.errors import InvalidArgument
 from cudakit.launch import Launch
 from cudakit.op import OPS

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cudakit.deformable import conv_ops, depthwise_plan
+from cudakit.deformable import conv_cuda_depthwise, conv_ops
 
 from .conftest import Arrays, forget
 from .deformable_problems import Geometry, call, check, draw
@@ -37,7 +37,7 @@ def copied(request: pytest.FixtureRequest, arrays: Arrays, monkeypatch: pytest.M
     """Plan with so many bytes of copies, and with more than one chunk of pixels; only a GPU does."""
     if arrays.device == "cpu":
         pytest.skip("a CPU keeps columns in its cache")
-    monkeypatch.setattr(depthwise_plan, "CUDA_COPY_BYTES", request.param)
+    monkeypatch.setattr(conv_cuda_depthwise, "CUDA_COPY_BYTES", request.param)
     forget()
     yield
     forget()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit.deformable import conv_backward_plan, conv_cut, conv_sharing, conv_tiles
+from cudakit.deformable import conv_host, conv_host_backward_plan, conv_host_partition, conv_host_tiling
 
 from .conftest import Arrays, forget
 from .deformable_problems import Geometry, call, check, draw
@@ -29,17 +29,17 @@ GEOMETRIES = [
 
 def only_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pack no weights, in whatever time."""
-    monkeypatch.setattr(conv_tiles, "PACKING", float("inf"))
+    monkeypatch.setattr(conv_host_tiling, "PACKING", float("inf"))
     for limit in ("FEWER_PIXELS", "FEWER_PIXELS_IN_HALF_PRECISION"):
-        monkeypatch.setattr(conv_sharing, limit, 1e-6)
-    choose = conv_backward_plan.as_given
+        monkeypatch.setattr(conv_host_partition, limit, 1e-6)
+    choose = conv_host_backward_plan.as_given
 
-    def as_given(conv: conv_cut.Convolution, threads: int) -> conv_cut.Convolution:
+    def as_given(conv: conv_host.Convolution, threads: int) -> conv_host.Convolution:
         found = choose(conv, threads)
         assert found.given
         return found
 
-    monkeypatch.setattr(conv_backward_plan, "as_given", as_given)
+    monkeypatch.setattr(conv_host_backward_plan, "as_given", as_given)
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit.deformable import conv_backward_plan, conv_sharing, gradient_plan
-from cudakit.deformable.conv_cut import Convolution
-from cudakit.deformable.conv_sharing import Sharing
+from cudakit.deformable import column_gradient_plan, conv_host_backward_plan, conv_host_partition
+from cudakit.deformable.conv_host import Convolution
+from cudakit.deformable.conv_host_partition import Sharing
 
 from .conftest import Arrays, forget
 from .deformable_problems import Geometry, call, check, draw
@@ -39,14 +39,14 @@ def shared(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Sha
     """Return a list of how each plan shares out its work; put the number of threads back."""
     if arrays.device != "cpu":
         pytest.skip("a GPU's threads add to the same sums")
-    before, share = cudakit.get_num_threads(), conv_sharing.share
+    before, share = cudakit.get_num_threads(), conv_host_partition.share
     found: list[Sharing] = []
 
     def noted(conv: Convolution, threads: int) -> Sharing:
         found.append(share(conv, threads))
         return found[-1]
 
-    monkeypatch.setattr(conv_backward_plan, "share", noted)
+    monkeypatch.setattr(conv_host_backward_plan, "share", noted)
     forget()
     yield found
     forget()
@@ -79,7 +79,7 @@ def test_columns_of_large_images(
     arrays: Arrays, rng: np.random.Generator, shared: list[Sharing], monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     """Where there is no room for sums of their own, threads share out channels."""
-    monkeypatch.setattr(gradient_plan, "MOST_SUMS_BYTES", room)
+    monkeypatch.setattr(column_gradient_plan, "MOST_SUMS_BYTES", room)
     cudakit.set_num_threads(3)
     for operator in ("deform_col2im", "deform_im2col_backward"):
         check(arrays, operator, draw(rng, IMAGE).on(arrays))
@@ -109,13 +109,13 @@ def test_every_run_gives_the_same_bits(arrays: Arrays, rng: np.random.Generator,
 def test_little_memory_means_no_sharing(
     arrays: Arrays, rng: np.random.Generator, shared: list[Sharing], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, affordable = [], conv_backward_plan._Backward._affordable
+    chosen, affordable = [], conv_host_backward_plan._Backward._affordable
 
-    def noted(self: conv_backward_plan._Backward) -> Sharing:
+    def noted(self: conv_host_backward_plan._Backward) -> Sharing:
         chosen.append(affordable(self))
         return chosen[-1]
 
-    monkeypatch.setattr(conv_backward_plan._Backward, "_affordable", noted)
+    monkeypatch.setattr(conv_host_backward_plan._Backward, "_affordable", noted)
     cudakit.set_num_threads(2)
     problem = draw(rng, IMAGE._replace(channels=32, out_channels=64))
     with pytest.raises(ValueError, match="at least") as refused:
@@ -157,7 +157,7 @@ def test_threads_have_the_same_to_do(
 def test_large_images_are_not_multiplied(
     arrays: Arrays, rng: np.random.Generator, shared: list[Sharing], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conv_sharing, "MOST_SUMS_BYTES", 1 << 10)
+    monkeypatch.setattr(conv_host_partition, "MOST_SUMS_BYTES", 1 << 10)
     cudakit.set_num_threads(2)
     check(arrays, "deform_conv_backward", draw(rng, IMAGE._replace(channels=32)).on(arrays))
     assert [(way.parts, way.spans) for way in shared] == [(2, 1)]

@@ -14,7 +14,7 @@ import pytest
 
 import cudakit
 from cudakit import cpuinfo, host, launch
-from cudakit.deformable import conv_cut, conv_plan, splitting
+from cudakit.deformable import conv_host, conv_host_plan, conv_host_splitting
 
 from .conftest import Arrays
 from .conftest import forget as forget_plans
@@ -47,11 +47,11 @@ def want(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
     for name, function in FINDERS.items():
         monkeypatch.setattr(cpuinfo, function, lambda found=name == unit: found)
     for name in ("TILES", "ROUNDED_TILES", "ROUNDED_DOTS"):
-        table = getattr(splitting, name)
-        monkeypatch.setattr(splitting, name, {dtype: anyway(parts) for dtype, parts in table.items()})
+        table = getattr(conv_host_splitting, name)
+        monkeypatch.setattr(conv_host_splitting, name, {dtype: anyway(parts) for dtype, parts in table.items()})
 
 
-def anyway(parts: splitting.Splitting) -> splitting.Splitting:
+def anyway(parts: conv_host_splitting.Splitting) -> conv_host_splitting.Splitting:
     return parts._replace(outputs=0, depth=0, pixels=0)
 
 
@@ -143,7 +143,7 @@ def test_numbers_that_units_cannot_hold(
     problem = problem._replace(**{place: spoilt}).on(arrays, dtype)
     operator = "deform_conv_backward" if place == "output" else "deform_conv"
     results = call(operator, problem, allow_tf32=rounds)
-    monkeypatch.setattr(conv_cut, "choose_splitting", lambda *_: splitting.WHOLE)
+    monkeypatch.setattr(conv_host, "choose_splitting", lambda *_: conv_host_splitting.WHOLE)
     forget()
     for name, values in call(operator, problem).items():
         if values is not None:
@@ -199,8 +199,8 @@ def test_the_least_workspace_does_without(
     rtol, atol = TOLERANCES["bfloat16"]
     (least,) = re.findall(r"at least (\d+) bytes", str(refused.value))
     chosen = []
-    choose = conv_plan.with_split
-    monkeypatch.setattr(conv_plan, "with_split", lambda *a: chosen.append(choose(*a).split.data) or choose(*a))
+    choose = conv_host_plan.with_split
+    monkeypatch.setattr(conv_host_plan, "with_split", lambda *a: chosen.append(choose(*a).split.data) or choose(*a))
     for workspace in (int(least), None):
         check(arrays, "deform_conv", problem, "bfloat16", scale=2 * rtol / atol, workspace=workspace, allow_tf32=True)
     assert chosen == [0, 1]

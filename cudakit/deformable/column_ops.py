@@ -13,10 +13,10 @@ from cudakit.deformable.column_checks import (
     check_image_gradient,
     read_options,
 )
+from cudakit.deformable.column_double_plan import DoubleSlots, input_gradient, plan_double_columns
+from cudakit.deformable.column_gradient_plan import Gradients, gradient_layouts, plan_gradients
 from cudakit.deformable.column_plan import plain_columns, plan_columns
-from cudakit.deformable.double_plan import DoubleSlots, input_gradient, plan_double_columns
 from cudakit.deformable.geometry import Deformation, columns_shape, per_dimension
-from cudakit.deformable.gradient_plan import Gradients, gradient_layouts, plan_gradients
 from cudakit.double_backward import check_directions, wanting
 from cudakit.layout import image, ordered, unreadable
 from cudakit.op import Op

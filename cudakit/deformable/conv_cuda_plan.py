@@ -4,11 +4,11 @@ Only `Multiply` needs a GPU.
 """
 
 from cudakit.array import itemsize
+from cudakit.deformable.column_gradient_plan import Gradients, add_gradients
 from cudakit.deformable.column_plan import coordinates_from
-from cudakit.deformable.conv_blocks import Block, Work, columns_of
-from cudakit.deformable.conv_cut import Convolution, Slots
-from cudakit.deformable.conv_input_gradient import InputGradient
-from cudakit.deformable.gradient_plan import Gradients, add_gradients
+from cudakit.deformable.conv_cuda_blocks import Block, Work, columns_of
+from cudakit.deformable.conv_cuda_input_gradient import InputGradient
+from cudakit.deformable.conv_host import Convolution, Slots
 from cudakit.launch import Multiply
 from cudakit.layout import Image, accumulator, add_copy, part
 from cudakit.plan import NULL, Plan, Slot, Target

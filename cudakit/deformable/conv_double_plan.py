@@ -10,11 +10,11 @@ convolutions with kernels of one tap, whose images are the columns and whose off
 """
 
 from cudakit.array import itemsize
+from cudakit.deformable.column_double_plan import DoubleSlots, plan_double
 from cudakit.deformable.column_plan import Columns
-from cudakit.deformable.conv_blocks import add_weights
-from cudakit.deformable.conv_cut import Convolution, Slots
-from cudakit.deformable.conv_targets import plan_backward, plan_forward
-from cudakit.deformable.double_plan import DoubleSlots, plan_double
+from cudakit.deformable.conv_cuda_blocks import add_weights
+from cudakit.deformable.conv_dispatch import plan_backward, plan_forward
+from cudakit.deformable.conv_host import Convolution, Slots
 from cudakit.layout import Image, add_copy, add_sum, packed
 from cudakit.plan import NULL, Plan, Slot, Target
 

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 from cudakit import checks
 from cudakit.array import CPU, Spec
-from cudakit.deformable.conv_cut import Convolution, Slots
+from cudakit.deformable.column_double_plan import input_gradient
+from cudakit.deformable.conv_dispatch import plan_backward, plan_forward
 from cudakit.deformable.conv_double_plan import DoubleBackward
-from cudakit.deformable.conv_targets import plan_backward, plan_forward
-from cudakit.deformable.double_plan import input_gradient
+from cudakit.deformable.conv_host import Convolution, Slots
 from cudakit.deformable.geometry import Window, deformation, window
 from cudakit.double_backward import check_directions, wanting
 from cudakit.errors import InvalidArgument

@@ -5,7 +5,7 @@ from math import gcd, prod
 from typing import NamedTuple
 
 from cudakit.array import LINE_BYTES
-from cudakit.deformable.conv_cut import BLOCK, GIVEN_STEP, PIXELS, Convolution
+from cudakit.deformable.conv_host import BLOCK, GIVEN_STEP, PIXELS, Convolution
 from cudakit.deformable.geometry import Deformation
 from cudakit.layout import MOST_SUMS_BYTES, accumulator
 

@@ -4,8 +4,9 @@ from math import prod
 from typing import NamedTuple
 
 from cudakit.array import CPU, LINE_BYTES, itemsize
+from cudakit.deformable.column_gradient_plan import gradient_layouts
 from cudakit.deformable.column_plan import coordinates_from, plain_columns, wants_copy
-from cudakit.deformable.conv_cut import (
+from cudakit.deformable.conv_host import (
     BLOCK,
     CUT_FIELDS,
     PIXELS,
@@ -19,10 +20,9 @@ from cudakit.deformable.conv_cut import (
     join,
     with_split,
 )
-from cudakit.deformable.conv_plan import Access
-from cudakit.deformable.conv_sharing import Sharing, as_given, gather, share
+from cudakit.deformable.conv_host_partition import Sharing, as_given, gather, share
+from cudakit.deformable.conv_host_plan import Access
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
-from cudakit.deformable.gradient_plan import gradient_layouts
 from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import accumulator, add_copy, add_sum, by_group, divides, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from cudakit.array import CPU, itemsize
 from cudakit.deformable.column_plan import coordinates_from
-from cudakit.deformable.conv_cut import (
+from cudakit.deformable.conv_host import (
     BLOCK,
     CUT_FIELDS,
     PIXELS,
@@ -17,7 +17,7 @@ from cudakit.deformable.conv_cut import (
     join,
     with_split,
 )
-from cudakit.deformable.conv_tiles import choose_cut
+from cudakit.deformable.conv_host_tiling import choose_cut
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, Integers, geometry_values
 from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import Image, accumulator, add_copy, by_group, divides, packed, part

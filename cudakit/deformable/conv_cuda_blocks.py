@@ -12,7 +12,7 @@ from typing import NamedTuple
 from cudakit import checks
 from cudakit.array import itemsize
 from cudakit.deformable.column_plan import Columns, add_im2col, coordinates_from, wants_copy, wants_neighbours
-from cudakit.deformable.conv_cut import MOST_WORKSPACES, Convolution, Slots
+from cudakit.deformable.conv_host import MOST_WORKSPACES, Convolution, Slots
 from cudakit.deformable.geometry import Deformation
 from cudakit.layout import Image, add_copy, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target

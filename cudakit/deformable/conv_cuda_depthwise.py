@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from cudakit import checks
 from cudakit.array import itemsize
+from cudakit.deformable.column_gradient_plan import Gradients, add_gradients
 from cudakit.deformable.column_plan import (
     Columns,
     Form,
@@ -14,10 +15,9 @@ from cudakit.deformable.column_plan import (
     wants_copy,
     wants_neighbours,
 )
-from cudakit.deformable.conv_cut import Convolution, Slots
-from cudakit.deformable.conv_input_gradient import InputGradient
+from cudakit.deformable.conv_cuda_input_gradient import InputGradient
+from cudakit.deformable.conv_host import Convolution, Slots
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
-from cudakit.deformable.gradient_plan import Gradients, add_gradients
 from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import (
     CUDA_THREADS,

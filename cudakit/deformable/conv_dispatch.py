@@ -3,14 +3,14 @@
 from typing import Any
 
 from cudakit.array import CPU
-from cudakit.deformable import conv_backward_plan, conv_cuda_plan, conv_plan, depthwise_plan
-from cudakit.deformable.conv_cut import Convolution, Slots
+from cudakit.deformable import conv_cuda_depthwise, conv_cuda_plan, conv_host_backward_plan, conv_host_plan
+from cudakit.deformable.conv_host import Convolution, Slots
 from cudakit.plan import Plan, Slot, Target
 
 
 def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
     """Append the convolution."""
-    family = conv_plan if target.device == CPU else _on_gpu(conv)
+    family = conv_host_plan if target.device == CPU else _on_gpu(conv)
     family.plan_forward(plan, target, conv, slots, output)
 
 
@@ -18,10 +18,10 @@ def plan_backward(
     plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
 ) -> None:
     """Append the gradients that `results` has slots for; that of the bias is not among them."""
-    family = conv_backward_plan if target.device == CPU else _on_gpu(conv)
+    family = conv_host_backward_plan if target.device == CPU else _on_gpu(conv)
     family.plan_backward(plan, target, conv, slots, grad_output, results)
 
 
 def _on_gpu(conv: Convolution) -> Any:
     """Return the module that plans a call on a GPU."""
-    return depthwise_plan if conv.depthwise else conv_cuda_plan
+    return conv_cuda_depthwise if conv.depthwise else conv_cuda_plan

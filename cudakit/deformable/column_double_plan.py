@@ -4,9 +4,9 @@ from itertools import compress
 from math import gcd
 from typing import NamedTuple
 
+from cudakit.deformable.column_gradient_plan import corner_terms, flat_columns, flat_masks
 from cudakit.deformable.column_plan import LAYOUT_FIELDS, Columns, Form, constants
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
-from cudakit.deformable.gradient_plan import corner_terms, flat_columns, flat_masks
 from cudakit.double_backward import Result, add_packed, choose_vector
 from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import Image, packed

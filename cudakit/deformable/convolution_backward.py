@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from cudakit.deformable.conv import DeformConvGradients
 from cudakit.deformable.conv_ops import CONVOLUTIONS, NAMES
+from cudakit.deformable.convolution import DeformConvGradients
 
 
 def deform_conv2d_backward(

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from cudakit.array import LINE_BYTES
-from cudakit.deformable.conv_cut import PIXELS, SAMPLE, Convolution
+from cudakit.deformable.conv_host import PIXELS, SAMPLE, Convolution
 
 ROWS, SPLIT_ROWS = 4, 16  # pixels that products go in steps of, with AVX-512; half of `ROWS` without
 FEW_PIXELS = 4  # that meet weights one by one, where those are as given (given.cuh)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 from cudakit import checks
 from cudakit.array import LINE_BYTES, itemsize
 from cudakit.deformable.column_plan import HOST_TILE, Form, constants, few
+from cudakit.deformable.conv_host_splitting import WHOLE, Splitting, choose_splitting
 from cudakit.deformable.geometry import Deformation, Integers
-from cudakit.deformable.splitting import WHOLE, Splitting, choose_splitting
 from cudakit.layout import Image, accumulator, packed
 from cudakit.plan import Slot
 from cudakit.source import C_TYPES
