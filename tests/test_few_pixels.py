@@ -32,14 +32,14 @@ def only_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conv_host_tiling, "PACKING", float("inf"))
     for limit in ("FEWER_PIXELS", "FEWER_PIXELS_IN_HALF_PRECISION"):
         monkeypatch.setattr(conv_host_partition, limit, 1e-6)
-    choose = conv_host_backward_plan.as_given
+    choose = conv_host_backward_plan.with_plain_weights
 
-    def as_given(conv: conv_host.Convolution, threads: int) -> conv_host.Convolution:
+    def plain(conv: conv_host.HostConvolution, threads: int) -> conv_host.HostConvolution:
         found = choose(conv, threads)
-        assert found.given
+        assert found.plain
         return found
 
-    monkeypatch.setattr(conv_host_backward_plan, "as_given", as_given)
+    monkeypatch.setattr(conv_host_backward_plan, "with_plain_weights", plain)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import pytest
 
 import cudakit
 from cudakit.deformable import column_gradient_plan, conv_host_backward_plan, conv_host_partition
-from cudakit.deformable.conv_host import Convolution
-from cudakit.deformable.conv_host_partition import Sharing
+from cudakit.deformable.conv_host import HostConvolution
+from cudakit.deformable.conv_host_partition import Partition
 
 from .conftest import Arrays, forget
 from .deformable_problems import Geometry, call, check, draw
@@ -35,18 +35,18 @@ CASES = [
 
 
 @pytest.fixture
-def shared(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Sharing]]:
+def shared(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Partition]]:
     """Return a list of how each plan shares out its work; put the number of threads back."""
     if arrays.device != "cpu":
         pytest.skip("a GPU's threads add to the same sums")
-    before, share = cudakit.get_num_threads(), conv_host_partition.share
-    found: list[Sharing] = []
+    before, choose = cudakit.get_num_threads(), conv_host_partition.choose_partition
+    found: list[Partition] = []
 
-    def noted(conv: Convolution, threads: int) -> Sharing:
-        found.append(share(conv, threads))
+    def noted(conv: HostConvolution, threads: int) -> Partition:
+        found.append(choose(conv, threads))
         return found[-1]
 
-    monkeypatch.setattr(conv_host_backward_plan, "share", noted)
+    monkeypatch.setattr(conv_host_backward_plan, "choose_partition", noted)
     forget()
     yield found
     forget()
@@ -58,7 +58,7 @@ def shared(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Sha
 def test_against_the_oracle(
     arrays: Arrays,
     rng: np.random.Generator,
-    shared: list[Sharing],
+    shared: list[Partition],
     geometry: Geometry,
     threads: int,
     dtype: str,
@@ -76,7 +76,7 @@ def test_against_the_oracle(
 
 @pytest.mark.parametrize("room", [1 << 10, 1 << 30])
 def test_columns_of_large_images(
-    arrays: Arrays, rng: np.random.Generator, shared: list[Sharing], monkeypatch: pytest.MonkeyPatch, room: int
+    arrays: Arrays, rng: np.random.Generator, shared: list[Partition], monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     """Where there is no room for sums of their own, threads share out channels."""
     monkeypatch.setattr(column_gradient_plan, "MOST_SUMS_BYTES", room)
@@ -87,7 +87,7 @@ def test_columns_of_large_images(
 
 @pytest.mark.parametrize("needs", [("weight",), ("input",), ("offset",), ("input", "weight"), ("offset", "mask")])
 def test_what_is_asked_for(
-    arrays: Arrays, rng: np.random.Generator, shared: list[Sharing], needs: tuple[str, ...]
+    arrays: Arrays, rng: np.random.Generator, shared: list[Partition], needs: tuple[str, ...]
 ) -> None:
     cudakit.set_num_threads(2)
     problem = draw(rng, IMAGE).on(arrays)
@@ -98,7 +98,7 @@ def test_what_is_asked_for(
             np.testing.assert_array_equal(arrays.back(values), arrays.back(whole[name]))
 
 
-def test_every_run_gives_the_same_bits(arrays: Arrays, rng: np.random.Generator, shared: list[Sharing]) -> None:
+def test_every_run_gives_the_same_bits(arrays: Arrays, rng: np.random.Generator, shared: list[Partition]) -> None:
     cudakit.set_num_threads(3)
     problem = draw(rng, IMAGE).on(arrays)
     first, second = (call("deform_conv_backward", problem) for _ in range(2))
@@ -107,15 +107,15 @@ def test_every_run_gives_the_same_bits(arrays: Arrays, rng: np.random.Generator,
 
 
 def test_little_memory_means_no_sharing(
-    arrays: Arrays, rng: np.random.Generator, shared: list[Sharing], monkeypatch: pytest.MonkeyPatch
+    arrays: Arrays, rng: np.random.Generator, shared: list[Partition], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen, affordable = [], conv_host_backward_plan._Backward._affordable
+    chosen, affordable = [], conv_host_backward_plan._Backward._affordable_partition
 
-    def noted(self: conv_host_backward_plan._Backward) -> Sharing:
+    def noted(self: conv_host_backward_plan._Backward) -> Partition:
         chosen.append(affordable(self))
         return chosen[-1]
 
-    monkeypatch.setattr(conv_host_backward_plan._Backward, "_affordable", noted)
+    monkeypatch.setattr(conv_host_backward_plan._Backward, "_affordable_partition", noted)
     cudakit.set_num_threads(2)
     problem = draw(rng, IMAGE._replace(channels=32, out_channels=64))
     with pytest.raises(ValueError, match="at least") as refused:
@@ -142,7 +142,7 @@ def test_little_memory_means_no_sharing(
 def test_threads_have_the_same_to_do(
     arrays: Arrays,
     rng: np.random.Generator,
-    shared: list[Sharing],
+    shared: list[Partition],
     batch: int,
     channels: int,
     threads: int,
@@ -151,13 +151,13 @@ def test_threads_have_the_same_to_do(
     cudakit.set_num_threads(threads)
     geometry = IMAGE._replace(sizes=(28, 28), batch=batch, channels=channels)
     call("deform_conv_backward", draw(rng, geometry).on(arrays), needs=("input",))
-    assert [(way.parts, way.slots, way.spans) for way in shared] == [expected]
+    assert [(way.chunks, way.image_sets, way.spans) for way in shared] == [expected]
 
 
 def test_large_images_are_not_multiplied(
-    arrays: Arrays, rng: np.random.Generator, shared: list[Sharing], monkeypatch: pytest.MonkeyPatch
+    arrays: Arrays, rng: np.random.Generator, shared: list[Partition], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(conv_host_partition, "MOST_SUMS_BYTES", 1 << 10)
     cudakit.set_num_threads(2)
     check(arrays, "deform_conv_backward", draw(rng, IMAGE._replace(channels=32)).on(arrays))
-    assert [(way.parts, way.spans) for way in shared] == [(2, 1)]
+    assert [(way.chunks, way.spans) for way in shared] == [(2, 1)]

@@ -46,13 +46,13 @@ def want(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
     """Find one of the units, and find it worth it whatever the size."""
     for name, function in FINDERS.items():
         monkeypatch.setattr(cpuinfo, function, lambda found=name == unit: found)
-    for name in ("TILES", "ROUNDED_TILES", "ROUNDED_DOTS"):
+    for name in ("AMX", "ROUNDED_AMX", "ROUNDED_AVX512_BF16"):
         table = getattr(conv_host_splitting, name)
         monkeypatch.setattr(conv_host_splitting, name, {dtype: anyway(parts) for dtype, parts in table.items()})
 
 
 def anyway(parts: conv_host_splitting.Splitting) -> conv_host_splitting.Splitting:
-    return parts._replace(outputs=0, depth=0, pixels=0)
+    return parts._replace(least_outputs=0, least_depth=0, least_pixels=0)
 
 
 def use(request: pytest.FixtureRequest, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -200,7 +200,13 @@ def test_the_least_workspace_does_without(
     (least,) = re.findall(r"at least (\d+) bytes", str(refused.value))
     chosen = []
     choose = conv_host_plan.with_split
-    monkeypatch.setattr(conv_host_plan, "with_split", lambda *a: chosen.append(choose(*a).split.data) or choose(*a))
+
+    def noted(*arguments: Any) -> conv_host.HostConvolution:
+        found = choose(*arguments)
+        chosen.append(found.split.array_parts)
+        return found
+
+    monkeypatch.setattr(conv_host_plan, "with_split", noted)
     for workspace in (int(least), None):
         check(arrays, "deform_conv", problem, "bfloat16", scale=2 * rtol / atol, workspace=workspace, allow_tf32=True)
     assert chosen == [0, 1]

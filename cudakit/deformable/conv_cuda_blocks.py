@@ -12,10 +12,10 @@ from typing import NamedTuple
 from cudakit import checks
 from cudakit.array import itemsize
 from cudakit.deformable.column_plan import Columns, add_im2col, coordinates_from, wants_copy, wants_neighbours
-from cudakit.deformable.conv_host import MOST_WORKSPACES, Convolution, Slots
+from cudakit.deformable.conv_call import Convolution, Slots, add_channel_fastest
 from cudakit.deformable.geometry import Deformation
-from cudakit.layout import Image, add_copy, packed, part
-from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.layout import Image, packed, part
+from cudakit.plan import Plan, Slot, Target
 from cudakit.product import is_operand
 from cudakit.staging import Staged
 from cudakit.workspace import ALIGNMENT
@@ -23,6 +23,7 @@ from cudakit.workspace import ALIGNMENT
 # Of a block: its product should have several tiles for every processor of a large GPU, and take longer than to launch.
 COLUMN_BYTES = 128 << 20
 FEWEST_PIXELS = 64  # of a block
+MOST_WORKSPACES = 6  # of a call
 
 
 class Block(NamedTuple):
@@ -44,16 +45,6 @@ class Operands(NamedTuple):
     weights: int  # from one matrix to the next
 
 
-def add_weights(plan: Plan, target: Target, conv: Convolution, slot: Slot) -> Slot:
-    """Append the copy of weights, or of their tangents, with the channel fastest, and return its slot, or theirs."""
-    if slot == NULL or conv.d.taps == 1:
-        return slot
-    to = plan.workspace(conv.weights * itemsize(conv.d.dtype))
-    tap_fastest, channel_fastest = conv.weight_layouts(conv.d.dtype)
-    add_copy(plan, target, (slot, tap_fastest), (to, channel_fastest))
-    return to
-
-
 def columns_of(d: Deformation, groups: int) -> Columns:
     """Return the layout of a block's columns."""
     count = d.channels // groups
@@ -61,7 +52,7 @@ def columns_of(d: Deformation, groups: int) -> Columns:
     return Columns((image, 1, count, d.taps * count), count, d.batch * image * (groups > 1))
 
 
-class Work:
+class BlockedCall:
     """What the launches of one call share.
 
     Parameters
@@ -99,28 +90,28 @@ class Work:
     ) -> None:
         self.plan, self.target, self.conv, self.slots = plan, target, conv, slots
         d, x = conv.d, conv.input
-        self.item = itemsize(d.dtype)
+        self.item_bytes = itemsize(d.dtype)
         self.depth = d.taps * d.channels // conv.groups
         self.outputs_of_group = conv.out_channels // conv.groups
         neighbours = wants_neighbours(d, columns_of(d, conv.groups), target)
         copied = reads and wants_copy(x, grad, neighbours=neighbours)
         image = packed(x.shape, x.dtype, channels_last=d.last or neighbours)
-        image_bytes += image.strides[0] * self.item * copied
+        image_bytes += image.strides[0] * self.item_bytes * copied
         turned = packed(conv.output.shape, d.dtype, channels_last=True)
         turns = turns and d.batch > 1 and conv.output.strides != turned.strides
-        image_bytes += turned.strides[0] * self.item * turns
-        self.weight_bytes = conv.weights * self.item
+        image_bytes += turned.strides[0] * self.item_bytes * turns
+        self.weight_bytes = conv.weights * self.item_bytes
         fixed = MOST_WORKSPACES * ALIGNMENT + fixed_bytes + self.weight_bytes
         self.images, self.pixels = self._block_size(fixed, image_bytes)
         self.inputs = Staged(plan, target, x if reads else image, image if copied else None, self.images)
         self.outputs = Staged(plan, target, conv.output, turned if turns and self.images > 1 else None, self.images)
-        self.columns = plan.workspace(self.images * self.pixels * d.taps * d.channels * self.item)
-        self.weight = add_weights(plan, target, conv, slots.weight)
+        self.columns = plan.workspace(self.images * self.pixels * d.taps * d.channels * self.item_bytes)
+        self.weight = add_channel_fastest(plan, target, conv, slots.weight)
 
     def _block_size(self, fixed: int, image: int) -> tuple[int, int]:
         """Return how many images, and pixels of each, a block has; `image` are the bytes of one besides its columns."""
         d, limit = self.conv.d, self.conv.workspace
-        pixel = d.taps * d.channels * self.item
+        pixel = d.taps * d.channels * self.item_bytes
         least = fixed + image + min(d.pixels, FEWEST_PIXELS) * pixel
         checks.workspace(limit, least)
         room = COLUMN_BYTES if limit is None else min(COLUMN_BYTES, limit - fixed - image)

@@ -15,8 +15,8 @@ from cudakit.deformable.column_plan import (
     wants_copy,
     wants_neighbours,
 )
+from cudakit.deformable.conv_call import Convolution, Slots
 from cudakit.deformable.conv_cuda_input_gradient import InputGradient
-from cudakit.deformable.conv_host import Convolution, Slots
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import (
@@ -70,7 +70,7 @@ def _as_columns(y: Image) -> Columns:
     return Columns((y.strides[0], y.strides[1], 0, y.strides[-1]), y.shape[1])
 
 
-class _Work:
+class _DepthwiseCall:
     """What the launches of one call share.
 
     Parameters
@@ -103,15 +103,15 @@ class _Work:
     ) -> None:
         self.plan, self.target, self.conv, self.slots = plan, target, conv, slots
         d, x, y = conv.d, conv.input, conv.output
-        self.item = itemsize(d.dtype)
+        self.item_bytes = itemsize(d.dtype)
         last = packed(y.shape, d.dtype, channels_last=True)
         self.vector = cuda_vector(d.channels // d.groups, d.dtype)
         self.vectors = wants_neighbours(d, _as_columns(last), target)
         apart = wants_copy(x, grad, neighbours=False)
         image = packed(x.shape, d.dtype, channels_last=d.last or self.vectors)
         copied, turned = reads and (apart or self._scattered(x)), self._scattered(y)
-        image_bytes += (image.strides[0] * copied + last.strides[0] * turned) * self.item
-        weight_bytes = d.channels * d.taps * self.item
+        image_bytes += (image.strides[0] * copied + last.strides[0] * turned) * self.item_bytes
+        weight_bytes = d.channels * d.taps * self.item_bytes
         self.images = self._images(image_bytes, fixed_bytes + WORKSPACES * ALIGNMENT + weight_bytes)
         self.inputs = Staged(plan, target, x if reads else image, image if copied else None, self.images)
         self.outputs = Staged(plan, target, y, last if turned else None, self.images)
@@ -179,15 +179,15 @@ class _Work:
 
 def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
     """Append the convolution."""
-    work = _Work(plan, target, conv, slots)
+    call = _DepthwiseCall(plan, target, conv, slots)
     d = conv.d
-    for first, count, image in work.rounds():
+    for first, count, image in call.rounds():
         offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
         places = count * d.pixels
-        to = work.outputs.at(output, first)
-        pointers = _Pointers(image, offset, mask, weight=work.weight, bias=slots.bias, output=to)
-        work.launch(FORWARD, work.form(places), places, d.part(count), pointers)
-        work.outputs.move(output, first, count, back=True)
+        to = call.outputs.at(output, first)
+        pointers = _Pointers(image, offset, mask, weight=call.weight, bias=slots.bias, output=to)
+        call.launch(FORWARD, call.form(places), places, d.part(count), pointers)
+        call.outputs.move(output, first, count, back=True)
 
 
 class _Backward:
@@ -201,72 +201,72 @@ class _Backward:
         self.slopes = results.offset != NULL or results.mask != NULL
         self.sum_bytes = d.channels * d.taps * itemsize(accumulator(d.dtype))
         weights = (self.sum_bytes + d.channels * d.taps * itemsize(d.dtype)) * (results.weight != NULL)
-        self.work = work = _Work(
+        self.call = call = _DepthwiseCall(
             *(plan, target, conv, slots),
             reads=self.slopes or results.weight != NULL,
             grad=None if results.input == NULL else self.by_input.layout,
             image_bytes=self.by_input.image_bytes,
             fixed_bytes=weights + anchor_bytes(target),
         )
-        self.by_input.allocate(plan, target, work.images, slots, grad)
+        self.by_input.allocate(plan, target, call.images, slots, grad)
         if weights:
             self.totals = plan.workspace(weights - self.sum_bytes)
-            self.form = work.form(d.taps * -(-work.images * d.pixels // FEWEST_PIXELS))
+            self.form = call.form(d.taps * -(-call.images * d.pixels // FEWEST_PIXELS))
             self.chunks = self._chunks()
             self.sums = plan.workspace(self.chunks * self.sum_bytes)
 
     def _chunks(self) -> int:
         """Return in how many chunks the pixels of a round are, each with sums of its own."""
-        work, d = self.work, self.work.conv.d
-        most = -(-work.images * d.pixels // FEWEST_PIXELS)
-        if work.conv.workspace is not None:
-            room = work.conv.workspace - work.plan.taken
+        call, d = self.call, self.call.conv.d
+        most = -(-call.images * d.pixels // FEWEST_PIXELS)
+        if call.conv.workspace is not None:
+            room = call.conv.workspace - call.plan.taken
             most = min(most, room // ALIGNMENT * ALIGNMENT // self.sum_bytes)
-        return min(most, -(-CUDA_THREADS // (d.taps * d.groups * work.blocks(self.form) * self.form.lanes)))
+        return min(most, -(-CUDA_THREADS // (d.taps * d.groups * call.blocks(self.form) * self.form.lanes)))
 
     def run(self) -> None:
         """Append all launches."""
-        work = self.work
-        for first, count, image in work.rounds():
-            work.outputs.move(self.grad_output, first, count)
-            grad = work.outputs.at(self.grad_output, first)
+        call = self.call
+        for first, count, image in call.rounds():
+            call.outputs.move(self.grad_output, first, count)
+            grad = call.outputs.at(self.grad_output, first)
             if self.slopes or self.results.input != NULL:
                 self._add_gradients(first, count, image, grad)
             if self.results.weight != NULL:
-                offset, mask = coordinates_from(work.conv.d, first, work.slots.offset, work.slots.mask)
+                offset, mask = coordinates_from(call.conv.d, first, call.slots.offset, call.slots.mask)
                 pointers = _Pointers(image, offset, mask, output=grad, sums=self.sums)
-                places, d = self.chunks * work.conv.d.taps, work.conv.d.part(count)
-                work.launch(WEIGHTS, self.form, places, d, pointers, chunks=self.chunks, opens=first == 0)
+                places, d = self.chunks * call.conv.d.taps, call.conv.d.part(count)
+                call.launch(WEIGHTS, self.form, places, d, pointers, chunks=self.chunks, opens=first == 0)
         if self.results.weight != NULL:
             self._add_up()
 
     def _add_gradients(self, first: int, count: int, image: Slot, grad_output: Slot) -> None:
         """Append the gradients of a round by the input, offsets and masks."""
-        work, results, d = self.work, self.results, self.work.conv.d
-        coordinates = coordinates_from(d, first, work.slots.offset, work.slots.mask)
+        call, results, d = self.call, self.results, self.call.conv.d
+        coordinates = coordinates_from(d, first, call.slots.offset, call.slots.mask)
         grads = coordinates_from(d, first, results.offset, results.mask)
         slots = Gradients(
             *(image if self.slopes else NULL, *coordinates, grad_output),
-            weight=work.weight,
+            weight=call.weight,
             grad_input=self.by_input.total.begin(first, count),
             grad_offset=grads[0],
             grad_mask=grads[1],
             anchors=self.by_input.anchors,
         )
-        y = part(work.outputs.layout, count)
-        layouts = (part(work.inputs.layout, count), part(self.by_input.layout, count), _as_columns(y))
-        add_gradients(work.plan, work.target, d.part(count), *layouts, slots, self.by_input.adding)
+        y = part(call.outputs.layout, count)
+        layouts = (part(call.inputs.layout, count), part(self.by_input.layout, count), _as_columns(y))
+        add_gradients(call.plan, call.target, d.part(count), *layouts, slots, self.by_input.adding)
         self.by_input.total.end(first, count)
 
     def _add_up(self) -> None:
         """Append the weights' gradients from the sums of chunks."""
-        work, d = self.work, self.work.conv.d
-        size, limit = d.taps * d.channels, work.conv.workspace
-        room = None if limit is None else limit - work.plan.taken
+        call, d = self.call, self.call.conv.d
+        size, limit = d.taps * d.channels, call.conv.workspace
+        room = None if limit is None else limit - call.plan.taken
         source, goal = (self.sums, accumulator(d.dtype)), (self.totals, d.dtype)
-        add_sum(work.plan, work.target, source, goal, (size, 1, self.chunks), (1, 0, size), room=room)
-        layout, packed_layout = work.weight_layouts
-        add_copy(work.plan, work.target, (self.totals, packed_layout), (self.results.weight, layout))
+        add_sum(call.plan, call.target, source, goal, (size, 1, self.chunks), (1, 0, size), room=room)
+        layout, packed_layout = call.weight_layouts
+        add_copy(call.plan, call.target, (self.totals, packed_layout), (self.results.weight, layout))
 
 
 def plan_backward(

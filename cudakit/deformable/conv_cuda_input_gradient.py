@@ -3,7 +3,7 @@
 from cudakit.array import itemsize
 from cudakit.deformable.column_gradient_plan import Adding, corner_terms, flat_masks, gradient_layouts
 from cudakit.deformable.column_plan import Columns
-from cudakit.deformable.conv_host import Convolution, Slots
+from cudakit.deformable.conv_call import Convolution, Slots
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.rounding import add_anchors, flat, rounded_parts
 from cudakit.staging import Summed

@@ -6,9 +6,9 @@ Only `Multiply` needs a GPU.
 from cudakit.array import itemsize
 from cudakit.deformable.column_gradient_plan import Gradients, add_gradients
 from cudakit.deformable.column_plan import coordinates_from
-from cudakit.deformable.conv_cuda_blocks import Block, Work, columns_of
+from cudakit.deformable.conv_call import Convolution, Slots
+from cudakit.deformable.conv_cuda_blocks import Block, BlockedCall, columns_of
 from cudakit.deformable.conv_cuda_input_gradient import InputGradient
-from cudakit.deformable.conv_host import Convolution, Slots
 from cudakit.launch import Multiply
 from cudakit.layout import Image, accumulator, add_copy, part
 from cudakit.plan import NULL, Plan, Slot, Target
@@ -24,27 +24,27 @@ def turned(strides: tuple[int, int, int]) -> tuple[int, int, int]:
 
 def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
     """Append the convolution."""
-    work = Work(plan, target, conv, slots, turns=conv.groups > 1)
-    d, depth = conv.d, work.depth
-    for first, count, blocks in work.rounds():
+    call = BlockedCall(plan, target, conv, slots, turns=conv.groups > 1)
+    d, depth = conv.d, call.depth
+    for first, count, blocks in call.rounds():
         if slots.bias != NULL:
-            goal = part(work.outputs.layout, count)
+            goal = part(call.outputs.layout, count)
             spread = Image(goal.shape, (0, 1, *(0,) * d.n), d.dtype)
-            add_copy(plan, target, (slots.bias, spread), (work.outputs.at(output, first), goal))
+            add_copy(plan, target, (slots.bias, spread), (call.outputs.at(output, first), goal))
         for block in blocks:
-            work.sample(block)
-            of = work.operands(block)
+            call.sample(block)
+            of = call.operands(block)
             product = Product(
-                *(d.dtype, d.dtype, (of.pixels, work.outputs_of_group, depth), of.matrices),
+                *(d.dtype, d.dtype, (of.pixels, call.outputs_of_group, depth), of.matrices),
                 a=of.columns,
                 b=(1, depth, of.weights),
                 c=of.outputs,
                 add=slots.bias != NULL,
                 tf32=conv.tf32,
             )
-            to = work.outputs.at(output, block.first, block.first_pixel)
-            plan.multiply(Multiply(product, target.device), work.columns, work.weight, to)
-        work.outputs.move(output, first, count, back=True)
+            to = call.outputs.at(output, block.first, block.first_pixel)
+            plan.multiply(Multiply(product, target.device), call.columns, call.weight, to)
+        call.outputs.move(output, first, count, back=True)
 
 
 class _Backward:
@@ -58,7 +58,7 @@ class _Backward:
         self.slopes = results.offset != NULL or results.mask != NULL
         weights = conv.weights * wide * (results.weight != NULL)
         self.reads = self.slopes or results.weight != NULL
-        self.work = Work(
+        self.call = BlockedCall(
             *(plan, target, conv, slots),
             reads=self.reads,
             turns=bool(weights) or conv.groups > 1,
@@ -66,16 +66,16 @@ class _Backward:
             image_bytes=self.by_input.image_bytes,
             fixed_bytes=weights + anchor_bytes(target),
         )
-        self.by_input.allocate(plan, target, self.work.images, slots, grad)
+        self.by_input.allocate(plan, target, self.call.images, slots, grad)
         self.weights = plan.workspace(weights) if weights else NULL
         if weights:
             plan.zero(self.weights, weights, target.device)
 
     def run(self) -> None:
         """Append all launches."""
-        work, results, d = self.work, self.results, self.conv.d
-        for first, count, blocks in work.rounds():
-            work.outputs.move(self.grad_output, first, count)
+        call, results, d = self.call, self.results, self.conv.d
+        for first, count, blocks in call.rounds():
+            call.outputs.move(self.grad_output, first, count)
             added = self.by_input.total.begin(first, count)
             for block in blocks:
                 self._visit(block, added)
@@ -83,67 +83,67 @@ class _Backward:
         if results.weight != NULL:
             tap_fastest, channel_fastest = self.conv.weight_layouts(accumulator(d.dtype))
             source = (self.weights, channel_fastest)
-            add_copy(work.plan, work.target, source, (results.weight, tap_fastest))
+            add_copy(call.plan, call.target, source, (results.weight, tap_fastest))
 
     def _visit(self, block: Block, grad_input: Slot) -> None:
         """Append what one block's columns are for."""
-        work, results = self.work, self.results
+        call, results = self.call, self.results
         if self.slopes or results.input != NULL:
             self._multiply_columns(block)
-            d = work.visit(block)
-            offset, mask = coordinates_from(self.conv.d, block.first, work.slots.offset, work.slots.mask)
+            d = call.visit(block)
+            offset, mask = coordinates_from(self.conv.d, block.first, call.slots.offset, call.slots.mask)
             grads = coordinates_from(self.conv.d, block.first, results.offset, results.mask)
             slots = Gradients(
-                *(work.image(block.first) if self.reads else NULL, offset, mask, work.columns),
-                samples=work.columns if results.weight != NULL else NULL,
+                *(call.image(block.first) if self.reads else NULL, offset, mask, call.columns),
+                samples=call.columns if results.weight != NULL else NULL,
                 grad_input=grad_input,
                 grad_offset=grads[0],
                 grad_mask=grads[1],
                 anchors=self.by_input.anchors,
             )
-            x, grad = part(work.inputs.layout, block.images), part(self.by_input.layout, block.images)
+            x, grad = part(call.inputs.layout, block.images), part(self.by_input.layout, block.images)
             columns, adding = columns_of(d, self.conv.groups), self.by_input.adding
-            add_gradients(work.plan, work.target, d, x, grad, columns, slots, adding)
+            add_gradients(call.plan, call.target, d, x, grad, columns, slots, adding)
         else:
-            work.sample(block)
+            call.sample(block)
         if results.weight != NULL:
             self._multiply_weights(block)
 
     def _multiply_columns(self, block: Block) -> None:
         """Append columns = grad_output @ weights."""
-        work, d, of = self.work, self.conv.d, self.work.operands(block)
+        call, d, of = self.call, self.conv.d, self.call.operands(block)
         product = Product(
-            *(d.dtype, d.dtype, (of.pixels, work.depth, work.outputs_of_group), of.matrices),
+            *(d.dtype, d.dtype, (of.pixels, call.depth, call.outputs_of_group), of.matrices),
             a=of.outputs,
-            b=(work.depth, 1, of.weights),
+            b=(call.depth, 1, of.weights),
             c=of.columns,
             add=False,
             tf32=self.conv.tf32,
         )
-        self._multiply(product, self._grad_of(block), work.weight, work.columns)
+        self._multiply(product, self._grad_of(block), call.weight, call.columns)
 
     def _multiply_weights(self, block: Block) -> None:
         """Append weights += grad_output.T @ columns.
 
         The pixels of all images are one sum: its length can occupy a GPU, where the size of the weights cannot.
         """
-        work, d, of = self.work, self.conv.d, self.work.operands(block)
+        call, d, of = self.call, self.conv.d, self.call.operands(block)
         product = Product(
-            *(d.dtype, accumulator(d.dtype), (work.outputs_of_group, work.depth, of.pixels), of.matrices),
+            *(d.dtype, accumulator(d.dtype), (call.outputs_of_group, call.depth, of.pixels), of.matrices),
             a=turned(of.outputs),
             b=of.columns,
-            c=(work.depth, 1, of.weights),
+            c=(call.depth, 1, of.weights),
             add=True,
             tf32=self.conv.tf32,
         )
-        self._multiply(product, self._grad_of(block), work.columns, self.weights)
+        self._multiply(product, self._grad_of(block), call.columns, self.weights)
 
     def _grad_of(self, block: Block) -> Slot:
         """Return the slot of the outputs' gradients."""
-        return self.work.outputs.at(self.grad_output, block.first, block.first_pixel)
+        return self.call.outputs.at(self.grad_output, block.first, block.first_pixel)
 
     def _multiply(self, product: Product, *slots: Slot) -> None:
-        self.work.plan.multiply(Multiply(product, self.work.target.device), *slots)
+        self.call.plan.multiply(Multiply(product, self.call.target.device), *slots)
 
 
 def plan_backward(

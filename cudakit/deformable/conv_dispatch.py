@@ -4,7 +4,7 @@ from typing import Any
 
 from cudakit.array import CPU
 from cudakit.deformable import conv_cuda_depthwise, conv_cuda_plan, conv_host_backward_plan, conv_host_plan
-from cudakit.deformable.conv_host import Convolution, Slots
+from cudakit.deformable.conv_call import Convolution, Slots
 from cudakit.plan import Plan, Slot, Target
 
 

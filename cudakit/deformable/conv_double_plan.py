@@ -9,12 +9,13 @@ The columns come from `deform_double_backward`, which takes g W and g W' as grad
 convolutions with kernels of one tap, whose images are the columns and whose offsets are zero.
 """
 
+from dataclasses import replace
+
 from cudakit.array import itemsize
 from cudakit.deformable.column_double_plan import DoubleSlots, plan_double
 from cudakit.deformable.column_plan import Columns
-from cudakit.deformable.conv_cuda_blocks import add_weights
+from cudakit.deformable.conv_call import Convolution, Slots, add_channel_fastest
 from cudakit.deformable.conv_dispatch import plan_backward, plan_forward
-from cudakit.deformable.conv_host import Convolution, Slots
 from cudakit.layout import Image, add_copy, add_sum, packed
 from cudakit.plan import NULL, Plan, Slot, Target
 
@@ -42,7 +43,7 @@ class DoubleBackward:
         self.zeros = plan.workspace(zeros)
         plan.zero(self.zeros, zeros, target.device)
         self.weight, self.weight_tangent = (
-            add_weights(plan, target, conv, slot) for slot in (slots.weight, tangents.weight)
+            add_channel_fastest(plan, target, conv, slot) for slot in (slots.weight, tangents.weight)
         )
 
     def _product(self) -> Convolution:
@@ -60,7 +61,7 @@ class DoubleBackward:
             dilation=one,
         )
         x = packed((flat.batch, flat.channels, *flat.space), d.dtype, channels_last=True)
-        return self.conv._replace(d=flat, input=x, workspace=None)
+        return replace(self.conv, d=flat, input=x, workspace=None)
 
     def _space(self) -> Slot:
         """Return the slot of new columns."""

@@ -6,22 +6,18 @@ from typing import NamedTuple
 from cudakit.array import CPU, LINE_BYTES, itemsize
 from cudakit.deformable.column_gradient_plan import gradient_layouts
 from cudakit.deformable.column_plan import coordinates_from, plain_columns, wants_copy
-from cudakit.deformable.conv_host import (
-    BLOCK,
-    CUT_FIELDS,
-    PIXELS,
-    STEP,
-    Amount,
-    Convolution,
-    Size,
-    Slots,
-    choose_amount,
-    images_at_once,
-    join,
-    with_split,
+from cudakit.deformable.conv_call import Convolution, Slots
+from cudakit.deformable.conv_host import BLOCK, CUT_FIELDS, PIXELS, STEP, HostConvolution, join_groups, with_split
+from cudakit.deformable.conv_host_memory import (
+    LEAST,
+    Concurrency,
+    Footprint,
+    choose_concurrency,
+    fits,
+    images_per_round,
 )
-from cudakit.deformable.conv_host_partition import Sharing, as_given, gather, share
-from cudakit.deformable.conv_host_plan import Access
+from cudakit.deformable.conv_host_partition import Partition, choose_partition, join_for_gradients, with_plain_weights
+from cudakit.deformable.conv_host_plan import Storage
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import accumulator, add_copy, add_sum, by_group, divides, packed, part
@@ -60,7 +56,7 @@ BACKWARD, UNPACK = (
 
 
 class Buffers(NamedTuple):
-    """Where sums are kept before they become results."""
+    """Where sums are kept before they become results, and what threads have for themselves."""
 
     image: Slot
     grad_input: Slot
@@ -77,7 +73,7 @@ class _Backward:
     ----------
     plan, target
         What to append to, and for what.
-    conv : Convolution
+    call : Convolution
         The call.
     slots : Slots
         Of the arrays.
@@ -88,139 +84,147 @@ class _Backward:
     """
 
     def __init__(
-        self, plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
+        self, plan: Plan, target: Target, call: Convolution, slots: Slots, grad_output: Slot, results: Slots
     ) -> None:
-        conv = as_given(gather(join(conv)), target.threads)
-        self.plan, self.target, self.conv = plan, target, conv
+        joined = join_for_gradients(join_groups(HostConvolution.of(call)))
+        self.conv = conv = with_plain_weights(joined, target.threads)
+        self.plan, self.target = plan, target
         self.slots, self.grad_output, self.results = slots, grad_output, results
         d = conv.d
-        self.item, self.wide = itemsize(d.dtype), conv.accumulator_bytes
-        self.sharing = share(conv, target.threads)
+        self.item_bytes, self.sum_bytes = itemsize(d.dtype), conv.accumulator_bytes
+        self.image_size = d.channels * prod(d.space)
+        self.partition = choose_partition(conv, target.threads)
         self.reads = any(slot != NULL for slot in (results.offset, results.mask, results.weight))
-        self._lay_out()
+        self._choose_storage()
         # One chunk and one dtype: the sums are the results.
-        self.parted = self.sharing.parts > 1 or d.coordinates != accumulator(d.dtype)
+        self.sums_chunks = self.partition.chunks > 1 or d.coordinates != accumulator(d.dtype)
 
-    def _lay_out(self) -> None:
+    def _choose_storage(self) -> None:
         """Choose how image and gradient lie: a tap has one offset in both."""
         d, x, results = self.conv.d, self.conv.input, self.results
         self.final, grad = gradient_layouts(d, self.target, plain_columns(d))
         beside = grad if results.input != NULL else None
-        wide = accumulator(x.dtype)  # see `reading`; here it is worth a copy of bfloat16, too
-        copied = self.reads and (wants_copy(x, beside, neighbours=True) or itemsize(wide) > self.item)
+        wide = accumulator(x.dtype)  # see `choose_storage`; here it is worth a copy of bfloat16, too
+        copied = self.reads and (wants_copy(x, beside, neighbours=True) or itemsize(wide) > self.item_bytes)
         summed = results.input != NULL and grad != self.final
         free = (copied or not self.reads) and (summed or results.input == NULL)
         ends = [image for image, moved in ((x, copied), (self.final, summed)) if moved]
-        parts = d.groups if free and all(divides(image, d.groups) for image in ends) else 1
-        layout = packed(by_group(x, parts).shape, wide, channels_last=True) if copied or not self.reads else x
-        self.image = Access(layout, parts, copied)
-        self.grad = Access(packed(by_group(grad, parts).shape, grad.dtype, channels_last=True), parts, summed)
+        groups = d.groups if free and all(divides(image, d.groups) for image in ends) else 1
+        layout = packed(by_group(x, groups).shape, wide, channels_last=True) if copied or not self.reads else x
+        self.image = Storage(layout, groups, copied)
+        self.grad = Storage(packed(by_group(grad, groups).shape, grad.dtype, channels_last=True), groups, summed)
 
     def run(self) -> None:
         """Append all launches."""
-        self.sharing = self._affordable()
+        self.partition = self._affordable_partition()
         if self.conv.joined == 1:
-            self.conv = with_split(self.conv, self._size)
+            self.conv = with_split(self.conv, self._footprint)
         conv, results = self.conv, self.results
-        amount = self._amount()
-        buffers = self._buffers(amount)
-        for first in range(0, conv.d.batch, amount.images):
-            self._round(first, min(amount.images, conv.d.batch - first), amount, buffers)
-        if results.weight != NULL and conv.given and buffers.packed != results.weight:
+        concurrency = self._concurrency()
+        buffers = self._buffers(concurrency)
+        for first in range(0, conv.d.batch, concurrency.images_per_round):
+            count = min(concurrency.images_per_round, conv.d.batch - first)
+            self._add_round(first, count, concurrency, buffers)
+        if results.weight != NULL and conv.plain and buffers.packed != results.weight:
             sums, goal = (buffers.packed, accumulator(conv.d.dtype)), (results.weight, conv.d.dtype)
             add_sum(self.plan, self.target, sums, goal, (conv.weights, 1, 1), (1, 0, 0))
-        elif results.weight != NULL and not conv.given:
+        elif results.weight != NULL and not conv.plain:
             pointers = Pointers(packed=buffers.packed, grad_weight=results.weight)
-            self._launch(UNPACK, conv.d, amount, conv.panels, conv.packed_size(self.sharing.block), pointers)
+            work = conv.packed_size(self.partition.chunk_channels)
+            self._launch(UNPACK, conv.d, concurrency, conv.panels, work, pointers)
 
-    def _affordable(self) -> Sharing:
+    def _affordable_partition(self) -> Partition:
         """Return how to share out the work: by pixels only where the caller allows the memory that this takes."""
-        limit = self.conv.workspace
-        if limit is None or self._size(self.conv).of(Amount(self._workers, 1, 1)) <= limit:
-            return self.sharing
-        return self.sharing._replace(spans=1)
+        if fits(self._footprint(self.conv), LEAST._replace(threads=self._threads), self.conv.workspace):
+            return self.partition
+        return self.partition._replace(spans=1)
 
     @property
-    def _workers(self) -> int:
-        """Threads that find work."""
-        return min(self.target.threads, self.sharing.items(self.conv.d))
+    def _threads(self) -> int:
+        """Those that find work."""
+        return min(self.target.threads, self.partition.items(self.conv.d))
 
     @property
     def _image_sums(self) -> int:
         """How many gradients of an image there are besides the result."""
-        wanted = self.results.input != NULL and self.sharing.spans > 1
-        return self.sharing.spans if wanted else int(self.grad.copied)
+        wanted = self.results.input != NULL and self.partition.spans > 1
+        return self.partition.spans if wanted else int(self.grad.copied)
 
     def _image_bytes(self) -> int:
         """Return the temporary memory of one image."""
         d, results = self.conv.d, self.results
-        size = d.channels * prod(d.space)
-        shared = (results.offset, d.offset_channels), (results.mask, d.mask_channels)
-        parts = sum(channels for slot, channels in shared if slot != NULL and self.parted)
+        summed = (results.offset, d.offset_channels), (results.mask, d.mask_channels)
+        channels = sum(channels for slot, channels in summed if slot != NULL and self.sums_chunks)
         return (
-            size * itemsize(self.image.layout.dtype) * self.image.copied
-            + size * self.wide * self._image_sums
-            + self.sharing.parts * parts * d.pixels * self.wide
+            self.image_size * itemsize(self.image.layout.dtype) * self.image.copied
+            + self.image_size * self.sum_bytes * self._image_sums
+            + self.partition.chunks * channels * d.pixels * self.sum_bytes
         )
 
-    def _scratch(self, conv: Convolution) -> int:
-        """Return the numbers of one worker: a tile, and a chunk's weights as the kernel packs them (`scratch_of`)."""
-        block, outputs = self.sharing.block, conv.out_channels // (conv.groups * conv.joined)
-        if conv.given:
-            return 2 * conv.tile_size + (block * conv.d.taps * outputs if self.item < self.wide else 0)
-        panel = conv.padded // max(1, conv.panels // conv.groups)
-        pieces = -(-conv.d.taps // max(1, BLOCK // block)) * (block // (conv.d.channels // conv.groups) + 2)
-        weights = conv.d.taps * block + panel * pieces
-        line = LINE_BYTES // self.wide
-        split = 0
-        if conv.split.data:
-            split = PIXELS * (BLOCK * conv.split.values // 2 + conv.groups * conv.padded * conv.split.data)
-            split += weights * -(-outputs // STEP) * STEP * conv.split.data // 2
+    def _scratch(self, conv: HostConvolution) -> int:
+        """Return the numbers of one thread: a tile, and a chunk's weights as the kernel packs them (`scratch_of`)."""
+        channels, outputs = self.partition.chunk_channels, conv.out_channels // conv.groups
+        if conv.plain:
+            widened = channels * conv.d.taps * outputs if self.item_bytes < self.sum_bytes else 0
+            return 2 * conv.tile_size + widened
+        panel = conv.padded_outputs // max(1, conv.panels // conv.joined_groups)
+        per_group = conv.d.channels // conv.joined_groups
+        pieces = -(-conv.d.taps // max(1, BLOCK // channels)) * (channels // per_group + 2)
+        weights = conv.d.taps * channels + panel * pieces
+        line = LINE_BYTES // self.sum_bytes
+        split, parts = 0, conv.split
+        if parts.array_parts:
+            split = PIXELS * (BLOCK * parts.column_parts // 2)
+            split += PIXELS * conv.joined_groups * conv.padded_outputs * parts.array_parts
+            split += weights * -(-outputs // STEP) * STEP * parts.array_parts // 2
         return conv.tile_size + split + -(-weights * outputs // line) * line
 
-    def _adds_to_weights(self, conv: Convolution) -> bool:
+    def _adds_to_result(self, conv: HostConvolution) -> bool:
         """Return whether the sums of the weights' gradients are the result."""
-        return conv.given and self.item == self.wide
+        return conv.plain and self.item_bytes == self.sum_bytes
 
-    def _size(self, conv: Convolution) -> Size:
+    def _footprint(self, conv: HostConvolution) -> Footprint:
         """Return the temporary memory of a call."""
-        numbers = conv.weights if conv.given else conv.packed_size(self.sharing.block) * self.sharing.spans
-        packed_bytes = numbers * self.wide if self.results.weight != NULL and not self._adds_to_weights(conv) else 0
-        return Size(0, self._scratch(conv) * self.wide, packed_bytes, self._image_bytes())
+        partition = self.partition
+        numbers = conv.weights if conv.plain else conv.packed_size(partition.chunk_channels) * partition.spans
+        apart = self.results.weight != NULL and not self._adds_to_result(conv)
+        return Footprint(0, self._scratch(conv) * self.sum_bytes, numbers * self.sum_bytes * apart, self._image_bytes())
 
-    def _amount(self) -> Amount:
-        slots = self.sharing.slots
-        images = images_at_once(self.conv.d.batch, self._image_bytes(), slots)
-        return choose_amount(self.conv, Amount(self._workers, slots, images), self._size(self.conv))
+    def _concurrency(self) -> Concurrency:
+        sets = self.partition.image_sets
+        images = images_per_round(self.conv.d.batch, self._image_bytes(), sets)
+        most = Concurrency(self._threads, sets, images)
+        return choose_concurrency(most, self._footprint(self.conv), self.conv.workspace)
 
-    def _buffers(self, amount: Amount) -> Buffers:
-        plan, d, results, size = self.plan, self.conv.d, self.results, self._size(self.conv)
-        image = d.channels * prod(d.space) * amount.images
-        parts = self.sharing.parts * d.pixels * amount.images * self.wide
+    def _buffers(self, concurrency: Concurrency) -> Buffers:
+        plan, d, results, footprint = self.plan, self.conv.d, self.results, self._footprint(self.conv)
+        image = self.image_size * concurrency.images_per_round
+        chunks = self.partition.chunks * d.pixels * concurrency.images_per_round * self.sum_bytes
         return Buffers(
             plan.workspace(image * itemsize(self.image.layout.dtype)) if self.image.copied else NULL,
-            plan.workspace(image * self.wide * self._image_sums) if self._image_sums else NULL,
-            plan.workspace(parts * d.offset_channels) if self.parted and results.offset != NULL else NULL,
-            plan.workspace(parts * d.mask_channels) if self.parted and results.mask != NULL else NULL,
-            plan.workspace(size.slot * amount.slots) if size.slot else results.weight,
-            plan.workspace(size.worker * amount.workers),
+            plan.workspace(image * self.sum_bytes * self._image_sums) if self._image_sums else NULL,
+            plan.workspace(chunks * d.offset_channels) if self.sums_chunks and results.offset != NULL else NULL,
+            plan.workspace(chunks * d.mask_channels) if self.sums_chunks and results.mask != NULL else NULL,
+            plan.workspace(footprint.per_image_set * concurrency.image_sets)
+            if footprint.per_image_set
+            else results.weight,
+            plan.workspace(footprint.per_thread * concurrency.threads),
         )
 
-    def _round(self, first: int, count: int, amount: Amount, buffers: Buffers) -> None:
-        """Append what is done for some images of the batch."""
-        plan, target, conv, results = self.plan, self.target, self.conv, self.results
-        d, x = conv.d, conv.input
-        source = self.slots.input.at(first * x.strides[0] * self.item) if self.reads else NULL
-        parts = self.image.parts
+    def _add_round(self, first: int, count: int, concurrency: Concurrency, buffers: Buffers) -> None:
+        """Append what is done for `count` images of the batch from the `first` on."""
+        conv, d, results = self.conv, self.conv.d, self.results
+        source = self.slots.input.at(first * conv.input.strides[0] * self.item_bytes) if self.reads else NULL
         if self.image.copied:
-            old, new = by_group(part(x, count), parts), part(self.image.layout, count * parts)
-            add_copy(plan, target, (source, old), (buffers.image, new))
-        goal = results.input.at(first * self.final.strides[0] * self.item)
+            old = by_group(part(conv.input, count), self.image.groups)
+            new = part(self.image.layout, count * self.image.groups)
+            add_copy(self.plan, self.target, (source, old), (buffers.image, new))
+        goal = results.input.at(first * self.final.strides[0] * self.item_bytes)
         offset, mask = coordinates_from(d, first, self.slots.offset, self.slots.mask)
         grads = coordinates_from(d, first, results.offset, results.mask)
-        part_offset, part_mask = (buffers.offset, buffers.mask) if self.parted else grads
+        part_offset, part_mask = (buffers.offset, buffers.mask) if self.sums_chunks else grads
         pointers = Pointers(
-            self.grad_output.at(first * conv.output.strides[0] * self.item),
+            self.grad_output.at(first * conv.output.strides[0] * self.item_bytes),
             *(buffers.image if self.image.copied else source, offset, mask, self.slots.weight),
             grad_input=buffers.grad_input if self._image_sums else goal,
             part_offset=part_offset,
@@ -228,56 +232,59 @@ class _Backward:
             packed=buffers.packed,
             scratch=buffers.scratch,
         )
-        some, work = amount._replace(slots=min(amount.slots, count)), 2 * count * conv.work
-        items = self.sharing._replace(slots=some.slots).items(d)
-        self._launch(BACKWARD, d.part(count), some, items, work, pointers, opens=first == 0)
-        if self.parted:
-            for grad, sums, channels in zip(
-                grads, (buffers.offset, buffers.mask), (d.offset_channels, d.mask_channels), strict=True
-            ):
-                self._add_parts(grad, sums, count * channels * d.pixels)
+        some = concurrency._replace(image_sets=min(concurrency.image_sets, count))
+        items = self.partition._replace(image_sets=some.image_sets).items(d)
+        self._launch(BACKWARD, d.part(count), some, items, 2 * count * conv.work, pointers, opens=first == 0)
+        if self.sums_chunks:
+            self._sum_chunks(grads[0], buffers.offset, count * d.offset_channels * d.pixels)
+            self._sum_chunks(grads[1], buffers.mask, count * d.mask_channels * d.pixels)
+        self._finish_grad_input(goal, count, concurrency, buffers)
+
+    def _finish_grad_input(self, goal: Slot, count: int, concurrency: Concurrency, buffers: Buffers) -> None:
+        """Append what brings the gradients of `count` images from their sums to where they are wanted."""
         if self._image_sums > 1:
-            self._add_spans(buffers.grad_input if self.grad.copied else goal, buffers.grad_input, count, amount)
+            self._sum_spans(buffers.grad_input if self.grad.copied else goal, buffers.grad_input, count, concurrency)
         if self.grad.copied:
-            old, new = part(self.grad.layout, count * parts), by_group(part(self.final, count), parts)
-            add_copy(plan, target, (buffers.grad_input, old), (goal, new))
+            old = part(self.grad.layout, count * self.grad.groups)
+            new = by_group(part(self.final, count), self.grad.groups)
+            add_copy(self.plan, self.target, (buffers.grad_input, old), (goal, new))
 
-    def _span_stride(self, amount: Amount) -> int:
+    def _span_stride(self, concurrency: Concurrency) -> int:
         """Return the numbers from the images that one span adds to, to those of the next."""
-        return self.conv.d.channels * prod(self.conv.d.space) * amount.images
+        return self.image_size * concurrency.images_per_round
 
-    def _add_spans(self, grad: Slot, sums: Slot, count: int, amount: Amount) -> None:
-        """Append the sums over spans of the gradients of so many images."""
-        size, dtype = count * self.conv.d.channels * prod(self.conv.d.space), self.grad.layout.dtype
-        strides = (1, 0, self._span_stride(amount))
-        add_sum(self.plan, self.target, (sums, dtype), (grad, dtype), (size, 1, self.sharing.spans), strides)
+    def _sum_spans(self, grad: Slot, sums: Slot, count: int, concurrency: Concurrency) -> None:
+        """Append the sums over spans of the gradients of `count` images."""
+        size, dtype = count * self.image_size, self.grad.layout.dtype
+        strides = (1, 0, self._span_stride(concurrency))
+        add_sum(self.plan, self.target, (sums, dtype), (grad, dtype), (size, 1, self.partition.spans), strides)
 
-    def _add_parts(self, grad: Slot, sums: Slot, size: int) -> None:
-        """Append the sums over chunks of a group, for a gradient of so many numbers."""
+    def _sum_chunks(self, grad: Slot, sums: Slot, size: int) -> None:
+        """Append the sums over chunks of a group's channels, for a gradient of `size` numbers, if it is wanted."""
         if grad != NULL:
             source, goal = (sums, accumulator(self.conv.d.dtype)), (grad, self.conv.d.coordinates)
-            add_sum(self.plan, self.target, source, goal, (size, 1, self.sharing.parts), (1, 0, size))
+            add_sum(self.plan, self.target, source, goal, (size, 1, self.partition.chunks), (1, 0, size))
 
     def _launch(
         self,
         kernel: Kernel,
         d: Deformation,
-        amount: Amount,
+        concurrency: Concurrency,
         items: int,
         work: int,
         pointers: Pointers,
         opens: bool = False,
     ) -> None:
-        conv, block = self.conv, self.sharing.block
+        conv, channels = self.conv, self.partition.chunk_channels
         tail = pack_tail(
-            *(kernel, items, amount.slots, self.sharing.spans, self._span_stride(amount), int(opens)),
-            *(conv.packed_size(block), self.image.group_stride(d)),
+            *(kernel, items, concurrency.image_sets, self.partition.spans, self._span_stride(concurrency), int(opens)),
+            *(conv.packed_size(channels), self.image.group_stride(d)),
             *(conv.output.pixel_strides, self.grad.strides),
-            *(*conv.cut(block), self._scratch(conv)),
+            *conv.cut_values(channels, self._scratch(conv)),
             *geometry_values(d, self.image.strides),
         )
-        loaded = lazy_kernel(kernel, conv.prelude(self.image.layout, block), CPU)
-        self.plan.launch(Launch(loaded, tail, items, 1, work, amount.workers), *pointers)
+        loaded = lazy_kernel(kernel, conv.constants(self.image.layout, channels), CPU)
+        self.plan.launch(Launch(loaded, tail, items, 1, work, concurrency.threads), *pointers)
 
 
 def plan_backward(

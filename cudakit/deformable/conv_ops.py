@@ -1,14 +1,15 @@
 """The records of the deformable convolutions: what they check and how they are planned."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from cudakit import checks
 from cudakit.array import CPU, Spec
 from cudakit.deformable.column_double_plan import input_gradient
+from cudakit.deformable.conv_call import Convolution, Slots
 from cudakit.deformable.conv_dispatch import plan_backward, plan_forward
 from cudakit.deformable.conv_double_plan import DoubleBackward
-from cudakit.deformable.conv_host import Convolution, Slots
 from cudakit.deformable.geometry import Window, deformation, window
 from cudakit.double_backward import check_directions, wanting
 from cudakit.errors import InvalidArgument
@@ -172,7 +173,7 @@ def _prepare_double(n: int, specs: tuple[Any, ...], options: ConvOptions, target
         return Plan(11, copies=copies)
     # The strides of dimensions of size 1 may be anything.
     contiguous = packed(conv.output.shape, conv.output.dtype, channels_last=conv.d.last)
-    conv = conv._replace(output=contiguous._replace(aligned=conv.output.aligned))
+    conv = replace(conv, output=contiguous._replace(aligned=conv.output.aligned))
     empty = 0 in output.shape
     total = input_gradient(conv.d, conv.input, target)
     gradients = list(_results(arrays, options.needs, empty))
