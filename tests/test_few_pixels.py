@@ -32,14 +32,14 @@ def only_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conv_host_tiling, "PACKING", float("inf"))
     for limit in ("FEWER_PIXELS", "FEWER_PIXELS_IN_HALF_PRECISION"):
         monkeypatch.setattr(conv_host_partition, limit, 1e-6)
-    choose = conv_host_backward_plan.with_plain_weights
+    choose = conv_host_backward_plan.with_given_weights
 
-    def plain(conv: conv_host.HostConvolution, threads: int) -> conv_host.HostConvolution:
+    def given_weights(conv: conv_host.HostConvolution, threads: int) -> conv_host.HostConvolution:
         found = choose(conv, threads)
-        assert found.plain
+        assert found.given_weights
         return found
 
-    monkeypatch.setattr(conv_host_backward_plan, "with_plain_weights", plain)
+    monkeypatch.setattr(conv_host_backward_plan, "with_given_weights", given_weights)
 
 
 @pytest.fixture

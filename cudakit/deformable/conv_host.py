@@ -20,7 +20,7 @@ SIMD_STEPS = 8  # multiply-adds that count as one step of work
 STEP = 32  # of a sum of split numbers
 
 BLOCK_ENDS, SAMPLE = 8, 32  # see `join_groups`
-PLAIN_STEP = 32  # channels that pieces are multiples of, where weights are plain
+GIVEN_STEP = 32  # channels that pieces are multiples of, where weights are as given
 PADDING = 16  # zeros that a column may meet before it is worth turning
 
 CUT_FIELDS = tuple((f"cut.{name}", 1) for name in ("groups", "joined", "out_channels", "channel_block", "scratch"))
@@ -31,11 +31,11 @@ class HostConvolution(Convolution):
     """A call, and how a CPU multiplies.
 
     `joined` groups are multiplied as one, with zeros between them (pieces.cuh). Weights are packed into panels first,
-    or used `plain`, in the order in which users have them (given.cuh); numbers may be `split`.
+    or used as given, in the order in which users have them (given.cuh); numbers may be `split`.
     """
 
     joined: int = 1
-    plain: bool = False
+    given_weights: bool = False
     split: Splitting = WHOLE
 
     @classmethod
@@ -49,36 +49,36 @@ class HostConvolution(Convolution):
         return self.groups // self.joined
 
     @property
-    def may_be_plain(self) -> bool:
+    def may_use_given_weights(self) -> bool:
         """Whether the products can use weights in the order in which users have them."""
         d = self.d
         return (
             not self.depthwise
             and not self.split.array_parts
-            and BLOCK // d.taps >= PLAIN_STEP
-            and not any(d.channels // groups % PLAIN_STEP for groups in (d.groups, self.joined_groups))
+            and BLOCK // d.taps >= GIVEN_STEP
+            and not any(d.channels // groups % GIVEN_STEP for groups in (d.groups, self.joined_groups))
         )
 
     @property
     def ways(self) -> Iterator["HostConvolution"]:
-        """The call with weights packed or plain, as far as either is worth trying.
+        """The call with weights packed or as given, as far as either is worth trying.
 
-        Packed weights are padded with zeros, most of all where groups are joined; plain ones meet their own columns
+        Packed weights are padded with zeros, most of all where groups are joined; given ones meet their own columns
         alone.
         """
-        plain, outputs = replace(self, plain=True), self.out_channels // self.joined_groups
+        given, outputs = replace(self, given_weights=True), self.out_channels // self.joined_groups
         if self.joined > 1:
-            plain = replace(plain, joined=self.groups)
+            given = replace(given, joined=self.groups)
         sparse = self.joined > 1 or self.padded_outputs - outputs > PADDING
-        if not (sparse and plain.may_be_plain):
+        if not (sparse and given.may_use_given_weights):
             yield self
-        if plain.may_be_plain and (sparse or outputs >= PLAIN_STEP):
-            yield plain
+        if given.may_use_given_weights and (sparse or outputs >= GIVEN_STEP):
+            yield given
 
     @property
-    def plain_chunk(self) -> int:
-        """Channels of a chunk where weights are plain: with all taps they are at most `BLOCK` numbers."""
-        return BLOCK // self.d.taps // PLAIN_STEP * PLAIN_STEP
+    def given_chunk(self) -> int:
+        """Channels of a chunk where weights are as given: with all taps they are at most `BLOCK` numbers."""
+        return BLOCK // self.d.taps // GIVEN_STEP * GIVEN_STEP
 
     @property
     def padded_outputs(self) -> int:
@@ -125,7 +125,7 @@ class HostConvolution(Convolution):
             "SPLIT": self.split.array_parts,
             "SPLIT_VALUES": self.split.column_parts,
             "TILES": int(self.split.amx),
-            "GIVEN": int(self.plain),
+            "GIVEN": int(self.given_weights),
             "JOINED": int(self.joined > 1),
             "IMAGE": C_TYPES[layout.dtype][0],
         }
@@ -159,7 +159,7 @@ def with_split(conv: HostConvolution, footprint: Callable[[HostConvolution], Foo
     divided = replace(conv, split=split)
     worth = (
         not conv.depthwise
-        and not conv.plain
+        and not conv.given_weights
         and conv.out_channels // conv.joined_groups >= split.least_outputs
         and d.channels // max(d.groups, conv.joined_groups) * d.taps >= split.least_depth
         and d.batch * d.pixels >= split.least_pixels

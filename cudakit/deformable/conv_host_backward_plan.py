@@ -16,7 +16,7 @@ from cudakit.deformable.conv_host_memory import (
     fits,
     images_per_round,
 )
-from cudakit.deformable.conv_host_partition import Partition, choose_partition, join_for_gradients, with_plain_weights
+from cudakit.deformable.conv_host_partition import Partition, choose_partition, join_for_gradients, with_given_weights
 from cudakit.deformable.conv_host_plan import Storage
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.launch import Launch, lazy_kernel
@@ -87,7 +87,7 @@ class _Backward:
         self, plan: Plan, target: Target, call: Convolution, slots: Slots, grad_output: Slot, results: Slots
     ) -> None:
         joined = join_for_gradients(join_groups(HostConvolution.of(call)))
-        self.conv = conv = with_plain_weights(joined, target.threads)
+        self.conv = conv = with_given_weights(joined, target.threads)
         self.plan, self.target = plan, target
         self.slots, self.grad_output, self.results = slots, grad_output, results
         d = conv.d
@@ -125,10 +125,10 @@ class _Backward:
         for first in range(0, conv.d.batch, concurrency.images_per_round):
             count = min(concurrency.images_per_round, conv.d.batch - first)
             self._add_round(first, count, concurrency, buffers)
-        if results.weight != NULL and conv.plain and buffers.packed != results.weight:
+        if results.weight != NULL and conv.given_weights and buffers.packed != results.weight:
             sums, goal = (buffers.packed, accumulator(conv.d.dtype)), (results.weight, conv.d.dtype)
             add_sum(self.plan, self.target, sums, goal, (conv.weights, 1, 1), (1, 0, 0))
-        elif results.weight != NULL and not conv.plain:
+        elif results.weight != NULL and not conv.given_weights:
             pointers = Pointers(packed=buffers.packed, grad_weight=results.weight)
             work = conv.packed_size(self.partition.chunk_channels)
             self._launch(UNPACK, conv.d, concurrency, conv.panels, work, pointers)
@@ -164,7 +164,7 @@ class _Backward:
     def _scratch(self, conv: HostConvolution) -> int:
         """Return the numbers of one thread: a tile, and a chunk's weights as the kernel packs them (`scratch_of`)."""
         channels, outputs = self.partition.chunk_channels, conv.out_channels // conv.groups
-        if conv.plain:
+        if conv.given_weights:
             widened = channels * conv.d.taps * outputs if self.item_bytes < self.sum_bytes else 0
             return 2 * conv.tile_size + widened
         panel = conv.padded_outputs // max(1, conv.panels // conv.joined_groups)
@@ -181,12 +181,12 @@ class _Backward:
 
     def _adds_to_result(self, conv: HostConvolution) -> bool:
         """Return whether the sums of the weights' gradients are the result."""
-        return conv.plain and self.item_bytes == self.sum_bytes
+        return conv.given_weights and self.item_bytes == self.sum_bytes
 
     def _footprint(self, conv: HostConvolution) -> Footprint:
         """Return the temporary memory of a call."""
         partition = self.partition
-        numbers = conv.weights if conv.plain else conv.packed_size(partition.chunk_channels) * partition.spans
+        numbers = conv.weights if conv.given_weights else conv.packed_size(partition.chunk_channels) * partition.spans
         apart = self.results.weight != NULL and not self._adds_to_result(conv)
         return Footprint(0, self._scratch(conv) * self.sum_bytes, numbers * self.sum_bytes * apart, self._image_bytes())
 

@@ -6,7 +6,7 @@ from math import gcd, prod
 from typing import NamedTuple
 
 from cudakit.array import LINE_BYTES
-from cudakit.deformable.conv_host import BLOCK, PIXELS, PLAIN_STEP, HostConvolution
+from cudakit.deformable.conv_host import BLOCK, GIVEN_STEP, PIXELS, HostConvolution
 from cudakit.deformable.geometry import Deformation
 from cudakit.layout import MOST_SUMS_BYTES, accumulator
 
@@ -53,26 +53,26 @@ def join_for_gradients(conv: HostConvolution) -> HostConvolution:
     return replace(conv, joined=min((m for m in range(1, groups + 1) if groups % m == 0), key=work))
 
 
-def with_plain_weights(conv: HostConvolution, threads: int) -> HostConvolution:
-    """Return the call, with plain weights where they meet few pixels, and channels are enough for all threads.
+def with_given_weights(conv: HostConvolution, threads: int) -> HostConvolution:
+    """Return the call, with weights as given where they meet few pixels, and channels are enough for all threads.
 
     Columns are turned twice, weights packed and their gradients unpacked once. In half precision the order of weights
     stays, but not their numbers.
     """
     d, outputs = conv.d, conv.out_channels // conv.joined_groups
     most = outputs // (FEWER_PIXELS if d.dtype == accumulator(d.dtype) else FEWER_PIXELS_IN_HALF_PRECISION)
-    few = 0 < d.batch * d.pixels <= most and outputs >= PLAIN_STEP
-    plain = few and conv.joined == 1 and conv.may_be_plain and d.channels // PLAIN_STEP >= threads
-    return replace(conv, plain=plain)
+    few = 0 < d.batch * d.pixels <= most and outputs >= GIVEN_STEP
+    given = few and conv.joined == 1 and conv.may_use_given_weights and d.channels // GIVEN_STEP >= threads
+    return replace(conv, given_weights=given)
 
 
 def choose_partition(conv: HostConvolution, threads: int) -> Partition:
     """Give every thread images of its own where there are enough, else channels of its own, else pixels."""
     d = conv.d
     count = d.channels // d.groups
-    if conv.plain:
-        chunks = max(-(-count // conv.plain_chunk), -(-threads // d.groups))
-        channels = -(-count // (chunks * PLAIN_STEP)) * PLAIN_STEP
+    if conv.given_weights:
+        chunks = max(-(-count // conv.given_chunk), -(-threads // d.groups))
+        channels = -(-count // (chunks * GIVEN_STEP)) * GIVEN_STEP
         return Partition(-(-count // channels), channels, 1, 1)
     chunks = -(-count // _most_channels(conv)) * d.groups
     if chunks >= 4 * threads or chunks % threads == 0:

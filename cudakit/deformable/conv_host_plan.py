@@ -97,10 +97,10 @@ class _Forward:
 
     def _chunk_channels(self, conv: HostConvolution) -> int:
         """Return the most channels of a chunk."""
-        return min(conv.plain_chunk if conv.plain else BLOCK, conv.d.channels // conv.d.groups)
+        return min(conv.given_chunk if conv.given_weights else BLOCK, conv.d.channels // conv.d.groups)
 
     def _packed_bytes(self, conv: HostConvolution) -> int:
-        return 0 if conv.plain else conv.packed_size(self._chunk_channels(conv)) * conv.accumulator_bytes
+        return 0 if conv.given_weights else conv.packed_size(self._chunk_channels(conv)) * conv.accumulator_bytes
 
     def _split_bytes(self, conv: HostConvolution) -> int:
         """Return the size of the packed weights' parts (`split_at` in deform_conv.cuh)."""
@@ -109,7 +109,7 @@ class _Forward:
 
     def _scratch(self, conv: HostConvolution) -> int:
         """Return the numbers of one thread: a tile, and a piece's columns in parts or in the order of weights."""
-        halves = 2 if conv.plain else conv.split.column_parts
+        halves = 2 if conv.given_weights else conv.split.column_parts
         return conv.tile_size + PIXELS * BLOCK * halves // 2
 
     def _scratch_bytes(self, conv: HostConvolution) -> int:
@@ -124,11 +124,11 @@ class _Forward:
         plan, conv, d, storage = self.plan, self.conv, self.conv.d, self.storage
         most = Concurrency(min(self.target.threads, d.batch * self.tiles * self.output_parts), 1, self.images)
         threads, _, images = choose_concurrency(most, self._footprint(conv), conv.workspace)
-        weights = NULL if conv.plain else plan.workspace(self._packed_bytes(conv))
+        weights = NULL if conv.given_weights else plan.workspace(self._packed_bytes(conv))
         split = plan.workspace(self._split_bytes(conv)) if conv.split.array_parts else NULL
         scratch = plan.workspace(threads * self._scratch_bytes(conv))
         copy = plan.workspace(images * storage.copy_bytes) if storage.copied else NULL
-        if not conv.plain:
+        if not conv.given_weights:
             packing = Pointers(weight=self.slots.weight, packed=weights, split=split)
             self._launch(PACK, d, threads, conv.panels, conv.packed_size(self.chunk_channels), packing)
         for first in range(0, d.batch, images):

@@ -1,4 +1,4 @@
-"""Which tiles take least time on a CPU: of the pixels, and parts of the outputs where weights are plain."""
+"""Which tiles take least time on a CPU: of the pixels, and parts of the outputs where weights are as given."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -8,7 +8,7 @@ from cudakit.array import LINE_BYTES
 from cudakit.deformable.conv_host import PIXELS, SAMPLE, HostConvolution
 
 ROWS, SPLIT_ROWS = 4, 16  # pixels that products go in steps of, with AVX-512; half of `ROWS` without
-FEW_PIXELS = 4  # that meet weights one by one, where those are plain (given.cuh)
+FEW_PIXELS = 4  # that meet weights one by one, where those are as given (given.cuh)
 ALONE = 2  # pixels of a vector that one takes the time of
 LEAST_PART = 24  # outputs, where they are shared out
 MOST_TILINGS = 64  # numbers of tiles that are tried
@@ -32,20 +32,20 @@ class Tiling(NamedTuple):
     @property
     def step(self) -> int:
         """Pixels that a product takes at a time, and tiles are multiples of (`tile_begin` in deform_conv.cu)."""
-        if self.conv.plain:
+        if self.conv.given_weights:
             return LINE_BYTES // self.conv.accumulator_bytes
         return SPLIT_ROWS if self.conv.split.array_parts else ROWS
 
     def _tile_time(self, pixels: int) -> int:
         """Return how long a tile takes (`lanes_of` in given.cuh, with vectors of `LINE_BYTES`)."""
         rest = pixels % self.step
-        alone = self.conv.plain and rest <= FEW_PIXELS
+        alone = self.conv.given_weights and rest <= FEW_PIXELS
         return pixels - rest + (ALONE * rest if alone else self.step * (rest > 0))
 
     def _tiles_time(self, tiles: int) -> int:
         """Return how long the first tiles of an image take."""
         pixels = self.conv.d.pixels
-        full = self.tiles == -(-pixels // PIXELS) and not self.conv.plain
+        full = self.tiles == -(-pixels // PIXELS) and not self.conv.given_weights
         step = PIXELS if full else self.step
         blocks = -(-pixels // step)
         size = blocks // self.tiles
@@ -73,7 +73,7 @@ class Tiling(NamedTuple):
         threads = min(self.threads, max(1, items))
         ends = [k * items // threads for k in range(threads + 1)]  # `deal` in host_pool.cpp
         longest = max(b - a for a, b in pairwise(map(self._items_time, ends)))
-        if conv.plain:
+        if conv.given_weights:
             return longest * (1 + (self.output_parts * (TURNING + SAMPLE) - SAMPLE) * conv.groups / conv.out_channels)
         return longest + PACKING / threads + CROSSING * (threads > 1)
 
@@ -87,12 +87,12 @@ def tilings(conv: HostConvolution, images: int, threads: int) -> Iterator[Tiling
         most_tiles = max(1, min(least + threads - 1, -(-pixels // one.step)))
         for tiles in range(least, most_tiles + 1, 1 + (most_tiles - least) // MOST_TILINGS):
             most = min(-(-threads // (images * tiles)), conv.out_channels // LEAST_PART)
-            for parts in range(1, max(1, most if way.plain and way.groups == 1 else 1) + 1):
+            for parts in range(1, max(1, most if way.given_weights and way.groups == 1 else 1) + 1):
                 yield one._replace(tiles=tiles, output_parts=parts)
 
 
 def choose_tiling(conv: HostConvolution, images: int, threads: int) -> Tiling:
-    """Return the tiling of so many images that takes least time, with weights packed or plain."""
+    """Return the tiling of so many images that takes least time, with weights packed or as given."""
     if not conv.d.pixels:
         return Tiling(conv, images, threads, 0)
     return min(tilings(conv, images, threads), key=lambda tiling: tiling.time)
