@@ -7,16 +7,17 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from cudakit import reference
 from cudakit.cli.command import Backend, UserError, choose_backend, make_console, require, to_numpy, whole
+from cudakit.cli.learning import with_progress_bar
 from cudakit.cli.photo import NEEDS, SMALLEST, SUFFIXES, Photo, check_picture, load_photo
 from cudakit.cli.registration import (
+    Outcome,
     Progress,
-    Transform,
     corner_error,
     inverse,
     placement,
@@ -41,15 +42,6 @@ WARPS: dict[str, tuple[float, float, tuple[float, float]]] = {
 }
 # The one to learn: degrees, zoom along x and y, shift.
 HIDDEN = (30.0, (0.68, 0.62), (0.03, -0.05))
-
-
-class Outcome(NamedTuple):
-    """What the learning came to: the true transform, the warped picture, and every step."""
-
-    true: Transform
-    warped: Any
-    steps: list[Progress]
-    errors: list[float]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -160,27 +152,19 @@ def show_warps(console: Any, photo: Photo, backend: Backend) -> bool:
 
 def learn(console: Any, photo: Photo, backend: Backend, steps: int) -> Outcome:
     """Hide a transform in the photograph and learn it back, with a progress bar."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
-
     true = placement(*HIDDEN, photo.size)
     fixed = with_coverage(backend.xp.asarray(photo.pixels), backend.xp)
-    outcome = Outcome(true, warp(fixed, inverse(true), backend.xp), [], [])
-    columns = (
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TextColumn("{task.description:20}  loss {task.fields[loss]:.5f}  corners {task.fields[error]:6.2f} px off"),
-    )
+    warped = warp(fixed, inverse(true), backend.xp)
+
+    def error(step: Progress) -> float:
+        return corner_error(step.theta, true, photo.size)
+
+    def describe(step: Progress) -> str:
+        return f"{step.stage.name:20}  loss {step.loss:.5f}  corners {error(step):6.2f} px off"
+
     console.print("A spatial transformer learns the transform that was hidden in the photograph")
-    with Bar(*columns, console=console) as bar:
-        task = bar.add_task("", total=steps, loss=np.nan, error=np.nan)
-        for step in register(outcome.warped, fixed, steps, backend.xp):
-            error = corner_error(step.theta, true, photo.size)
-            outcome.steps.append(step)
-            outcome.errors.append(error)
-            done = len(outcome.steps) - 1
-            bar.update(task, completed=done, description=step.stage.name, loss=step.loss, error=error)
-    return outcome
+    found = list(with_progress_bar(console, steps, register(warped, fixed, steps, backend.xp), describe))
+    return Outcome(true, warped, found, [error(step) for step in found])
 
 
 def show_outcome(console: Any, outcome: Outcome) -> bool:

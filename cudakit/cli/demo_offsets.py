@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cudakit.cli.command import Backend
+from cudakit.cli.learning import with_progress_bar
 from cudakit.cli.offset_learning import TAPS, OffsetProgress, hidden_offsets, learn_offsets, tap_error
 
 SUCCESS = 0.1  # pixels that every tap must come near
@@ -21,23 +22,13 @@ Points = NDArray[np.float64]
 
 def learn(console: Any, photo: NDArray[np.float32], backend: Backend, steps: int) -> list[OffsetProgress]:
     """Learn the offsets, with a progress bar."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
 
-    columns = (
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TextColumn("blur {task.fields[sigma]} px  loss {task.fields[loss]:.1e}  taps {task.fields[error]:5.2f} px off"),
-    )
+    def describe(step: OffsetProgress) -> str:
+        return f"blur {step.sigma} px  loss {step.loss:.1e}  taps {tap_error(step.offsets):5.2f} px off"
+
     console.print("\nA deformable convolution learns where another one looks: its offsets start from zero")
-    found: list[OffsetProgress] = []
-    with Bar(*columns, console=console) as bar:
-        task = bar.add_task("", total=steps, sigma=0.0, loss=np.nan, error=np.nan)
-        for step in learn_offsets(backend.xp.asarray(photo), steps, backend.xp):
-            found.append(step)
-            error = tap_error(step.offsets)
-            bar.update(task, completed=len(found) - 1, sigma=step.sigma, loss=step.loss, error=error)
-    return found
+    learning = learn_offsets(backend.xp.asarray(photo), steps, backend.xp)
+    return list(with_progress_bar(console, steps, learning, describe))
 
 
 def show_outcome(console: Any, found: list[OffsetProgress]) -> bool:

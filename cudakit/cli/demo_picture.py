@@ -1,7 +1,7 @@
 """The picture that ``cudakit demo`` writes."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -10,10 +10,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from cudakit.cli.command import Backend, to_numpy
-from cudakit.cli.registration import COLOURS, IDENTITY, Progress, Transform, warp
-
-if TYPE_CHECKING:
-    from cudakit.cli.demo import Outcome
+from cudakit.cli.registration import COLOURS, IDENTITY, Outcome, Progress, Transform, warp
 
 WIDTH, DPI = 12.0, 110  # inches, dots per inch
 MARGIN, GAP = 0.15, 0.1  # inches
@@ -27,7 +24,7 @@ FLOOR = 1e-12  # below this a curve is as good as zero
 Image = NDArray[np.float64]
 
 
-def draw(photo: Any, outcome: "Outcome", backend: Backend, out: Path) -> None:
+def draw(photo: Any, outcome: Outcome, backend: Backend, out: Path) -> None:
     """Draw what was learnt and how, and write it to `out`.
 
     Parameters
@@ -78,7 +75,7 @@ class _Page:
         self.axes.append(self.figure.add_axes(place))
         return self.axes[-1]
 
-    def heading(self, outcome: "Outcome") -> None:
+    def heading(self, outcome: Outcome) -> None:
         """Write the title and the result."""
         result = (
             f"{len(outcome.steps) - 1} steps bring the corners from {outcome.errors[0]:.0f} pixels off "
@@ -120,7 +117,7 @@ def _image(pixels: Any) -> Image:
     return image
 
 
-def _outlines(axes: Any, outcome: "Outcome") -> None:
+def _outlines(axes: Any, outcome: Outcome) -> None:
     """Draw where the original's frame is thought to lie in the warped picture, from the first step to the last."""
     height, width = outcome.warped.shape[2:]
     # Evenly over the distance covered: most of it is covered in the first few steps.
@@ -141,7 +138,7 @@ def _frame(theta: Transform, height: int, width: int) -> tuple[Any, Any]:
     return ((x + 1) * width - 1) / 2, ((y + 1) * height - 1) / 2
 
 
-def _curves(axes: Any, outcome: "Outcome") -> None:
+def _curves(axes: Any, outcome: Outcome) -> None:
     """Draw the loss and the error of the corners, step by step."""
     steps = range(len(outcome.steps))
     errors = axes.twinx()

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cudakit.cli.command import UserError, make_console, require, whole
-from cudakit.cli.fov_learning import Learning, learn_offsets
 from cudakit.cli.fov_scene import Sight, given_scene, learnt_scene, look
 from cudakit.cli.fov_stacks import Place
 from cudakit.cli.photo import NEEDS, Photo, check_picture, load_photo
@@ -104,8 +103,7 @@ def run(args: argparse.Namespace) -> int:
     console = make_console(highlight=False)
     places = _places(args.at, photo)
     if args.learn:
-        steps = _Steps(console, args.layers, args.steps or STEPS)
-        scene = learnt_scene(photo, places, args.layers, args.dilation, steps)
+        scene = learnt_scene(photo, places, args.layers, args.dilation, args.steps or STEPS, console)
     else:
         offsets = None if args.offsets is None else load_offsets(args.offsets, args.layers, photo.size)
         file = "" if args.offsets is None else args.offsets.name
@@ -156,23 +154,6 @@ def load_offsets(path: Path, kernels: Sequence[int], size: tuple[int, int]) -> l
         raise UserError(f"{path} must have shape ({each}) or ({len(kernels)}, {each}), got {found.shape}")
     layers = np.broadcast_to(found.astype(np.float64), (len(kernels), *one))
     return [layer[None] for layer in layers]
-
-
-class _Steps:
-    """The learning of offsets, with a progress bar."""
-
-    def __init__(self, console: Any, kernels: Sequence[int], total: int) -> None:
-        self._console, self._kernels, self.total = console, kernels, total
-
-    def __call__(self, photo: Any, target: Any) -> Learning:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        text = TextColumn("blur {task.fields[sigma]} px  off by {task.fields[difference]:.3f}")
-        with Progress(BarColumn(20), MofNCompleteColumn(), text, console=self._console) as bar:
-            task = bar.add_task("", total=self.total, sigma=0.0, difference=np.nan)
-            for done, step in enumerate(learn_offsets(photo, target, self._kernels, self.total)):
-                bar.update(task, completed=done, sigma=step.sigma, difference=step.difference)
-        return step
 
 
 def show(console: Any, rows: Sequence[Sequence[Sight]]) -> None:

@@ -6,26 +6,20 @@ transformer's six numbers are learnt by `cudakit.cli.registration`. Nothing but 
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cudakit.cli.registration import IDENTITY, Adam, Transform, blur, cooling, register, split_steps, with_coverage
+from cudakit.cli.learning import Adam, Floats, Stage, blur, scale_stages
+from cudakit.cli.registration import IDENTITY, Transform, register, with_coverage
 from cudakit.deformable import deform_conv2d, deform_conv2d_backward
 from cudakit.sampling import affine_grid, grid_sample, grid_sample_backward
-
-Floats = NDArray[np.float64]
 
 TURN, RADIUS = 0.8, 0.18  # radians at the middle; radius of the swirl, of the shorter side
 SPACING = 20  # pixels between the points of a lattice of offsets
 MARGIN = 6  # pixels at the border that are not compared
-STAGES = (
-    (10.0, 0.4, 3),
-    (5.0, 0.3, 3),
-    (2.0, 0.1, 2),
-    (1.0, 0.05, 2),
-)  # (sigma of the blur, rate in pixels, share of the steps)
+STAGES = Stage(0.4, 3, sigma=10.0), Stage(0.3, 3, sigma=5.0), Stage(0.1, 2, sigma=2.0), Stage(0.05, 2, sigma=1.0)
 
 
 class Learning(NamedTuple):
@@ -104,27 +98,29 @@ def learn_offsets(photo: Any, target: Any, kernels: Sequence[int], steps: int) -
     lattice = tuple(side // SPACING + 2 for side in size)
     places = affine_grid(IDENTITY[None].astype(np.float32), (1, 1, *size), True)
     knots = [np.zeros((1, 2 * kernel**2, *lattice)) for kernel in kernels]
-    counts = split_steps(steps, [share for *_, share in STAGES])
-    for (sigma, rate, _), count in zip(STAGES, counts, strict=True):
-        seen, goal = (np.ascontiguousarray(blur(x, sigma, np), np.float32) for x in (photo, target))
-        wanted, adams = smooth(goal, kernels), [Adam(knot) for knot in knots]
-        for step in range(int(count)):
+    for stage in scale_stages(STAGES, steps):
+        seen, goal = (np.ascontiguousarray(blur(x, stage.sigma, np), np.float32) for x in (photo, target))
+        wanted, adams = smooth(goal, kernels), [Adam(stage.rate, stage.steps) for _ in knots]
+        for _ in range(stage.steps):
             offsets = _fields(knots, places)
             found = _forward(seen, kernels, offsets)
-            yield Learning(sigma, offsets, difference(found[-1], wanted))
-            gradients = _gradients(found, wanted, kernels, offsets)
-            for i, gradient in enumerate(gradients):
-                pulled = grid_sample_backward(
-                    gradient, knots[i].astype(np.float32), places, align_corners=True, needs=("input",)
-                )
-                direction = adams[i].direction(pulled.input.astype(np.float64))
-                knots[i] = knots[i] - rate * cooling(step / int(count)) * direction
+            yield Learning(stage.sigma, offsets, difference(found[-1], wanted))
+            by_knots = map(_by_knots, _gradients(found, wanted, kernels, offsets), knots, repeat(places))
+            knots = [adam.step(knot, gradient) for adam, knot, gradient in zip(adams, knots, by_knots, strict=True)]
     offsets = _fields(knots, places)
     yield Learning(0.0, offsets, difference(smooth(photo, kernels, offsets), smooth(target, kernels)))
 
 
 def _fields(knots: Sequence[Floats], places: Any) -> list[Any]:
+    """Return the smooth fields (1, 2*K*K, H, W) through the points of lattices."""
     return [grid_sample(knot.astype(np.float32), places, align_corners=True) for knot in knots]
+
+
+def _by_knots(gradient: Any, knots: Floats, places: Any) -> Floats:
+    """Return the gradient by the points of a lattice from that by the field which `_fields` makes of it."""
+    gradients = grid_sample_backward(gradient, knots.astype(np.float32), places, align_corners=True, needs=("input",))
+    by_knots: Floats = gradients.input.astype(np.float64)
+    return by_knots
 
 
 def _gradients(found: list[Any], wanted: Any, kernels: Sequence[int], offsets: Sequence[Any]) -> list[Any]:

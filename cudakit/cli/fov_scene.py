@@ -6,7 +6,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cudakit.cli.fov_learning import RADIUS, Learning, difference, learn_transform, smooth, swirl, swirled
+from cudakit.cli.fov_learning import (
+    RADIUS,
+    Learning,
+    difference,
+    learn_offsets,
+    learn_transform,
+    smooth,
+    swirl,
+    swirled,
+)
 from cudakit.cli.fov_stacks import (
     Place,
     Stack,
@@ -17,6 +26,7 @@ from cudakit.cli.fov_stacks import (
     steered_offsets,
     steering,
 )
+from cudakit.cli.learning import with_progress_bar
 from cudakit.cli.photo import Photo
 from cudakit.cli.registration import warp
 from cudakit.fov import Moments, SpatialTransformer, effective_receptive_field, moments, overlap, sampling_positions
@@ -126,12 +136,15 @@ def given_scene(
     return Scene(stacks, places, subtitle, f"{origin}. {fits}")
 
 
-def learnt_scene(photo: Photo, places: list[Place], kernels: Sequence[int], dilation: int, steps: Any) -> Scene:
-    """Return the scene of stacks that have learnt to see the photograph as through a swirl; `steps` follows it."""
+def learnt_scene(
+    photo: Photo, places: list[Place], kernels: Sequence[int], dilation: int, steps: int, console: Any
+) -> Scene:
+    """Return the scene of stacks that have learnt to see the photograph as through a swirl, with a progress bar."""
     target = swirled(photo.pixels)
     wanted = smooth(target, kernels)
-    theta = learn_transform(photo.pixels, target, steps.total)
-    last: Learning = steps(photo.pixels, target)
+    theta = learn_transform(photo.pixels, target, steps)
+    learning = learn_offsets(photo.pixels, target, kernels, steps)
+    *_, last = with_progress_bar(console, steps, learning, _describe)
     plain, dilated = plain_stacks(kernels, dilation, photo.size)
     off = difference(smooth(photo.pixels, kernels), wanted)
     best = difference(smooth(warp(photo.pixels, theta, np), kernels), wanted)
@@ -147,10 +160,14 @@ def learnt_scene(photo: Photo, places: list[Place], kernels: Sequence[int], dila
         f"(pixels are 0 to 1), offsets by {last.difference:.3f}."
     )
     origin = (
-        f"Offsets and θ are learnt in {steps.total} steps of gradient descent each, from zero and from the identity; "
+        f"Offsets and θ are learnt in {steps} steps of gradient descent each, from zero and from the identity; "
         "the layers' weights are binomial and fixed. Differences are roots of mean squares."
     )
     return Scene(stacks, places or swirl_places(photo), subtitle, origin, target)
+
+
+def _describe(step: Learning) -> str:
+    return f"blur {step.sigma} px  off by {step.difference:.3f}"
 
 
 def swirl_places(photo: Photo) -> list[Place]:

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cudakit.cli.registration import Transform, blur
+from cudakit.cli.learning import blur
+from cudakit.cli.registration import Transform
 from cudakit.fov import Conv, DeformConv, Moments, SpatialTransformer, moments, sampling_positions
 from cudakit.fov.layers import Layer
 

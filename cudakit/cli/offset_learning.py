@@ -9,19 +9,18 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cudakit.cli.command import to_numpy
-from cudakit.cli.registration import Adam, blur, cooling, split_steps
+from cudakit.cli.learning import Adam, Floats, Stage, blur, scale_stages
 from cudakit.deformable import deform_conv2d, deform_conv2d_backward
 
-Offsets = NDArray[np.float64]  # (9, 2): dy, dx of each tap
+Offsets = Floats  # (9, 2): dy, dx of each tap
 
 TAPS: Offsets = np.array([(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)], np.float64)  # of a plain kernel
 OUTPUTS = 16  # of the layer, with weights drawn at random: enough to tell the nine taps apart
 DEGREES, ZOOM = 30.0, 2.5  # what is hidden
 MARGIN = 8  # pixels at the border that are not compared: taps there see black
-STAGES = ((3.0, 0.3, 5), (1.5, 0.1, 3), (0.0, 0.03, 2))  # (sigma of the blur, rate in pixels, share of the steps)
+STAGES = Stage(0.3, 5, sigma=3.0), Stage(0.1, 3, sigma=1.5), Stage(0.03, 2)
 
 
 class OffsetProgress(NamedTuple):
@@ -69,16 +68,15 @@ def learn_offsets(picture: Any, steps: int, xp: Any) -> Iterator[OffsetProgress]
         Before each step, and once at the end.
     """
     offsets = np.zeros_like(TAPS)
-    counts = split_steps(steps, [share for *_, share in STAGES])
-    for (sigma, rate, _), count in zip(STAGES, counts, strict=True):
-        seen = picture if sigma == 0 else xp.asarray(blur(picture, sigma, xp), xp.float32)
+    for stage in scale_stages(STAGES, steps):
+        seen = xp.asarray(blur(picture, stage.sigma, xp), xp.float32) if stage.sigma else picture
         target = convolve(seen, hidden_offsets(), xp)
-        adam = Adam(offsets)
-        for step in range(int(count)):
+        adam = Adam(stage.rate, stage.steps)
+        for _ in range(stage.steps):
             loss, gradient = _loss_and_gradient(offsets, seen, target, xp)
-            yield OffsetProgress(sigma, offsets, loss)
-            offsets = offsets - rate * cooling(step / int(count)) * adam.direction(gradient)
-    yield OffsetProgress(sigma, offsets, _loss_and_gradient(offsets, seen, target, xp)[0])
+            yield OffsetProgress(stage.sigma, offsets, loss)
+            offsets = adam.step(offsets, gradient)
+    yield OffsetProgress(stage.sigma, offsets, _loss_and_gradient(offsets, seen, target, xp)[0])
 
 
 def _loss_and_gradient(offsets: Offsets, picture: Any, target: Any, xp: Any) -> tuple[float, Offsets]:

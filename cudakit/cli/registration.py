@@ -5,13 +5,14 @@ The six numbers of the transform follow the gradient of the squared difference, 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cudakit.cli.command import to_numpy
+from cudakit.cli.learning import Adam, Stage, blur, scale_stages
 from cudakit.sampling import affine_grid, affine_grid_backward, grid_sample, grid_sample_backward
 
 Transform = NDArray[np.float64]  # (2, 3): maps normalised output coordinates (x, y, 1) to input coordinates
@@ -19,25 +20,7 @@ Transform = NDArray[np.float64]  # (2, 3): maps normalised output coordinates (x
 IDENTITY: Transform = np.eye(2, 3)
 COLOURS = 3  # channels of a picture; one more says where it has data
 FULLY_SEEN = 0.99  # coverage below which a sample has read something outside the picture
-BETA1, BETA2 = 0.9, 0.99  # of Adam
 SMALLEST_SIDE = 16  # pixels of the coarsest pyramid level: less shows nothing to hold on to
-
-
-class Stage(NamedTuple):
-    """One stage of the learning: pictures made smaller by `factor` and blurred by `sigma` of the smaller pixels.
-
-    `rate` is the first step of every number, in smaller pixels.
-    """
-
-    factor: int
-    sigma: float
-    rate: float
-    steps: int
-
-    @property
-    def name(self) -> str:
-        """A short name."""
-        return ("full size" if self.factor == 1 else f"1/{self.factor} size") + (", blurred" if self.sigma else "")
 
 
 class Progress(NamedTuple):
@@ -46,6 +29,15 @@ class Progress(NamedTuple):
     stage: Stage
     theta: Transform
     loss: float
+
+
+class Outcome(NamedTuple):
+    """What the learning came to: the true transform, the warped picture (1, 4, H, W), every step and its error."""
+
+    true: Transform
+    warped: Any
+    steps: list[Progress]
+    errors: list[float]
 
 
 def placement(degrees: float, zoom: ArrayLike, shift: ArrayLike, size: tuple[int, int]) -> Transform:
@@ -95,11 +87,9 @@ def plan_stages(size: tuple[int, int], steps: int) -> list[Stage]:
     while min(size) // (2 * factors[0]) >= SMALLEST_SIDE and not any(side % (2 * factors[0]) for side in size):
         factors.insert(0, 2 * factors[0])
     # Blurred pictures have one wide valley, so large rotations and shifts find their way; the rest is precision.
-    shares = [(factors[0], 2.0, 0.4, 4), *((factor, 0.0, 0.1, 1 + (factor > 1)) for factor in factors)]
-    lengths = split_steps(steps, [share for *_, share in shares])
-    return [
-        Stage(factor, sigma, rate, length) for (factor, sigma, rate, _), length in zip(shares, lengths, strict=True)
-    ]
+    blurred = Stage(0.4, 4, 2.0, factors[0])
+    sharp = [Stage(0.1, 1 + (factor > 1), factor=factor) for factor in factors]
+    return scale_stages([blurred, *sharp], steps)
 
 
 def register(moving: Any, fixed: Any, steps: int, xp: Any) -> Iterator[Progress]:
@@ -124,17 +114,12 @@ def register(moving: Any, fixed: Any, steps: int, xp: Any) -> Iterator[Progress]
     for stage in plan_stages(size, steps):
         small, target = (_prepare(picture, stage, xp) for picture in (moving, fixed))
         pixel = 2 * stage.factor / max(size)  # in normalised coordinates
-        adam = Adam(theta)
-        for step in range(stage.steps):
+        adam = Adam(stage.rate * pixel, stage.steps)
+        for _ in range(stage.steps):
             loss, gradient = _loss_and_gradient(theta, small, target, xp)
             yield Progress(stage, theta, loss)
-            theta = theta - stage.rate * pixel * cooling(step / stage.steps) * adam.direction(gradient)
+            theta = adam.step(theta, gradient)
     yield Progress(stage, theta, _loss_and_gradient(theta, small, target, xp)[0])
-
-
-def cooling(done: float) -> float:
-    """Return the factor of the rate when that share of a stage is done: half a cosine, from 1 to 1 %."""
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2
 
 
 def _loss_and_gradient(theta: Transform, moving: Any, fixed: Any, xp: Any) -> tuple[float, Transform]:
@@ -151,21 +136,6 @@ def _loss_and_gradient(theta: Transform, moving: Any, fixed: Any, xp: Any) -> tu
     return float((difference**2).sum()) / count, to_numpy(grad_theta)[0].astype(np.float64)
 
 
-class Adam:
-    """The direction of Adam (arXiv 1412.6980): the mean gradient over the root of its mean square."""
-
-    def __init__(self, like: NDArray[np.float64]) -> None:
-        self._mean, self._square, self._steps = np.zeros_like(like), np.zeros_like(like), 0
-
-    def direction(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return where to go against."""
-        self._steps += 1
-        self._mean = BETA1 * self._mean + (1 - BETA1) * gradient
-        self._square = BETA2 * self._square + (1 - BETA2) * gradient**2
-        mean, square = self._mean / (1 - BETA1**self._steps), self._square / (1 - BETA2**self._steps)
-        return mean / (np.sqrt(square) + 1e-12)
-
-
 def _prepare(picture: Any, stage: Stage, xp: Any) -> Any:
     """Return a picture as a stage sees it: means over blocks of pixels, blurred."""
     n, channels, height, width = picture.shape
@@ -177,24 +147,3 @@ def _prepare(picture: Any, stage: Stage, xp: Any) -> Any:
         colours = blurred[:, :COLOURS] / xp.maximum(blurred[:, COLOURS:], xp.float32(1e-6))
         small = xp.concatenate([colours, small[:, COLOURS:]], 1)
     return xp.ascontiguousarray(small, xp.float32)
-
-
-def split_steps(steps: int, shares: Sequence[int]) -> list[int]:
-    """Return how many of the steps each stage takes, by its share."""
-    ends = np.cumsum(shares) * steps // sum(shares)
-    return [int(count) for count in np.diff(ends, prepend=0)]
-
-
-def blur(picture: Any, sigma: float, xp: Any) -> Any:
-    """Return a picture (N, C, H, W) blurred by a Gaussian, black around it."""
-    return _blur_axis(_blur_axis(picture, sigma, 2, xp), sigma, 3, xp)
-
-
-def _blur_axis(picture: Any, sigma: float, axis: int, xp: Any) -> Any:
-    reach = math.ceil(3 * sigma)
-    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    weights /= weights.sum()
-    padded = xp.pad(picture, [(reach, reach) if i == axis else (0, 0) for i in range(picture.ndim)])
-    length = picture.shape[axis]
-    parts = (float(weight) * xp.take(padded, xp.arange(i, i + length), axis) for i, weight in enumerate(weights))
-    return sum(parts)
