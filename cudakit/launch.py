@@ -65,7 +65,7 @@ class Launch:
     ----------
     kernel : LazyKernel
         What to launch.
-    tail : bytes
+    scalars : bytes
         The struct of parameters after its pointers.
     items : int
         Work items.
@@ -77,20 +77,20 @@ class Launch:
         At most so many CPU threads.
     """
 
-    __slots__ = ("grain", "items", "kernel", "tail", "threads")
+    __slots__ = ("grain", "items", "kernel", "scalars", "threads")
 
-    def __init__(self, kernel: LazyKernel, tail: bytes, items: int, grain: int, work: int, threads: int) -> None:
-        self.kernel, self.tail, self.items, self.grain = kernel, tail, items, grain
+    def __init__(self, kernel: LazyKernel, scalars: bytes, items: int, grain: int, work: int, threads: int) -> None:
+        self.kernel, self.scalars, self.items, self.grain = kernel, scalars, items, grain
         self.threads = min(threads, 1 + work // SERIAL_WORK)
 
     @property
-    def shares(self) -> bool:
-        """Whether several items add to the same elements, whose last bits depend on their order."""
+    def adds_in_any_order(self) -> bool:
+        """Whether several items add to the same elements, whose last bits depend on the order."""
         return self.grain > 1 and not self.kernel.rounds
 
     def __call__(self, pointers: bytes, stream: int) -> None:
         """Launch with these pointers, packed, on this stream (which means nothing on a CPU)."""
-        self.kernel.call(pointers + self.tail, self.items, self.grain, self.threads, stream)
+        self.kernel.call(pointers + self.scalars, self.items, self.grain, self.threads, stream)
 
 
 class Multiply:

@@ -7,10 +7,8 @@ from typing import NamedTuple
 from cudakit import checks
 from cudakit.array import CPU, Spec, contiguous_strides, is_contiguous, itemsize
 from cudakit.errors import InvalidArgument
-from cudakit.launch import Launch, lazy_kernel
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
-from cudakit.structs import pack_tail
 from cudakit.workspace import ALIGNMENT
 
 DATA_FORMATS = ("channels_first", "channels_last")
@@ -183,9 +181,7 @@ def add_copy(
     constants = type_constants(old.dtype, new.dtype, wide, target.bypasses_cache(goal_slot))
     constants |= {"TILE": tile, "LANES": 1, "VEC": run}
     strides = (tuple(x.strides[i] for i in order) for x in (old, new))
-    tail = pack_tail(COPY, items, size, *strides)
-    kernel = lazy_kernel(COPY, tuple(constants.items()), target.device)
-    plan.launch(Launch(kernel, tail, items, 1, prod(size), target.threads), source_slot, goal_slot)
+    plan.launch(target, COPY, constants, (source_slot, goal_slot), items, (size, *strides), work=prod(size))
 
 
 def _cuda_order(old: Image, new: Image) -> tuple[tuple[int, int, int], int]:
@@ -239,9 +235,8 @@ def add_sum(
     for kernel, items, lanes in stages:
         wide = is_wide((sizes, strides), ((items * lanes,), (1,)), ((terms,), (1,)))
         constants = type_constants(source[1], goal[1], wide) | {"TILE": tile, "LANES": lanes, "VEC": 1}
-        tail = pack_tail(kernel, items, count, chunks, sizes[1:], strides)
-        loaded = lazy_kernel(kernel, tuple(constants.items()), target.device)
-        plan.launch(Launch(loaded, tail, items, 1, prod(sizes), target.threads), source[0], goal[0], partial)
+        values = (count, chunks, sizes[1:], strides)
+        plan.launch(target, kernel, constants, (source[0], goal[0], partial), items, values, work=prod(sizes))
 
 
 def add_sums(plan: Plan, target: Target, parts: int, sums: tuple[Slot, Image], result: tuple[Slot, Image]) -> None:

@@ -2,7 +2,7 @@
 
 import ctypes
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 from cudakit.array import CPU, Device, Temporary, itemsize
 from cudakit.cpuinfo import largest_cache_bytes
-from cudakit.launch import Launch, Multiply
+from cudakit.launch import Launch, Multiply, lazy_kernel
+from cudakit.source import Kernel
+from cudakit.structs import pack_scalars
 from cudakit.workspace import aligned, borrow, give_back
 
 # Of the largest cache, from which on an array is large. Temporary ones are read soon.
@@ -119,11 +121,44 @@ class Plan:
         """Append the filling of `size` bytes with zeros."""
         self._append(partial(_zero, size, device), (slot, NULL))  # two, for an `itemgetter` of one makes no tuple
 
-    def launch(self, launch: Launch, *slots: Slot) -> None:
-        """Append a launch whose leading pointers come from `slots`, unless it has nothing to do."""
-        if launch.items > 0:
-            self._append(launch, slots)
-            self.varies = self.varies or launch.shares
+    def launch(
+        self,
+        target: Target,
+        kernel: Kernel,
+        constants: Mapping[str, str | int],
+        slots: Sequence[Slot],
+        items: int,
+        values: Sequence[int | tuple[int, ...]],
+        *,
+        work: int,
+        grain: int = 1,
+    ) -> None:
+        """Append a launch, unless it has nothing to do.
+
+        Parameters
+        ----------
+        target : Target
+            Where, and on how many threads.
+        kernel : Kernel
+            What to launch.
+        constants : mapping
+            The prelude that it is compiled with.
+        slots : sequence of Slot
+            Where the pointers of its struct come from.
+        items : int
+            How many work items there are, which is the struct's next field.
+        values : sequence of int or tuple of int
+            The fields that follow.
+        work : int
+            Inner-loop steps of all items together, which decide how many CPU threads it is worth to wake.
+        grain : int
+            How many items must stay together on a CPU thread, because they add to the same elements.
+        """
+        if items > 0:
+            loaded = lazy_kernel(kernel, tuple(constants.items()), target.device)
+            launch = Launch(loaded, pack_scalars(kernel, items, *values), items, grain, work, target.threads)
+            self._append(launch, tuple(slots))
+            self.varies = self.varies or launch.adds_in_any_order
 
     def multiply(self, multiply: Multiply, *slots: Slot) -> None:
         """Append a matrix product; the slots are those of its operands a, b and c."""

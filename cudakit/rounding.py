@@ -6,11 +6,9 @@ See `Sums` in core.cuh. Parts of sums lie one behind the other.
 from collections.abc import Sequence
 from math import prod
 
-from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import Image, accumulator, is_wide, packed
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
-from cudakit.structs import pack_tail
 from cudakit.workspace import ALIGNMENT
 
 MOST_PRODUCTS = 3
@@ -75,9 +73,9 @@ def add_anchors(plan: Plan, target: Target, products: Sequence[Sequence[Factor]]
     for k, (slot, x) in enumerate(factors):
         _add_exponent(plan, target, slot, x, space.at(k * EXPONENT_BYTES))
     flags = tuple(sum(1 << factors.index(factor) for factor in product) for product in given)
-    tail = pack_tail(MAKE_ANCHORS, MOST_PARTS, 0, (), (), flags, power, _bits(terms))
-    kernel = lazy_kernel(MAKE_ANCHORS, _constants("float64", 1, wide=False), target.device)
-    plan.launch(Launch(kernel, tail, MOST_PARTS, 1, 1, 1), NULL, space, space.at(ANCHORS_AT))
+    constants, slots = _constants("float64", 1, wide=False), (NULL, space, space.at(ANCHORS_AT))
+    values = (0, (), (), flags, power, _bits(terms))
+    plan.launch(target, MAKE_ANCHORS, constants, slots, MOST_PARTS, values, work=1)
     return space.at(ANCHORS_AT)
 
 
@@ -89,10 +87,9 @@ def _add_exponent(plan: Plan, target: Target, source: Slot, x: Image, goal: Slot
     count = prod(size)
     items = -(-count // EXPONENT_LANES)
     wide = is_wide((size, stride), ((count,), (1,)))
-    tail = pack_tail(LARGEST_EXPONENT, items, count, size, stride, (), 0, 0)
-    kernel = lazy_kernel(LARGEST_EXPONENT, _constants(x.dtype, EXPONENT_LANES, wide=wide), target.device)
-    plan.launch(Launch(kernel, tail, items, 1, count, 1), source, goal, NULL)
+    constants, values = _constants(x.dtype, EXPONENT_LANES, wide=wide), (count, size, stride, (), 0, 0)
+    plan.launch(target, LARGEST_EXPONENT, constants, (source, goal, NULL), items, values, work=count)
 
 
-def _constants(dtype: str, lanes: int, *, wide: bool) -> tuple[tuple[str, str | int], ...]:
-    return tuple((type_constants(dtype, dtype, wide) | {"TILE": 1, "LANES": lanes, "VEC": 1}).items())
+def _constants(dtype: str, lanes: int, *, wide: bool) -> dict[str, str | int]:
+    return type_constants(dtype, dtype, wide) | {"TILE": 1, "LANES": lanes, "VEC": 1}

@@ -7,12 +7,12 @@ from cudakit.source import Kernel
 
 
 @cache
-def _tail_layout(kernel: Kernel) -> tuple[struct.Struct, tuple[int, ...]]:
+def _scalar_layout(kernel: Kernel) -> tuple[struct.Struct, tuple[int, ...]]:
     counts = tuple(count for _, count in kernel.fields[kernel.pointers :])
     return struct.Struct(f"{sum(counts)}q"), counts
 
 
-def pack_tail(kernel: Kernel, *values: int | tuple[int, ...]) -> bytes:
+def pack_scalars(kernel: Kernel, *values: int | tuple[int, ...]) -> bytes:
     """Pack the fields after the pointers.
 
     Parameters
@@ -22,7 +22,7 @@ def pack_tail(kernel: Kernel, *values: int | tuple[int, ...]) -> bytes:
     *values : int or tuple of int
         One for each field; a shorter tuple is filled up with zeros.
     """
-    layout, counts = _tail_layout(kernel)
+    layout, counts = _scalar_layout(kernel)
     numbers: list[int] = []
     for value, count in zip(values, counts, strict=True):
         given = value if isinstance(value, tuple) else (value,)

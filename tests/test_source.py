@@ -11,7 +11,7 @@ import pytest
 from cudakit import host, source
 from cudakit.errors import CompileError
 from cudakit.source import Kernel, flatten, render
-from cudakit.structs import pack_tail
+from cudakit.structs import pack_scalars
 
 from .specialisations import CUDA, HOST, REPRODUCIBLE, Specialisation, specialisations
 
@@ -136,15 +136,15 @@ def test_both_sides_lay_out_the_parameters_alike(example: Specialisation) -> Non
     assert size == offset
     assert all(count == 1 for _, count in kernel.fields[: kernel.pointers])
     values = [0] * (len(kernel.fields) - kernel.pointers)
-    assert 8 * kernel.pointers + len(pack_tail(kernel, *values)) == size
+    assert 8 * kernel.pointers + len(pack_scalars(kernel, *values)) == size
 
 
 def test_fields_are_packed_in_order() -> None:
     kernel = Kernel("none.cu", "none", "None", (("a", 1), ("b", 1), ("c", 3), ("d", 2)), pointers=1)
-    numbers = [int.from_bytes(part, "little", signed=True) for part in split(pack_tail(kernel, -5, (6, 7), (8, 9)))]
+    numbers = [int.from_bytes(part, "little", signed=True) for part in split(pack_scalars(kernel, -5, (6, 7), (8, 9)))]
     assert numbers == [-5, 6, 7, 0, 8, 9]
     with pytest.raises(ValueError, match="argument"):
-        pack_tail(kernel, 1, 2)
+        pack_scalars(kernel, 1, 2)
 
 
 def split(packed: bytes) -> list[bytes]:

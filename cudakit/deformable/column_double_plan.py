@@ -8,12 +8,10 @@ from cudakit.deformable.column_gradient_plan import corner_terms, flat_columns, 
 from cudakit.deformable.column_plan import LAYOUT_FIELDS, Columns, Form, constants
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.double_backward import Result, add_packed, choose_vector
-from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import Image, packed
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.rounding import add_anchors, flat, rounded_parts
 from cudakit.source import Kernel
-from cudakit.structs import pack_tail
 
 
 class DoubleSlots(NamedTuple):
@@ -70,7 +68,7 @@ def plan_double(
         grad_input=sums,
         anchors=NULL if sums == NULL else _add_anchors(plan, target, d, slots),
     )
-    plan.launch(_launch(d, x, columns, target, slots.grad_input != NULL), *where)
+    _add_launch(plan, target, d, packed(x.shape, x.dtype, channels_last=True), columns, where)
     total.end(plan, target, sums, slots.grad_input)
 
 
@@ -113,8 +111,9 @@ def plan_double_columns(
     samples.end(plan, target, made, slots.samples_tangent)
 
 
-def _launch(d: Deformation, given: Image, columns: Columns, target: Target, added: bool) -> Launch:
-    x = packed(given.shape, given.dtype, channels_last=True)
+def _add_launch(plan: Plan, target: Target, d: Deformation, x: Image, columns: Columns, slots: DoubleSlots) -> None:
+    """Append the kernel; `x` is the layout of the input."""
+    added = slots.grad_input != NULL
     group, together = d.channels // d.groups, d.taps * d.pixels
     items = d.batch * d.groups * together
     run = gcd(group, columns.block) if columns.block_stride else 0  # a vector does not reach into the next block
@@ -122,7 +121,6 @@ def _launch(d: Deformation, given: Image, columns: Columns, target: Target, adde
     defined = constants(d, form, (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,)))
     if added and target.reproducible:
         defined["ROUNDED"] = rounded_parts(d.dtype, target, _terms(d))
-    tail = pack_tail(KERNEL, items, d.batch, *columns.fields, *geometry_values(d, x.strides))
-    kernel = lazy_kernel(KERNEL, tuple(defined.items()), target.device)
     work = d.channels * d.batch * together * 2**d.n
-    return Launch(kernel, tail, items, together if added else 1, work, target.threads)
+    values = (d.batch, *columns.fields, *geometry_values(d, x.strides))
+    plan.launch(target, KERNEL, defined, slots, items, values, work=work, grain=together if added else 1)

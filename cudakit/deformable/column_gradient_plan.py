@@ -16,13 +16,11 @@ from cudakit.deformable.column_plan import (
     wants_neighbours,
 )
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
-from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import MOST_SUMS_BYTES, Image, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target, clears
 from cudakit.rounding import add_anchors, flat, rounded_parts, sum_dtype
 from cudakit.source import Kernel
 from cudakit.staging import Staged, Summed, images_at_a_time
-from cudakit.structs import pack_tail
 
 
 class Gradients(NamedTuple):
@@ -120,12 +118,13 @@ def _add_col2im(
         defined["WEIGHTED"] = 1
     if slots.grad_input != NULL and adding.rounded:
         defined["ROUNDED"] = adding.rounded
-    places = (items, spans, d.batch * grad.strides[0], int(adding.opens), block)
-    tail = pack_tail(COL2IM, *places, grad.strides, *columns.fields, *geometry_values(d, x.strides))
-    kernel = lazy_kernel(COL2IM, tuple(defined.items()), target.device)
+    values = (
+        *(spans, d.batch * grad.strides[0], int(adding.opens), block),
+        *(grad.strides, *columns.fields, *geometry_values(d, x.strides)),
+    )
     work = d.batch * d.channels * d.taps * d.visited
     grain = 1 if slots.grad_input == NULL else together
-    plan.launch(Launch(kernel, tail, items, grain, work, target.threads), *slots)
+    plan.launch(target, COL2IM, defined, slots, items, values, work=work, grain=grain)
 
 
 def _spans(d: Deformation, grad: Image, target: Target) -> int:

@@ -14,12 +14,10 @@ from cudakit.deformable.geometry import (
     columns_strides,
     geometry_values,
 )
-from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import Image, cuda_block, cuda_lanes, cuda_vector, host_vector, is_wide, packed, part
 from cudakit.plan import Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.staging import Staged
-from cudakit.structs import pack_tail
 
 HOST_TILE = 32
 FEW = 16  # channels that loops of constant length pay for
@@ -152,10 +150,8 @@ def add_im2col(
     items *= -(-count // width)
     layouts = (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,))
     defined = constants(d, form, *layouts, large=target.bypasses_cache(slots[3]))
-    tail = pack_tail(IM2COL, items, block, width, *columns.fields, *geometry_values(d, x.strides))
-    kernel = lazy_kernel(IM2COL, tuple(defined.items()), target.device)
-    work = d.batch * d.channels * d.taps * d.visited
-    plan.launch(Launch(kernel, tail, items, 1, work, target.threads), *slots)
+    values = (block, width, *columns.fields, *geometry_values(d, x.strides))
+    plan.launch(target, IM2COL, defined, slots, items, values, work=d.batch * d.channels * d.taps * d.visited)
 
 
 def plan_columns(plan: Plan, target: Target, d: Deformation, x: Image, slots: tuple[Slot, Slot, Slot, Slot]) -> None:

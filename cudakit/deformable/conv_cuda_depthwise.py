@@ -18,7 +18,6 @@ from cudakit.deformable.column_plan import (
 from cudakit.deformable.conv_call import Convolution, Slots
 from cudakit.deformable.conv_cuda_input_gradient import InputGradient
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
-from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import (
     CUDA_THREADS,
     Image,
@@ -34,7 +33,6 @@ from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.rounding import anchor_bytes
 from cudakit.source import Kernel
 from cudakit.staging import CUDA_COPY_BYTES, Staged
-from cudakit.structs import pack_tail
 from cudakit.workspace import ALIGNMENT
 
 WORKSPACES = 7  # at most
@@ -167,10 +165,9 @@ class _DepthwiseCall:
         x, y = self.inputs.layout, part(self.outputs.layout, d.batch)
         sizes = (items * form.lanes, chunks * d.taps * d.channels)
         defined = constants(d, form, (x.shape, x.strides), (y.shape, y.strides), *(((size,), (1,)) for size in sizes))
-        tail = pack_tail(kernel, items, blocks, chunks, int(opens), y.pixel_strides, *geometry_values(d, x.strides))
-        loaded = lazy_kernel(kernel, tuple(defined.items()), self.target.device)
+        values = (blocks, chunks, int(opens), y.pixel_strides, *geometry_values(d, x.strides))
         work = d.batch * d.channels * d.taps * d.pixels
-        self.plan.launch(Launch(loaded, tail, items, 1, work, self.target.threads), *pointers)
+        self.plan.launch(self.target, kernel, defined, pointers, items, values, work=work)
 
     def blocks(self, form: Form) -> int:
         """Return in how many blocks the channels of an offset group come."""

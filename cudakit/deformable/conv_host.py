@@ -112,14 +112,13 @@ class HostConvolution(Convolution):
         d = self.d
         return d.channels * d.taps * d.pixels * (1 + self.out_channels // self.groups // SIMD_STEPS)
 
-    def constants(self, layout: Image, chunk_channels: int) -> tuple[tuple[str, str | int], ...]:
+    def constants(self, layout: Image, chunk_channels: int) -> dict[str, str | int]:
         """Return the constants of the kernels, which read images in that layout."""
         weights = (self.packed_size(chunk_channels) * 2,)  # or their parts
         sizes = ((weights, (1,)), (self.output.shape, self.output.strides), (layout.shape, layout.strides))
         even = not any(self.d.channels // groups % chunk_channels for groups in (self.d.groups, self.joined_groups))
         form = Form(HOST_TILE, 1, BLOCK, few(chunk_channels) if even else 0)
-        found = constants(self.d, form, *sizes)
-        found |= {
+        return constants(self.d, form, *sizes) | {
             "PIXELS": PIXELS,
             "BLOCK": BLOCK,
             "SPLIT": self.split.array_parts,
@@ -129,7 +128,6 @@ class HostConvolution(Convolution):
             "JOINED": int(self.joined > 1),
             "IMAGE": C_TYPES[layout.dtype][0],
         }
-        return tuple(found.items())
 
     def cut_values(self, chunk_channels: int, scratch: int) -> Integers:
         """Return the values of `CUT_FIELDS`; `scratch` are the numbers that a thread has for itself."""

@@ -3,7 +3,7 @@
 from math import prod
 from typing import NamedTuple
 
-from cudakit.array import CPU, LINE_BYTES, itemsize
+from cudakit.array import LINE_BYTES, itemsize
 from cudakit.deformable.column_gradient_plan import gradient_layouts
 from cudakit.deformable.column_plan import coordinates_from, plain_columns, wants_copy
 from cudakit.deformable.conv_call import Convolution, Slots
@@ -19,11 +19,9 @@ from cudakit.deformable.conv_host_memory import (
 from cudakit.deformable.conv_host_partition import Partition, choose_partition, join_for_gradients, with_given_weights
 from cudakit.deformable.conv_host_plan import Storage
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
-from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import accumulator, add_copy, add_sum, by_group, divides, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
-from cudakit.structs import pack_tail
 
 
 class Pointers(NamedTuple):
@@ -276,15 +274,16 @@ class _Backward:
         opens: bool = False,
     ) -> None:
         conv, channels = self.conv, self.partition.chunk_channels
-        tail = pack_tail(
-            *(kernel, items, concurrency.image_sets, self.partition.spans, self._span_stride(concurrency), int(opens)),
+        values = (
+            *(concurrency.image_sets, self.partition.spans, self._span_stride(concurrency), int(opens)),
             *(conv.packed_size(channels), self.image.group_stride(d)),
             *(conv.output.pixel_strides, self.grad.strides),
             *conv.cut_values(channels, self._scratch(conv)),
             *geometry_values(d, self.image.strides),
         )
-        loaded = lazy_kernel(kernel, conv.constants(self.image.layout, channels), CPU)
-        self.plan.launch(Launch(loaded, tail, items, 1, work, concurrency.threads), *pointers)
+        constants = conv.constants(self.image.layout, channels)
+        target = self.target._replace(threads=concurrency.threads)
+        self.plan.launch(target, kernel, constants, pointers, items, values, work=work)
 
 
 def plan_backward(

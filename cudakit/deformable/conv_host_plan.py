@@ -2,18 +2,16 @@
 
 from typing import NamedTuple
 
-from cudakit.array import CPU, itemsize
+from cudakit.array import itemsize
 from cudakit.deformable.column_plan import coordinates_from
 from cudakit.deformable.conv_call import Convolution, Slots
 from cudakit.deformable.conv_host import BLOCK, CUT_FIELDS, PIXELS, HostConvolution, join_groups, with_split
 from cudakit.deformable.conv_host_memory import Concurrency, Footprint, choose_concurrency, images_per_round
 from cudakit.deformable.conv_host_tiling import choose_tiling
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, Integers, geometry_values
-from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import Image, accumulator, add_copy, by_group, divides, packed, part
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
-from cudakit.structs import pack_tail
 from cudakit.workspace import aligned
 
 
@@ -151,13 +149,13 @@ class _Forward:
 
     def _launch(self, kernel: Kernel, d: Deformation, threads: int, items: int, work: int, pointers: Pointers) -> None:
         conv, storage = self.conv, self.storage
-        tail = pack_tail(
-            *(kernel, items, self.tiles, self.output_parts, storage.group_stride(d), conv.output.pixel_strides),
+        values = (
+            *(self.tiles, self.output_parts, storage.group_stride(d), conv.output.pixel_strides),
             *conv.cut_values(self.chunk_channels, self._scratch(conv)),
             *geometry_values(d, storage.strides),
         )
-        loaded = lazy_kernel(kernel, conv.constants(storage.layout, self.chunk_channels), CPU)
-        self.plan.launch(Launch(loaded, tail, items, 1, work, threads), *pointers)
+        target, constants = self.target._replace(threads=threads), conv.constants(storage.layout, self.chunk_channels)
+        self.plan.launch(target, kernel, constants, pointers, items, values, work=work)
 
 
 def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:

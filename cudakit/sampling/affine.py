@@ -7,12 +7,10 @@ from cudakit import checks
 from cudakit.array import CPU, Spec, is_contiguous
 from cudakit.double_backward import wanting
 from cudakit.errors import InvalidArgument
-from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import CUDA_THREADS, MOST_ELEMENTS, PARTIAL_SUM_BYTES, is_wide
 from cudakit.op import Op
-from cudakit.plan import NULL, Output, Plan, Target
+from cudakit.plan import NULL, Output, Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
-from cudakit.structs import pack_tail
 
 FIELDS = (
     *((name, 1) for name in ("theta", "grid", "grad_grid", "partial", "grad_theta")),
@@ -146,23 +144,26 @@ def _prepare_affine_grid_backward(specs: tuple[Spec, ...], options: AffineGridOp
     return _plan_backward(_infer_affine_grid_backward(specs, options), options, target)
 
 
-def _launch(
-    kernel: Kernel,
-    dtype: str,
-    options: AffineGridOptions,
+def _add_launch(
+    plan: Plan,
     target: Target,
-    lanes: int,
+    kernel: Kernel,
+    options: AffineGridOptions,
+    slots: tuple[Slot, ...],
     *,
+    dtype: str,
+    lanes: int = 1,
     items: int,
-    chunks: int,
+    chunks: int = 0,
     work: int,
-) -> Launch:
+) -> None:
+    """Append a kernel whose items have so many `lanes`; `chunks` are those that sums are made of."""
     batch, space = options.batch, options.space
     wide = is_wide(((batch * prod(space) * len(space) + items * lanes + 2,), (1,)))
     tile = HOST_TILE if target.device == CPU else 1
     constants = type_constants(dtype, dtype, wide) | {"NDIM": len(space), "TILE": tile, "LANES": lanes, "VEC": 1}
-    packed = pack_tail(kernel, items, chunks, int(options.align_corners), space)
-    return Launch(lazy_kernel(kernel, tuple(constants.items()), target.device), packed, items, 1, work, target.threads)
+    values = (chunks, int(options.align_corners), space)
+    plan.launch(target, kernel, constants, slots, items, values, work=work)
 
 
 def _plan_forward(results: tuple[Output], options: AffineGridOptions, target: Target) -> Plan:
@@ -172,8 +173,8 @@ def _plan_forward(results: tuple[Output], options: AffineGridOptions, target: Ta
     tile = HOST_TILE if target.device == CPU else 1
     items = batch * prod(space[:-1]) * -(-space[-1] // tile)
     dtype, work = results[0].dtype, batch * prod(space)
-    launch = _launch(FORWARD, dtype, options, target, 1, items=items, chunks=0, work=work)
-    plan.launch(launch, plan.input(0), plan.result(0), NULL, NULL, NULL)
+    slots = (plan.input(0), plan.result(0), NULL, NULL, NULL)
+    _add_launch(plan, target, FORWARD, options, slots, dtype=dtype, items=items, work=work)
     return plan
 
 
@@ -190,8 +191,8 @@ def _plan_backward(results: tuple[Output], options: AffineGridOptions, target: T
     partial = plan.workspace(chunks * numbers * PARTIAL_SUM_BYTES)
     slots = (NULL, NULL, plan.input(0), partial, plan.result(0))
     for kernel, items, work in ((PARTIAL, batch * chunks, batch * prod(space)), (TOTAL, numbers, 0)):
-        launch = _launch(kernel, results[0].dtype, options, target, lanes, items=items, chunks=chunks, work=work)
-        plan.launch(launch, *slots)
+        sizes = {"lanes": lanes, "items": items, "chunks": chunks, "work": work}
+        _add_launch(plan, target, kernel, options, slots, dtype=results[0].dtype, **sizes)
     return plan
 
 

@@ -4,14 +4,12 @@ from math import prod
 
 from cudakit.array import CPU, Spec
 from cudakit.double_backward import Result, add_packed, choose_vector
-from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import Image, is_wide, packed
 from cudakit.plan import NULL, Output, Plan, Slot, Target
 from cudakit.rounding import add_anchors, flat, rounded_parts
 from cudakit.sampling.grid_form import HOST_TILE, MODE_CONSTANTS, even_group
 from cudakit.sampling.grid_plan import SAMPLE_FIELDS, Pointers, Sampling, sample_values
 from cudakit.source import Kernel, type_constants
-from cudakit.structs import pack_tail
 
 FIELDS = (("input_tangent", 1), ("grid_tangent", 1), *((f"call.{name}", count) for name, count in SAMPLE_FIELDS))
 KERNELS = {
@@ -60,8 +58,8 @@ def plan_double_backward(
         anchors=NULL if sums == NULL else _add_anchors(plan, target, call, grad),
     )
     layout = packed(x.shape, x.dtype, channels_last=neighbours)
-    launch = _launch(call._replace(input=layout), sample.made, target, planar, "input" in needs)
-    plan.launch(launch, *directions, *pointers)
+    turned, slots = call._replace(input=layout), (*directions, *pointers)
+    _add_launch(plan, target, turned, sample.made, slots, planar=planar, added="input" in needs)
     sample.end(plan, target, made, plan.result(0))
     total.end(plan, target, sums, plan.result(1))
     return plan
@@ -93,7 +91,17 @@ def _add_anchors(plan: Plan, target: Target, call: Sampling, grad: Image) -> Slo
     return add_anchors(plan, target, [product], _terms(call), power=max(x.space).bit_length())
 
 
-def _launch(call: Sampling, output: Image, target: Target, planar: bool, added: bool) -> Launch:
+def _add_launch(
+    plan: Plan,
+    target: Target,
+    call: Sampling,
+    output: Image,
+    slots: tuple[Slot, ...],
+    *,
+    planar: bool,
+    added: bool,
+) -> None:
+    """Append the kernel; `added`: it adds to the gradient by the input."""
     x, n = call.input, len(call.input.space)
     tile = HOST_TILE if planar else 1
     tiles = -(-call.pixels // tile)
@@ -107,7 +115,6 @@ def _launch(call: Sampling, output: Image, target: Target, planar: bool, added: 
     if added and target.reproducible:
         constants["ROUNDED"] = rounded_parts(x.dtype, target, _terms(call))
     kernel = KERNELS["grid_sample_planar_double_backward" if planar else "grid_sample_double_backward"]
-    tail = pack_tail(kernel, *sample_values(call, items, output, x, block=x.shape[1]))
-    loaded = lazy_kernel(kernel, tuple(constants.items()), target.device)
+    values = sample_values(call, output, x, block=x.shape[1])
     work = prod(x.shape[:2]) * call.pixels * call.taps
-    return Launch(loaded, tail, items, tiles if added else 1, work, target.threads)
+    plan.launch(target, kernel, constants, slots, items, values, work=work, grain=tiles if added else 1)

@@ -9,7 +9,6 @@ from math import prod
 from typing import NamedTuple
 
 from cudakit.array import CPU, itemsize
-from cudakit.launch import Launch, lazy_kernel
 from cudakit.layout import Image, cuda_block, is_wide, packed, part
 from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
 from cudakit.rounding import add_anchors, rounded_parts, sum_dtype
@@ -17,7 +16,7 @@ from cudakit.sampling.grid_ahead import is_near, next_lines
 from cudakit.sampling.grid_form import MODE_CONSTANTS, TAPS, Form, choose_form, row_window, shares_of
 from cudakit.source import Kernel, type_constants
 from cudakit.staging import Staged, Summed, images_at_a_time
-from cudakit.structs import inverses, pack_tail
+from cudakit.structs import inverses
 
 MANY_CHANNELS = {"nearest": 32, "bilinear": 16, "bicubic": 16}  # from here on channels-first is copied to channels-last
 
@@ -82,7 +81,6 @@ class Sampling(NamedTuple):
 
 def sample_values(
     call: Sampling,
-    items: int,
     output: Image,
     grad: Image | None,
     *,
@@ -91,10 +89,10 @@ def sample_values(
     looks_ahead: bool = False,
     lines: int = 0,
 ) -> tuple[int | tuple[int, ...], ...]:
-    """Return the values of `SAMPLE_FIELDS` after the pointers."""
+    """Return the values of `SAMPLE_FIELDS` after the items."""
     x = call.input
     return (
-        *(items, *x.shape[:2], block, slabs, call.pixels),
+        *(*x.shape[:2], block, slabs, call.pixels),
         *(int(call.align_corners), int(looks_ahead), lines),
         *(x.space, x.strides, output.pixel_strides, grad.strides if grad else ()),
         *inverses(call.pixels, x.shape[0]),
@@ -133,11 +131,10 @@ def add_sampling(
     name = f"grid_sample_{'channels' if form.channels else 'planar'}"
     kernel = SAMPLE_KERNELS[name + ("" if forward else "_backward")]
     lines = next_lines(x, call.pixels, tiles) if near and not form.channels else 0
-    values = sample_values(call, items, output, grad, block=block, slabs=slabs, looks_ahead=not near, lines=lines)
+    values = sample_values(call, output, grad, block=block, slabs=slabs, looks_ahead=not near, lines=lines)
     work = x.shape[0] * x.shape[1] * call.pixels * call.taps
     grain = max(tiles, 1) if grad else 1
-    loaded = lazy_kernel(kernel, tuple(constants.items()), target.device)
-    plan.launch(Launch(loaded, pack_tail(kernel, *values), items, grain, work, target.threads), *pointers)
+    plan.launch(target, kernel, constants, pointers, items, values, work=work, grain=grain)
 
 
 def _is_wide(call: Sampling, output: Image, grad: Image | None, items: int) -> bool:
