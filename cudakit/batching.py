@@ -12,7 +12,7 @@ def foldable(op: Op, options: Any, mapped: Collection[str]) -> bool:
     It does unless an array without a batch axis is mapped, or the gradient by one is asked for, which sums over the
     batch.
     """
-    asked = options.needs if op.differentiated else ()
+    asked = options.needs if op.gradients_by else ()
     return not set(op.weights).intersection((*mapped, *asked))
 
 

@@ -16,8 +16,8 @@ Run = Callable[[Op, Any, Arrays], Arrays]  # runs an operator with some options 
 
 def direction_count(op: Op) -> int:
     """Return how many of the arrays of a double backward are directions, in which it is linear."""
-    assert op.of is not None
-    return len(op.of.differentiated)
+    assert op.primal is not None
+    return len(op.primal.gradients_by)
 
 
 def jvp(run: Run, op: Op, options: Any, saved: Arrays, tangents: Arrays) -> Arrays:
@@ -28,7 +28,7 @@ def jvp(run: Run, op: Op, options: Any, saved: Arrays, tangents: Arrays) -> Arra
         if any(x is not None for x in tangents[count:]):
             raise no_second_jvp(op, options)
         return run(op, options, (*tangents[:count], *arrays[count:]))
-    if op.of is None:  # of the result, which is the gradient by its own gradient: any stands in for this
+    if op.primal is None:  # of the result, which is the gradient by its own gradient: any stands in for this
         double, given = gradients.backward, (saved[-1], *arrays)
         assert double is not None
         needed = options._replace(needs=gradients.arrays[:1])
@@ -55,8 +55,8 @@ def no_second_jvp(op: Op, options: Any) -> RuntimeError:
 
     The first of them is the derivative of an operator's result: where only that is needed, a second one was wanted.
     """
-    assert op.of is not None
-    twice = options.needs == op.of.arrays[:1]
+    assert op.primal is not None
+    twice = options.needs == op.primal.arrays[:1]
     return no_derivatives(op.name, *["second derivatives carried forward twice"] * twice)
 
 
@@ -71,8 +71,8 @@ def nonzero(op: Op, needs: Collection[str], arrays: Arrays, *by: str) -> tuple[s
 
     With `by`, which of their derivatives by that array, which is no direction.
     """
-    assert op.of is not None and op.of.of is not None
-    of, gradient = op.of.of, op.of.arrays[0]  # by the result, in which all but the first of them are linear
+    assert op.primal is not None and op.primal.primal is not None
+    of, gradient = op.primal.primal, op.primal.arrays[0]  # by the result, in which all but the first of them are linear
     along = [name for name, x in zip(of.arrays, arrays, strict=False) if x is not None]
     if gradient in by:
         return nonzero(op, [name for name in needs if name != gradient], arrays)
@@ -85,9 +85,9 @@ def double_backward_vjp(run: Run, op: Op, options: Any, arrays: Arrays, grads: A
     By the directions they are the derivatives of gradients in the direction of `grads`. By the others there are only
     those of the first result, the derivative of an operator's: they would be third derivatives, unless those are zero.
     """
-    gradients, count = op.of, direction_count(op)
+    gradients, count = op.primal, direction_count(op)
     assert gradients is not None
-    pairs = zip(gradients.differentiated, op.arrays[:count], strict=True)
+    pairs = zip(gradients.gradients_by, op.arrays[:count], strict=True)
     wanted = tuple(name for name, direction in pairs if direction in options.needs)
     found: Arrays = (None,) * count
     if wanted:

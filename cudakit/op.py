@@ -62,9 +62,9 @@ class Op:
     infer : callable, optional
         (specs, options) -> the `Output` of each result, without checks and in plain arithmetic, because sizes may be
         symbols. An operator of gradients needs none where each looks like the array by which it is the gradient.
-    whose : str
-        Of an operator of gradients, the name of that whose they are; no reference, because Paddle's tracer follows
-        references in circles. Empty for others.
+    primal_name : str
+        Of an operator of gradients, the name of that whose they are, its `primal`; empty for others. No
+        reference, because Paddle's tracer follows references in circles.
     """
 
     name: str
@@ -79,25 +79,25 @@ class Op:
     nonlinear: tuple[str, ...] = ()
     additive: tuple[str, ...] = ()
     infer: Callable[[tuple[Any, ...], Any], tuple[Output | None, ...]] | None = None
-    whose: str = field(default="", init=False)
+    primal_name: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
         OPS[self.name] = self
         if self.backward is not None:
-            self.backward.whose = self.name
+            self.backward.primal_name = self.name
 
     @property
-    def of(self) -> "Op | None":
+    def primal(self) -> "Op | None":
         """The operator whose gradients the results are, if they are gradients."""
-        return OPS[self.whose] if self.whose else None
+        return OPS[self.primal_name] if self.primal_name else None
 
     @property
-    def differentiated(self) -> tuple[str, ...]:
+    def gradients_by(self) -> tuple[str, ...]:
         """The arrays by which the results are gradients, empty where there is one result that is none.
 
         There is a gradient for each, or None if the field ``needs`` of the options does not name it.
         """
-        return () if self.of is None else self.of.arrays
+        return () if self.primal is None else self.primal.arrays
 
     def __call__(self, arrays: Arrays, *arguments: Any) -> tuple[Any, ...]:
         """Run on anybody's arrays and return theirs, one for each result."""
@@ -210,7 +210,7 @@ class Op:
         if self.infer is not None:
             return self.infer(specs, options)
         named = dict(zip(self.arrays, specs, strict=True))
-        wanted = [named[name] if name in options.needs else None for name in self.differentiated]
+        wanted = [named[name] if name in options.needs else None for name in self.gradients_by]
         return tuple([None if x is None else Output(x.shape, x.dtype) for x in wanted])
 
     def present(self, options: Any, absent: Collection[str]) -> list[bool]:
@@ -218,10 +218,10 @@ class Op:
 
         `absent` names the arrays that are None.
         """
-        if not self.differentiated:
+        if not self.gradients_by:
             return [True]
         without = set(absent).intersection(self.optional)
-        return [name in options.needs and name not in without for name in self.differentiated]
+        return [name in options.needs and name not in without for name in self.gradients_by]
 
     def refuse(self, error: InvalidArgument, argument: str = "") -> NoReturn:
         """Raise a failed check in this operator's name."""

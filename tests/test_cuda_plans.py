@@ -206,7 +206,7 @@ def test_a_mode_is_a_bool(mode: Any) -> None:
         cudakit.use_deterministic_algorithms(mode)
 
 
-SEVERAL = [name for name, op in OPS.items() if len(op.differentiated) > 1]
+SEVERAL = [name for name, op in OPS.items() if len(op.gradients_by) > 1]
 
 
 @pytest.mark.parametrize("target", [CUDA, HOST], ids=["cuda", "cpu"])
@@ -215,7 +215,7 @@ def test_nothing_is_launched_where_nothing_is_needed(name: str, target: Target) 
     op = OPS[name]
     for specs, options in CALLS[name]():
         absent = [each for each, given in zip(op.arrays, specs, strict=True) if given is None]
-        for needs in [(), *((each,) for each in absent if each in op.differentiated)]:
+        for needs in [(), *((each,) for each in absent if each in op.gradients_by)]:
             plan = op.prepare(specs, options._replace(needs=needs), target)
             assert not plan.steps, (needs, options)
             assert not any(plan.results)

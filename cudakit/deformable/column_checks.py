@@ -81,7 +81,7 @@ def check_columns(argument: str, columns: Spec, d: Deformation) -> None:
     checks.same_dtype(argument, columns, "input", d.dtype)
     expected = columns_shape(d)
     names = (f"N={d.batch}", f"L={d.pixels}", f"K*C={expected[2]}")
-    order = names if d.last else (names[0], f"C*K={expected[1]}", names[1])
+    order = names if d.channels_last else (names[0], f"C*K={expected[1]}", names[1])
     checks.shape(argument, columns, order)
 
 

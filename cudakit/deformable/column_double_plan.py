@@ -74,7 +74,7 @@ def plan_double(
 
 def input_gradient(d: Deformation, x: Image, target: Target) -> Result:
     """Return how what `deform_double_backward` adds to is made, and where it is wanted."""
-    return Result.added(x.shape, x.dtype, target, _terms(d), last=d.last)
+    return Result.added(x.shape, x.dtype, target, _terms(d), last=d.channels_last)
 
 
 def _terms(d: Deformation) -> int:
@@ -84,7 +84,7 @@ def _terms(d: Deformation) -> int:
 
 def _add_anchors(plan: Plan, target: Target, d: Deformation, slots: DoubleSlots) -> Slot:
     """Append what finds the anchors of sums of (m w g)' = m w g' + m' w g + m (w_1 p_1' + ...) g, where w, w_i <= 1."""
-    offsets = flat(d.batch * d.groups * d.taps * d.n * d.pixels, d.coordinates)
+    offsets = flat(d.batch * d.offset_groups * d.taps * d.n * d.pixels, d.coordinate_dtype)
     grad, grad_tangent = ((slot, flat_columns(d)) for slot in (slots.columns, slots.columns_tangent))
     mask, mask_tangent = ((slot, flat_masks(d)) for slot in (slots.mask, slots.mask_tangent))
     products = [(mask, grad_tangent), (mask_tangent, grad), (mask, (slots.offset_tangent, offsets), grad)]
@@ -96,7 +96,7 @@ def plan_double_columns(
     plan: Plan, target: Target, d: Deformation, images: tuple[Image, Image | None], slots: DoubleSlots, aligned: bool
 ) -> None:
     """Append the same with columns in the data format, all `aligned`; `slots.samples_tangent` is a result."""
-    shape, last = (d.batch, d.channels, d.taps * d.pixels), d.last
+    shape, last = (d.batch, d.channels, d.taps * d.pixels), d.channels_last
     samples = Result.written(shape, d.dtype, last=last)
     given = samples.final._replace(aligned=aligned)
     made = samples.begin(plan, target, slots.samples_tangent)
@@ -114,8 +114,8 @@ def plan_double_columns(
 def _add_launch(plan: Plan, target: Target, d: Deformation, x: Image, columns: Columns, slots: DoubleSlots) -> None:
     """Append the kernel; `x` is the layout of the input."""
     added = slots.grad_input != NULL
-    group, together = d.channels // d.groups, d.taps * d.pixels
-    items = d.batch * d.groups * together
+    group, together = d.channels // d.offset_groups, d.taps * d.pixels
+    items = d.batch * d.offset_groups * together
     run = gcd(group, columns.block) if columns.block_stride else 0  # a vector does not reach into the next block
     form = Form(1, *choose_vector(group, d.dtype, items, target, run))
     defined = constants(d, form, (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,)))

@@ -82,7 +82,7 @@ def add_gradients(
     adding: Adding,
 ) -> None:
     """Append `deform_col2im`, in two launches where one would leave CPU threads without work."""
-    groups = d.batch * d.groups * adding.spans
+    groups = d.batch * d.offset_groups * adding.spans
     together = target.device != CPU or groups % target.threads == 0 or groups >= 4 * target.threads
     if slots.grad_input == NULL or slots.input == NULL or together:
         _add_col2im(plan, target, d, x, grad, columns, slots, adding)
@@ -102,16 +102,16 @@ def _add_col2im(
     slots: Gradients,
     adding: Adding,
 ) -> None:
-    count, spans = d.channels // d.groups, adding.spans
+    count, spans = d.channels // d.offset_groups, adding.spans
     block = count
     if target.device == CPU and slots.input == NULL:
-        block = -(-count // min(count, -(-target.threads // (d.batch * d.groups * spans))))
+        block = -(-count // min(count, -(-target.threads // (d.batch * d.offset_groups * spans))))
     form = choose_form(d, x if slots.input != NULL else grad, columns, target, block)
     if slots.input == NULL:
-        block = min(block, channels_of(count, form, d.batch * d.groups * d.taps * d.visited, target))
+        block = min(block, channels_of(count, form, d.batch * d.offset_groups * d.taps * d.visited, target))
     tiles = -(-d.visited // form.tile)
     together = d.taps * -(-tiles // spans)  # items of a span
-    items = d.groups * -(-count // block) * d.batch * spans * together
+    items = d.offset_groups * -(-count // block) * d.batch * spans * together
     layouts = [(x.shape, x.strides), (grad.shape, grad.strides), columns.span(d)]
     defined = constants(d, form, *layouts, ((items * form.lanes,), (1,)))
     if slots.weight != NULL:
@@ -129,7 +129,7 @@ def _add_col2im(
 
 def _spans(d: Deformation, grad: Image, target: Target) -> int:
     """Return into how many spans to cut the pixels of images, so that all threads have as much to do."""
-    groups = d.batch * d.groups
+    groups = d.batch * d.offset_groups
     if target.device != CPU or groups >= 4 * target.threads:
         return 1
     room = MOST_SUMS_BYTES // (d.batch * grad.strides[0] * itemsize(grad.dtype))
@@ -140,9 +140,9 @@ def _spans(d: Deformation, grad: Image, target: Target) -> int:
 def gradient_layouts(d: Deformation, target: Target, columns: Columns) -> tuple[Image, Image]:
     """Return how the gradient of the input lies in the end and while it is added up."""
     shape = (d.batch, d.channels, *d.space)
-    last = d.last or wants_neighbours(d, columns, target)
+    last = d.channels_last or wants_neighbours(d, columns, target)
     return (
-        packed(shape, d.dtype, channels_last=d.last),
+        packed(shape, d.dtype, channels_last=d.channels_last),
         packed(shape, sum_dtype(d.dtype, target), channels_last=last),
     )
 
@@ -195,7 +195,7 @@ def flat_columns(d: Deformation) -> Image:
 
 def flat_masks(d: Deformation) -> Image:
     """Return the masks as one row of numbers."""
-    return flat(d.batch * d.groups * d.taps * d.pixels, d.coordinates)
+    return flat(d.batch * d.offset_groups * d.taps * d.pixels, d.coordinate_dtype)
 
 
 def corner_terms(d: Deformation) -> int:

@@ -154,7 +154,7 @@ def _prepare_double(roles: _Roles, specs: tuple[Any, ...], options: DeformOption
         d, x = check_im2col(array, offset, mask, options)
         check_columns("grad_columns", grad, d)
     check_directions(names[:3], (tangent, by_offset, by_mask), (array, offset, mask))
-    turn = None if adjoint or tangent is None else image(tangent, d.last)
+    turn = None if adjoint or tangent is None else image(tangent, d.channels_last)
     copies = unreadable(specs, {0: turn, roles.image: x})
     if copies:
         return Plan(7, copies=copies)

@@ -87,7 +87,7 @@ def few(channels: int) -> int:
 
 def choose_form(d: Deformation, x: Image, columns: Columns, target: Target, run: int) -> Form:
     """Choose how to read an image whose channels lie next to each other, or anyhow on a GPU; `run` of them an item."""
-    count = d.channels // d.groups
+    count = d.channels // d.offset_groups
     if target.device == CPU:
         vector = host_vector(count)
         if columns.block < d.channels:  # a vector does not reach into the next block
@@ -101,7 +101,7 @@ def choose_form(d: Deformation, x: Image, columns: Columns, target: Target, run:
     neighbours = columns.neighbours and columns.aligned and x.strides[1] == 1
     if vector == 1 or not (neighbours and x.in_vectors(vector)) or any(step % vector for step in steps):
         return Form(1, 1, 1)
-    return Form(1, cuda_lanes(count, vector, d.batch * d.groups * d.taps * d.visited), vector)
+    return Form(1, cuda_lanes(count, vector, d.batch * d.offset_groups * d.taps * d.visited), vector)
 
 
 def _power_of_two_in(number: int) -> int:
@@ -113,7 +113,7 @@ def wants_neighbours(d: Deformation, columns: Columns, target: Target) -> bool:
     """Whether an image should be copied so that its channels lie next to each other."""
     if target.device == CPU:
         return True
-    return columns.neighbours and cuda_vector(d.channels // d.groups, d.dtype) > 1
+    return columns.neighbours and cuda_vector(d.channels // d.offset_groups, d.dtype) > 1
 
 
 def constants(
@@ -123,7 +123,7 @@ def constants(
     offsets = d.batch * d.offset_channels * d.pixels
     far = 4 * max(d.reach, *d.space)  # `FAR` of `interpolate.cuh` lies beyond such places, and sums with it fit
     wide = is_wide(*layouts, ((offsets,), (1,)), ((far,), (1,)))
-    found = type_constants(d.dtype, d.coordinates, wide, large)
+    found = type_constants(d.dtype, d.coordinate_dtype, wide, large)
     found |= {"NDIM": d.n, "MODE": "LINEAR", "PADDING": "ZEROS"}
     found |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector}
     return found | {"WIDTH": form.width} if form.width else found
@@ -138,9 +138,9 @@ def add_im2col(
     plan: Plan, target: Target, d: Deformation, x: Image, columns: Columns, slots: tuple[Slot, Slot, Slot, Slot]
 ) -> None:
     """Append `deform_im2col`; `slots` are those of input, offset, mask and columns."""
-    count = d.channels // d.groups
+    count = d.channels // d.offset_groups
     form = choose_form(d, x, columns, target, count)
-    pairs, places = d.groups * d.taps, d.batch * -(-d.visited // form.tile)
+    pairs, places = d.offset_groups * d.taps, d.batch * -(-d.visited // form.tile)
     # One tap at a time gives a GPU the most threads, and keeps to few pages where the pixels of columns are neighbours;
     # else more of them share what a tile's pixels have in common.
     alone = target.device != CPU or columns.strides[3] == 1

@@ -95,7 +95,7 @@ class BlockedCall:
         self.outputs_of_group = conv.out_channels // conv.groups
         neighbours = wants_neighbours(d, columns_of(d, conv.groups), target)
         copied = reads and wants_copy(x, grad, neighbours=neighbours)
-        image = packed(x.shape, x.dtype, channels_last=d.last or neighbours)
+        image = packed(x.shape, x.dtype, channels_last=d.channels_last or neighbours)
         image_bytes += image.strides[0] * self.item_bytes * copied
         turned = packed(conv.output.shape, d.dtype, channels_last=True)
         turns = turns and d.batch > 1 and conv.output.strides != turned.strides
@@ -136,7 +136,7 @@ class BlockedCall:
 
     def visit(self, block: Block) -> Deformation:
         """Return the deformation of a block."""
-        return self.conv.d._replace(batch=block.images, first=block.first_pixel, some=block.pixels)
+        return self.conv.d._replace(batch=block.images, first_pixel=block.first_pixel, some_pixels=block.pixels)
 
     def sample(self, block: Block) -> None:
         """Append the columns of a block."""

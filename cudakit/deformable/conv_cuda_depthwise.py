@@ -103,10 +103,10 @@ class _DepthwiseCall:
         d, x, y = conv.d, conv.input, conv.output
         self.item_bytes = itemsize(d.dtype)
         last = packed(y.shape, d.dtype, channels_last=True)
-        self.vector = cuda_vector(d.channels // d.groups, d.dtype)
+        self.vector = cuda_vector(d.channels // d.offset_groups, d.dtype)
         self.vectors = wants_neighbours(d, _as_columns(last), target)
         apart = wants_copy(x, grad, neighbours=False)
-        image = packed(x.shape, d.dtype, channels_last=d.last or self.vectors)
+        image = packed(x.shape, d.dtype, channels_last=d.channels_last or self.vectors)
         copied, turned = reads and (apart or self._scattered(x)), self._scattered(y)
         image_bytes += (image.strides[0] * copied + last.strides[0] * turned) * self.item_bytes
         weight_bytes = d.channels * d.taps * self.item_bytes
@@ -144,7 +144,7 @@ class _DepthwiseCall:
     def form(self, places: int) -> Form:
         """Return how threads share out the channels of so many places."""
         d = self.conv.d
-        count = d.channels // d.groups
+        count = d.channels // d.offset_groups
         form = choose_form(d, self.inputs.layout, _as_columns(self.outputs.layout), self.target, count)
         return form if form.vector == 1 else form._replace(lanes=cuda_lanes(count, form.vector, places))
 
@@ -161,7 +161,7 @@ class _DepthwiseCall:
     ) -> None:
         """Append a launch that visits so many places in blocks of channels."""
         blocks = self.blocks(form)
-        items = places * blocks * d.groups
+        items = places * blocks * d.offset_groups
         x, y = self.inputs.layout, part(self.outputs.layout, d.batch)
         sizes = (items * form.lanes, chunks * d.taps * d.channels)
         defined = constants(d, form, (x.shape, x.strides), (y.shape, y.strides), *(((size,), (1,)) for size in sizes))
@@ -171,7 +171,7 @@ class _DepthwiseCall:
 
     def blocks(self, form: Form) -> int:
         """Return in how many blocks the channels of an offset group come."""
-        return -(-self.conv.d.channels // (self.conv.d.groups * form.lanes * form.vector))
+        return -(-self.conv.d.channels // (self.conv.d.offset_groups * form.lanes * form.vector))
 
 
 def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
@@ -219,7 +219,7 @@ class _Backward:
         if call.conv.workspace is not None:
             room = call.conv.workspace - call.plan.taken
             most = min(most, room // ALIGNMENT * ALIGNMENT // self.sum_bytes)
-        return min(most, -(-CUDA_THREADS // (d.taps * d.groups * call.blocks(self.form) * self.form.lanes)))
+        return min(most, -(-CUDA_THREADS // (d.taps * d.offset_groups * call.blocks(self.form) * self.form.lanes)))
 
     def run(self) -> None:
         """Append all launches."""

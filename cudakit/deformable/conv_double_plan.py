@@ -39,7 +39,7 @@ class DoubleBackward:
         pixel = d.channels * d.taps
         self.columns = Columns((d.pixels * pixel, 1, group, pixel), group, d.taps * group * (conv.groups > 1))
         self.product = self._product()
-        zeros = d.batch * d.n * d.pixels * itemsize(d.coordinates)
+        zeros = d.batch * d.n * d.pixels * itemsize(d.coordinate_dtype)
         self.zeros = plan.workspace(zeros)
         plan.zero(self.zeros, zeros, target.device)
         self.weight, self.weight_tangent = (
@@ -51,9 +51,9 @@ class DoubleBackward:
         d, one, none = self.conv.d, (1,) * self.conv.d.n, (0,) * self.conv.d.n
         flat = d._replace(
             channels=d.channels * d.taps,
-            groups=1,
+            offset_groups=1,
             space=d.out,
-            last=True,
+            channels_last=True,
             masked=False,
             kernel=one,
             stride=one,

@@ -56,7 +56,7 @@ class HostConvolution(Convolution):
             not self.depthwise
             and not self.split.array_parts
             and BLOCK // d.taps >= GIVEN_STEP
-            and not any(d.channels // groups % GIVEN_STEP for groups in (d.groups, self.joined_groups))
+            and not any(d.channels // groups % GIVEN_STEP for groups in (d.offset_groups, self.joined_groups))
         )
 
     @property
@@ -89,7 +89,7 @@ class HostConvolution(Convolution):
     def packed_size(self, chunk_channels: int) -> int:
         """Return the numbers of the packed weights, with the gaps between their pieces (`gap_of` in pieces.cuh)."""
         d, per_group = self.d, self.d.channels // self.joined_groups
-        chunks = d.groups * -(-d.channels // (d.groups * chunk_channels))
+        chunks = d.offset_groups * -(-d.channels // (d.offset_groups * chunk_channels))
         rounds = -(-d.taps // (BLOCK // chunk_channels))
         pieces = (chunk_channels + per_group - 2) // per_group + 1
         gaps = chunks * rounds * pieces * (STEP - 1) if self.split.array_parts else 0
@@ -116,7 +116,9 @@ class HostConvolution(Convolution):
         """Return the constants of the kernels, which read images in that layout."""
         weights = (self.packed_size(chunk_channels) * 2,)  # or their parts
         sizes = ((weights, (1,)), (self.output.shape, self.output.strides), (layout.shape, layout.strides))
-        even = not any(self.d.channels // groups % chunk_channels for groups in (self.d.groups, self.joined_groups))
+        even = not any(
+            self.d.channels // groups % chunk_channels for groups in (self.d.offset_groups, self.joined_groups)
+        )
         form = Form(HOST_TILE, 1, BLOCK, few(chunk_channels) if even else 0)
         return constants(self.d, form, *sizes) | {
             "PIXELS": PIXELS,
@@ -144,7 +146,7 @@ def join_groups(conv: HostConvolution) -> HostConvolution:
     line = LINE_BYTES // conv.accumulator_bytes
 
     def work(joined: int) -> float:
-        width = min(channels * joined, d.channels // d.groups)
+        width = min(channels * joined, d.channels // d.offset_groups)
         padded = -(-outputs * joined // (2 * line)) * 2 * line
         return padded * (1 + BLOCK_ENDS / (width * d.taps)) + SAMPLE * -(-width // line) * line / width
 
@@ -159,7 +161,7 @@ def with_split(conv: HostConvolution, footprint: Callable[[HostConvolution], Foo
         not conv.depthwise
         and not conv.given_weights
         and conv.out_channels // conv.joined_groups >= split.least_outputs
-        and d.channels // max(d.groups, conv.joined_groups) * d.taps >= split.least_depth
+        and d.channels // max(d.offset_groups, conv.joined_groups) * d.taps >= split.least_depth
         and d.batch * d.pixels >= split.least_pixels
         and fits(footprint(divided), LEAST, conv.workspace)
     )

@@ -95,7 +95,7 @@ class _Backward:
         self.reads = any(slot != NULL for slot in (results.offset, results.mask, results.weight))
         self._choose_storage()
         # One chunk and one dtype: the sums are the results.
-        self.sums_chunks = self.partition.chunks > 1 or d.coordinates != accumulator(d.dtype)
+        self.sums_chunks = self.partition.chunks > 1 or d.coordinate_dtype != accumulator(d.dtype)
 
     def _choose_storage(self) -> None:
         """Choose how image and gradient lie: a tap has one offset in both."""
@@ -107,7 +107,7 @@ class _Backward:
         summed = results.input != NULL and grad != self.final
         free = (copied or not self.reads) and (summed or results.input == NULL)
         ends = [image for image, moved in ((x, copied), (self.final, summed)) if moved]
-        groups = d.groups if free and all(divides(image, d.groups) for image in ends) else 1
+        groups = d.offset_groups if free and all(divides(image, d.offset_groups) for image in ends) else 1
         layout = packed(by_group(x, groups).shape, wide, channels_last=True) if copied or not self.reads else x
         self.image = Storage(layout, groups, copied)
         self.grad = Storage(packed(by_group(grad, groups).shape, grad.dtype, channels_last=True), groups, summed)
@@ -260,7 +260,7 @@ class _Backward:
     def _sum_chunks(self, grad: Slot, sums: Slot, size: int) -> None:
         """Append the sums over chunks of a group's channels, for a gradient of `size` numbers, if it is wanted."""
         if grad != NULL:
-            source, goal = (sums, accumulator(self.conv.d.dtype)), (grad, self.conv.d.coordinates)
+            source, goal = (sums, accumulator(self.conv.d.dtype)), (grad, self.conv.d.coordinate_dtype)
             add_sum(self.plan, self.target, source, goal, (size, 1, self.partition.chunks), (1, 0, size))
 
     def _launch(

@@ -27,7 +27,7 @@ class Partition(NamedTuple):
 
     def items(self, d: Deformation) -> int:
         """Return how many there are."""
-        return self.image_sets * self.spans * self.chunks * d.groups
+        return self.image_sets * self.spans * self.chunks * d.offset_groups
 
     def longest(self, d: Deformation, threads: int) -> float:
         """Return the share of the thread with most to do, in images."""
@@ -69,12 +69,12 @@ def with_given_weights(conv: HostConvolution, threads: int) -> HostConvolution:
 def choose_partition(conv: HostConvolution, threads: int) -> Partition:
     """Give every thread images of its own where there are enough, else channels of its own, else pixels."""
     d = conv.d
-    count = d.channels // d.groups
+    count = d.channels // d.offset_groups
     if conv.given_weights:
-        chunks = max(-(-count // conv.given_chunk), -(-threads // d.groups))
+        chunks = max(-(-count // conv.given_chunk), -(-threads // d.offset_groups))
         channels = -(-count // (chunks * GIVEN_STEP)) * GIVEN_STEP
         return Partition(-(-count // channels), channels, 1, 1)
-    chunks = -(-count // _most_channels(conv)) * d.groups
+    chunks = -(-count // _most_channels(conv)) * d.offset_groups
     if chunks >= 4 * threads or chunks % threads == 0:
         return next(_partitions(conv, 1, 1))
     sets = min(d.batch, threads), gcd(d.batch, threads)
@@ -90,8 +90,8 @@ def _most_channels(conv: HostConvolution) -> int:
 def _partitions(conv: HostConvolution, image_sets: int, wanted: int) -> Iterator[Partition]:
     """Cut an image so that together with the sets there are as many items as wanted, or a multiple of them."""
     d = conv.d
-    count = d.channels // d.groups
-    uncut = image_sets * d.groups  # items
+    count = d.channels // d.offset_groups
+    uncut = image_sets * d.offset_groups  # items
     room = MOST_SUMS_BYTES // (image_sets * d.channels * prod(d.space) * conv.accumulator_bytes)
     most = max(1, min(-(-d.pixels // PIXELS), room))
 

@@ -64,7 +64,7 @@ class Storage(NamedTuple):
 
     def group_stride(self, d: Deformation) -> int:
         """Return the step from one offset group to the next."""
-        return self.layout.strides[0] if self.groups > 1 else d.channels // d.groups
+        return self.layout.strides[0] if self.groups > 1 else d.channels // d.offset_groups
 
 
 def choose_storage(x: Image, groups: int) -> Storage:
@@ -87,7 +87,7 @@ class _Forward:
         self.plan, self.target, self.slots, self.output = plan, target, slots, output
         conv, d = join_groups(HostConvolution.of(call)), call.d
         self.item_bytes = itemsize(d.dtype)
-        self.storage = choose_storage(conv.input, d.groups)
+        self.storage = choose_storage(conv.input, d.offset_groups)
         self.images = images_per_round(d.batch, self.storage.copy_bytes, target.threads)
         tiling = choose_tiling(with_split(conv, self._footprint), self.images, target.threads)
         self.conv, self.tiles, self.output_parts = tiling.conv, tiling.tiles, tiling.output_parts
@@ -95,7 +95,7 @@ class _Forward:
 
     def _chunk_channels(self, conv: HostConvolution) -> int:
         """Return the most channels of a chunk."""
-        return min(conv.given_chunk if conv.given_weights else BLOCK, conv.d.channels // conv.d.groups)
+        return min(conv.given_chunk if conv.given_weights else BLOCK, conv.d.channels // conv.d.offset_groups)
 
     def _packed_bytes(self, conv: HostConvolution) -> int:
         return 0 if conv.given_weights else conv.packed_size(self._chunk_channels(conv)) * conv.accumulator_bytes

@@ -90,12 +90,12 @@ def _convolution(
     if bias is not None:
         checks.same_dtype("bias", bias, "input", x.dtype)
         checks.shape("bias", bias, (f"C_out={count}",))
-    output = packed((d.batch, count, *d.out), d.dtype, channels_last=d.last)
+    output = packed((d.batch, count, *d.out), d.dtype, channels_last=d.channels_last)
     (result,) = _infer(specs, options)
     if grad_output is not None:
         checks.same_dtype("grad_output", grad_output, "input", x.dtype)
         checks.shape("grad_output", grad_output, result.shape)
-        output = image(grad_output, d.last)
+        output = image(grad_output, d.channels_last)
     return Convolution(d, x, groups, count, output, options.workspace, options.allow_tf32), result
 
 
@@ -167,12 +167,12 @@ def _prepare_double(n: int, specs: tuple[Any, ...], options: ConvOptions, target
     directions, grad_output, arrays = specs[:5], specs[5], specs[6:]
     conv, output = _convolution(n, arrays, options, grad_output)
     check_directions(DOUBLE_NAMES, directions, arrays)
-    tangent = None if directions[0] is None else image(directions[0], conv.d.last)
+    tangent = None if directions[0] is None else image(directions[0], conv.d.channels_last)
     copies = unreadable(specs, {0: tangent, 6: conv.input})
     if copies:
         return Plan(11, copies=copies)
     # The strides of dimensions of size 1 may be anything.
-    contiguous = packed(conv.output.shape, conv.output.dtype, channels_last=conv.d.last)
+    contiguous = packed(conv.output.shape, conv.output.dtype, channels_last=conv.d.channels_last)
     conv = replace(conv, output=contiguous._replace(aligned=conv.output.aligned))
     empty = 0 in output.shape
     total = input_gradient(conv.d, conv.input, target)

@@ -66,7 +66,7 @@ class Deformation(NamedTuple):
 
     batch: int
     channels: int
-    groups: int
+    offset_groups: int
     space: Integers
     out: Integers
     kernel: Integers
@@ -74,11 +74,11 @@ class Deformation(NamedTuple):
     pad: Integers
     dilation: Integers
     dtype: str
-    coordinates: str  # dtype of offsets and masks
-    last: bool  # data_format "channels_last"
+    coordinate_dtype: str  # of offsets and masks
+    channels_last: bool  # data_format
     masked: bool
-    first: int = 0  # pixel of the output that is visited
-    some: int = 0  # such pixels; 0: all
+    first_pixel: int = 0  # of an output image that is visited
+    some_pixels: int = 0  # from there on, 0: all
 
     @property
     def n(self) -> int:
@@ -98,7 +98,7 @@ class Deformation(NamedTuple):
     @property
     def visited(self) -> int:
         """Pixels of an output image that one launch visits."""
-        return self.some or self.pixels
+        return self.some_pixels or self.pixels
 
     @property
     def reach(self) -> int:
@@ -109,21 +109,21 @@ class Deformation(NamedTuple):
     @property
     def offset_channels(self) -> int:
         """Channels of the offsets."""
-        return self.groups * self.taps * self.n
+        return self.offset_groups * self.taps * self.n
 
     @property
     def mask_channels(self) -> int:
         """Channels of the masks, or those that they would have."""
-        return self.groups * self.taps
+        return self.offset_groups * self.taps
 
     def strides(self, channels: int) -> Integers:
         """Return the strides (batch, channel, pixel) of a contiguous array of that many channels."""
         size = channels * self.pixels
-        return (size, 1, channels) if self.last else (size, self.pixels, 1)
+        return (size, 1, channels) if self.channels_last else (size, self.pixels, 1)
 
     def shape(self, channels: int, space: Integers) -> Integers:
         """Return the shape of an array of that many channels in the data format."""
-        return ordered(self.batch, channels, space, self.last)
+        return ordered(self.batch, channels, space, self.channels_last)
 
     def part(self, count: int) -> "Deformation":
         """Return the same for that many images."""
@@ -131,7 +131,7 @@ class Deformation(NamedTuple):
 
     def coordinate_bytes(self, channels: int) -> int:
         """Return the size of one image's offsets or masks."""
-        return channels * self.pixels * itemsize(self.coordinates)
+        return channels * self.pixels * itemsize(self.coordinate_dtype)
 
 
 GEOMETRY_FIELDS = tuple(
@@ -149,10 +149,10 @@ GEOMETRY_FIELDS = tuple(
 def geometry_values(d: Deformation, input_strides: Integers) -> tuple[int | Integers, ...]:
     """Return the values of `GEOMETRY_FIELDS`."""
     return (
-        *(d.batch, d.channels, d.groups, d.visited, d.first, d.taps),
+        *(d.batch, d.channels, d.offset_groups, d.visited, d.first_pixel, d.taps),
         *(d.space, d.out, d.kernel, d.stride, d.pad, d.dilation),
         *(input_strides, d.strides(d.offset_channels), d.strides(d.mask_channels)),
-        *inverses(d.batch, d.groups, d.visited, d.taps, d.groups * d.taps),
+        *inverses(d.batch, d.offset_groups, d.visited, d.taps, d.offset_groups * d.taps),
         *(inverses(*d.out), inverses(*d.kernel)),
     )
 
@@ -228,7 +228,7 @@ def deformation(
 def columns_strides(d: Deformation) -> Integers:
     """Return the strides (batch, channel, tap, pixel) of contiguous columns in the data format."""
     size = d.channels * d.taps * d.pixels
-    if d.last:
+    if d.channels_last:
         return (size, 1, d.channels, d.taps * d.channels)
     return (size, d.taps * d.pixels, d.pixels, 1)
 

@@ -106,7 +106,7 @@ def _convolution(layer: Conv | DeformConv, space: Integers) -> Convolution:
         mask_spec = _spec(mask, mask_dtype)
     channels = offset.shape[1] if offset.ndim > 1 else 1  # which every possible number of groups divides
     image = Image((1, channels, *space), contiguous_strides((1, channels, *space)), dtype)
-    groups = deformation(image, spec, mask_spec, kernel, moves, "channels_first").groups
+    groups = deformation(image, spec, mask_spec, kernel, moves, "channels_first").offset_groups
     return Convolution(
         *(space, out, kernel, stride, padding, dilation, groups),
         offset.reshape(groups, prod(kernel), n, *out),

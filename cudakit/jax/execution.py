@@ -52,8 +52,8 @@ def filled_specs(op: Op, options: Any, specs: Specs) -> Specs:
     if not missing:
         return specs
     (place,) = missing
-    assert op.of is not None and op.of.of is not None
-    (result,) = op.of.of.outputs(specs[place + 1 :], options)
+    assert op.primal is not None and op.primal.primal is not None
+    (result,) = op.primal.primal.outputs(specs[place + 1 :], options)
     assert result is not None
     return (*specs[:place], _dense(result.shape, result.dtype), *specs[place + 1 :])
 

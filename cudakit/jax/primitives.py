@@ -28,7 +28,7 @@ def apply(op: Op, options: Any, arrays: Arrays) -> Arrays:
     if op.backward is None:
         options = options._replace(needs=nonzero(op, options.needs, arrays))
         if not options.needs:
-            return (None,) * len(op.differentiated)
+            return (None,) * len(op.gradients_by)
     absent = tuple(name for name, x in zip(op.arrays, arrays, strict=True) if x is None)
     found = _OPERATORS[op.name].primitive.bind(*compact(arrays), options=options, absent=absent)
     return _spread(op, options, absent, found)
@@ -67,7 +67,7 @@ class _Operator:
         self.primitive = _primitive(op.name, self.run, self.types, self.map)
         ad.primitive_jvps[self.primitive] = self.push
         # Gradients are linear in those of the results; theirs, in their directions.
-        ad.primitive_transposes[self.primitive] = self.transpose if op.of is None else self.pull
+        ad.primitive_transposes[self.primitive] = self.transpose if op.primal is None else self.pull
         if op.backward is None:
             self.curvature = _primitive(f"{op.name}_jvp", self.refuse, self.curvature_types, self.map_curvature)
             ad.primitive_jvps[self.curvature] = self.push_curvature
@@ -133,8 +133,8 @@ class _Operator:
             needs = tuple(name for name, flag in zip(linear, unknown, strict=False) if flag)
             found, _ = double_backward_vjp(apply, op, options._replace(needs=needs), known, by_results)
         else:
-            assert op.of is not None
-            found = jvp(apply, op.of, options, (*known[1:], None), by_results)
+            assert op.primal is not None
+            found = jvp(apply, op.primal, options, (*known[1:], None), by_results)
         named = dict(zip(linear, found, strict=False))
         return [named.get(name) for name in op.arrays if name not in absent]
 

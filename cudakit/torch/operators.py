@@ -44,7 +44,7 @@ def dispatch(op: Op, tensors: Tensors, arguments: tuple[Any, ...]) -> Tensors:
         op.refuse(error)
     # A compiler asks `fake`: in the `backward` of an `autograd.Function` it stops at layouts. Where gradients come as a
     # named tuple it shall, as PyTorch 2.14 would lose them.
-    if op.differentiated or not torch.compiler.is_compiling():
+    if op.gradients_by or not torch.compiler.is_compiling():
         refuse_others(op, tensors)
     return run(op, options, tensors)
 
@@ -105,7 +105,7 @@ class _Transformed(torch.autograd.Function):
         """Return the derivatives of the results in a direction."""
         op = ctx.operator.op
         found = jvp(run, op, ctx.options, ctx.saved_tensors, tangents[: len(op.arrays)])
-        return tuple(compact(found)) if op.differentiated else found[0]
+        return tuple(compact(found)) if op.gradients_by else found[0]
 
 
 class _Operator:
@@ -117,7 +117,7 @@ class _Operator:
         self.record = Record.of(get_type_hints(op.check)["return"])
         arrays = [f"Tensor{'?' if name in op.optional else ''} {name}" for name in op.arrays]
         options = [f"{schema} {name}" for name, schema in self.record.schemas()]
-        schema = f"({', '.join(arrays + options)}) -> {'Tensor[]' if op.differentiated else 'Tensor'}"
+        schema = f"({', '.join(arrays + options)}) -> {'Tensor[]' if op.gradients_by else 'Tensor'}"
         definition = torch.library.custom_op(f"cudakit::{op.name}", self.run, mutates_args=(), schema=schema)
         definition.register_fake(self.fake)
         definition.register_vmap(lambda *arguments: self.vmap(self.plain, *arguments))
@@ -153,7 +153,7 @@ class _Operator:
 
     def results(self, found: tuple[Any, ...]) -> Any:
         """Return results in the form of the schema."""
-        return compact(found) if self.op.differentiated else found[0]
+        return compact(found) if self.op.gradients_by else found[0]
 
     def run(self, *values: Any) -> Any:
         """Run on true tensors."""
@@ -234,7 +234,7 @@ class _Operator:
             parts = ([x[i] if name in mapped else x for name, x in zip(axes, moved, strict=True)] for i in rows)
             found = zip(*(_listed(function(*part, *fields)) for part in parts), strict=True)
             results = [torch.stack(same)[:count] for same in found]
-        return (results, [0] * len(results)) if self.op.differentiated else (results[0], 0)
+        return (results, [0] * len(results)) if self.op.gradients_by else (results[0], 0)
 
     def batched(self, *values: Any) -> Any:
         """Run where autograd maps over some of the tensors (``is_grads_batched``)."""

@@ -18,7 +18,7 @@ def record(op: Op, arrays: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple
     """Make a node of a call, which is checked when the graph runs, and return what stands for its results."""
     tracer = next(x.tracer for x in arrays if isinstance(x, Proxy))
     found = tracer.create_proxy("call_function", _function(op), (*arrays, *arguments), {})
-    return tuple([found[i] for i in range(len(op.differentiated))]) if op.differentiated else (found,)
+    return tuple([found[i] for i in range(len(op.gradients_by))]) if op.gradients_by else (found,)
 
 
 @cache
@@ -28,7 +28,7 @@ def _function(op: Op) -> Callable[..., Any]:
 
     def function(*values: Any) -> Any:
         found = op(values[:count], *values[count:])
-        return found if op.differentiated else found[0]
+        return found if op.gradients_by else found[0]
 
     function.__name__ = function.__qualname__ = op.name
     return function
