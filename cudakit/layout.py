@@ -99,6 +99,20 @@ class Image(NamedTuple):
         pixel = [stride for stride, count in zip(self.strides[2:], self.space, strict=True) if count > 1]
         return self.aligned and not any(stride % size for stride in (self.strides[0], *pixel))
 
+    def with_batch(self, count: int) -> "Image":
+        """Return the layout of `count` of the batch's images."""
+        return self._replace(shape=(count, *self.shape[1:]))
+
+    def may_split_groups(self, groups: int) -> bool:
+        """Whether one stride steps through the groups of channels of all images."""
+        return groups == 1 or self.shape[0] <= 1 or self.strides[0] == self.shape[1] * self.strides[1]
+
+    def split_groups(self, groups: int) -> "Image":
+        """Return the same memory as a batch of groups of channels; see `may_split_groups`."""
+        count, channels = self.shape[:2]
+        step = channels // groups * self.strides[1] if groups > 1 else self.strides[0]
+        return self._replace(shape=(count * groups, channels // groups, *self.space), strides=(step, *self.strides[1:]))
+
 
 def image(spec: Spec, channels_last: bool) -> Image:
     """Read a spec in either data format."""
@@ -189,23 +203,6 @@ def _cuda_order(old: Image, new: Image) -> tuple[tuple[int, int, int], int]:
     near = 1 if abs(new.strides[1]) < abs(new.strides[-1]) else -1  # the neighbours in what is written
     turned = 0 < abs(old.strides[-near]) < abs(old.strides[near])
     return ((0, near, -near), SECTOR_BYTES // itemsize(new.dtype)) if turned else ((0, -near, near), 1)
-
-
-def divides(image: Image, groups: int) -> bool:
-    """Whether one stride steps through the groups of channels of all images."""
-    return groups == 1 or image.shape[0] <= 1 or image.strides[0] == image.shape[1] * image.strides[1]
-
-
-def by_group(image: Image, groups: int) -> Image:
-    """Return the same memory as a batch of groups of channels; see `divides`."""
-    count, channels = image.shape[:2]
-    step = channels // groups * image.strides[1] if groups > 1 else image.strides[0]
-    return image._replace(shape=(count * groups, channels // groups, *image.space), strides=(step, *image.strides[1:]))
-
-
-def part(image: Image, count: int) -> Image:
-    """Return the layout of `count` of the batch's images."""
-    return image._replace(shape=(count, *image.shape[1:]))
 
 
 def add_sum(

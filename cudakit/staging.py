@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from math import prod
 
 from cudakit.array import CPU, itemsize
-from cudakit.layout import Image, add_copy, add_sums, part
+from cudakit.layout import Image, add_copy, add_sums
 from cudakit.plan import NULL, Plan, Slot, Target, clears
 
 COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time, for a CPU's caches
@@ -53,7 +53,10 @@ class Staged:
     def move(self, base: Slot, first: int, count: int, *, back: bool = False) -> None:
         """Append the copy of a round's images from the caller's, or `back` there, if they are copied."""
         if self._copy:
-            ends = (self._of_user(base, first), part(self._users, count)), (self._space, part(self._copy, count))
+            ends = (
+                (self._of_user(base, first), self._users.with_batch(count)),
+                (self._space, self._copy.with_batch(count)),
+            )
             add_copy(self._plan, self._target, *(ends[::-1] if back else ends))
 
     def rounds(self, base: Slot, batch: int) -> Iterator[tuple[int, int]]:
@@ -116,5 +119,5 @@ class Summed:
     def end(self, first: int, count: int) -> None:
         """Append what brings it to where it is wanted."""
         if self._space != NULL:
-            goal = (self._goal.at(first * self._image), part(self._final, count))
-            add_sums(self._plan, self._target, self._sums, (self._space, part(self._made, count)), goal)
+            goal = (self._goal.at(first * self._image), self._final.with_batch(count))
+            add_sums(self._plan, self._target, self._sums, (self._space, self._made.with_batch(count)), goal)

@@ -16,7 +16,7 @@ from cudakit.deformable.column_plan import (
     wants_neighbours,
 )
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
-from cudakit.layout import MOST_SUMS_BYTES, Image, packed, part
+from cudakit.layout import MOST_SUMS_BYTES, Image, packed
 from cudakit.plan import NULL, Plan, Slot, Target, clears
 from cudakit.rounding import add_anchors, flat, rounded_parts, sum_dtype
 from cudakit.source import Kernel
@@ -161,7 +161,7 @@ def plan_gradients(
     copied = x is not None and wants_copy(x, grad if wanted else None, neighbours=wants_neighbours(d, columns, target))
     layout = x if x is not None and not copied else grad._replace(dtype=d.dtype)
     most = images_at_a_time(final, target) if copied or (wanted and turned) else d.batch
-    spans = _spans(d.part(most), grad, target) if wanted else 1
+    spans = _spans(d.with_batch(most), grad, target) if wanted else 1
     adding = Adding(spans, clears(target), rounded_parts(d.dtype, target, corner_terms(d)))
     apart = wanted and (turned or adding.sums > 1)
     images = Staged(plan, target, x or layout, layout if copied else None, most)
@@ -177,7 +177,7 @@ def plan_gradients(
             grad_mask=grad_mask,
             anchors=anchors,
         )
-        some = d.part(count), part(layout, count), part(grad, count)
+        some = d.with_batch(count), layout.with_batch(count), grad.with_batch(count)
         add_gradients(plan, target, *some, columns, where, adding)
         total.end(first, count)
 

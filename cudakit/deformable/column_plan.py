@@ -14,7 +14,7 @@ from cudakit.deformable.geometry import (
     columns_strides,
     geometry_values,
 )
-from cudakit.layout import Image, cuda_block, cuda_lanes, cuda_vector, host_vector, is_wide, packed, part
+from cudakit.layout import Image, cuda_block, cuda_lanes, cuda_vector, host_vector, is_wide, packed
 from cudakit.plan import Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.staging import Staged
@@ -162,7 +162,7 @@ def plan_columns(plan: Plan, target: Target, d: Deformation, x: Image, slots: tu
     for first, count in images.rounds(slots[0], d.batch):
         where = images.at(slots[0], first), *coordinates_from(d, first, slots[1], slots[2])
         to = slots[3].at(first * columns.strides[0] * itemsize(d.dtype))
-        add_im2col(plan, target, d.part(count), part(images.layout, count), columns, (*where, to))
+        add_im2col(plan, target, d.with_batch(count), images.layout.with_batch(count), columns, (*where, to))
 
 
 def wants_copy(x: Image, grad: Image | None, *, neighbours: bool) -> bool:

@@ -14,7 +14,7 @@ from cudakit.array import itemsize
 from cudakit.deformable.column_plan import Columns, add_im2col, coordinates_from, wants_copy, wants_neighbours
 from cudakit.deformable.conv_call import Convolution, Slots, add_channel_fastest
 from cudakit.deformable.geometry import Deformation
-from cudakit.layout import Image, packed, part
+from cudakit.layout import Image, packed
 from cudakit.plan import Plan, Slot, Target
 from cudakit.product import is_operand
 from cudakit.staging import Staged
@@ -144,7 +144,12 @@ class BlockedCall:
         offset, mask = coordinates_from(self.conv.d, block.first, self.slots.offset, self.slots.mask)
         slots = (self.image(block.first), offset, mask, self.columns)
         add_im2col(
-            self.plan, self.target, d, part(self.inputs.layout, block.images), columns_of(d, self.conv.groups), slots
+            self.plan,
+            self.target,
+            d,
+            self.inputs.layout.with_batch(block.images),
+            columns_of(d, self.conv.groups),
+            slots,
         )
 
     def operands(self, block: Block) -> Operands:

@@ -27,7 +27,6 @@ from cudakit.layout import (
     cuda_lanes,
     cuda_vector,
     packed,
-    part,
 )
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.rounding import anchor_bytes
@@ -162,7 +161,7 @@ class _DepthwiseCall:
         """Append a launch that visits so many places in blocks of channels."""
         blocks = self.blocks(form)
         items = places * blocks * d.offset_groups
-        x, y = self.inputs.layout, part(self.outputs.layout, d.batch)
+        x, y = self.inputs.layout, self.outputs.layout.with_batch(d.batch)
         sizes = (items * form.lanes, chunks * d.taps * d.channels)
         defined = constants(d, form, (x.shape, x.strides), (y.shape, y.strides), *(((size,), (1,)) for size in sizes))
         values = (blocks, chunks, int(opens), y.pixel_strides, *geometry_values(d, x.strides))
@@ -183,7 +182,7 @@ def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, ou
         places = count * d.pixels
         to = call.outputs.at(output, first)
         pointers = _Pointers(image, offset, mask, weight=call.weight, bias=slots.bias, output=to)
-        call.launch(FORWARD, call.form(places), places, d.part(count), pointers)
+        call.launch(FORWARD, call.form(places), places, d.with_batch(count), pointers)
         call.outputs.move(output, first, count, back=True)
 
 
@@ -232,7 +231,7 @@ class _Backward:
             if self.results.weight != NULL:
                 offset, mask = coordinates_from(call.conv.d, first, call.slots.offset, call.slots.mask)
                 pointers = _Pointers(image, offset, mask, output=grad, sums=self.sums)
-                places, d = self.chunks * call.conv.d.taps, call.conv.d.part(count)
+                places, d = self.chunks * call.conv.d.taps, call.conv.d.with_batch(count)
                 call.launch(WEIGHTS, self.form, places, d, pointers, chunks=self.chunks, opens=first == 0)
         if self.results.weight != NULL:
             self._add_up()
@@ -250,9 +249,9 @@ class _Backward:
             grad_mask=grads[1],
             anchors=self.by_input.anchors,
         )
-        y = part(call.outputs.layout, count)
-        layouts = (part(call.inputs.layout, count), part(self.by_input.layout, count), _as_columns(y))
-        add_gradients(call.plan, call.target, d.part(count), *layouts, slots, self.by_input.adding)
+        y = call.outputs.layout.with_batch(count)
+        layouts = (call.inputs.layout.with_batch(count), self.by_input.layout.with_batch(count), _as_columns(y))
+        add_gradients(call.plan, call.target, d.with_batch(count), *layouts, slots, self.by_input.adding)
         self.by_input.total.end(first, count)
 
     def _add_up(self) -> None:

@@ -10,7 +10,7 @@ from cudakit.deformable.conv_call import Convolution, Slots
 from cudakit.deformable.conv_cuda_blocks import Block, BlockedCall, columns_of
 from cudakit.deformable.conv_cuda_input_gradient import InputGradient
 from cudakit.launch import Multiply
-from cudakit.layout import Image, accumulator, add_copy, part
+from cudakit.layout import Image, accumulator, add_copy
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.product import Product
 from cudakit.rounding import anchor_bytes
@@ -28,7 +28,7 @@ def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, ou
     d, depth = conv.d, call.depth
     for first, count, blocks in call.rounds():
         if slots.bias != NULL:
-            goal = part(call.outputs.layout, count)
+            goal = call.outputs.layout.with_batch(count)
             spread = Image(goal.shape, (0, 1, *(0,) * d.n), d.dtype)
             add_copy(plan, target, (slots.bias, spread), (call.outputs.at(output, first), goal))
         for block in blocks:
@@ -101,7 +101,7 @@ class _Backward:
                 grad_mask=grads[1],
                 anchors=self.by_input.anchors,
             )
-            x, grad = part(call.inputs.layout, block.images), part(self.by_input.layout, block.images)
+            x, grad = call.inputs.layout.with_batch(block.images), self.by_input.layout.with_batch(block.images)
             columns, adding = columns_of(d, self.conv.groups), self.by_input.adding
             add_gradients(call.plan, call.target, d, x, grad, columns, slots, adding)
         else:

@@ -19,7 +19,7 @@ from cudakit.deformable.conv_host_memory import (
 from cudakit.deformable.conv_host_partition import Partition, choose_partition, join_for_gradients, with_given_weights
 from cudakit.deformable.conv_host_plan import Storage
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
-from cudakit.layout import accumulator, add_copy, add_sum, by_group, divides, packed, part
+from cudakit.layout import accumulator, add_copy, add_sum, packed
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
 
@@ -107,10 +107,10 @@ class _Backward:
         summed = results.input != NULL and grad != self.final
         free = (copied or not self.reads) and (summed or results.input == NULL)
         ends = [image for image, moved in ((x, copied), (self.final, summed)) if moved]
-        groups = d.offset_groups if free and all(divides(image, d.offset_groups) for image in ends) else 1
-        layout = packed(by_group(x, groups).shape, wide, channels_last=True) if copied or not self.reads else x
+        groups = d.offset_groups if free and all(image.may_split_groups(d.offset_groups) for image in ends) else 1
+        layout = packed(x.split_groups(groups).shape, wide, channels_last=True) if copied or not self.reads else x
         self.image = Storage(layout, groups, copied)
-        self.grad = Storage(packed(by_group(grad, groups).shape, grad.dtype, channels_last=True), groups, summed)
+        self.grad = Storage(packed(grad.split_groups(groups).shape, grad.dtype, channels_last=True), groups, summed)
 
     def run(self) -> None:
         """Append all launches."""
@@ -214,8 +214,8 @@ class _Backward:
         conv, d, results = self.conv, self.conv.d, self.results
         source = self.slots.input.at(first * conv.input.strides[0] * self.item_bytes) if self.reads else NULL
         if self.image.copied:
-            old = by_group(part(conv.input, count), self.image.groups)
-            new = part(self.image.layout, count * self.image.groups)
+            old = conv.input.with_batch(count).split_groups(self.image.groups)
+            new = self.image.layout.with_batch(count * self.image.groups)
             add_copy(self.plan, self.target, (source, old), (buffers.image, new))
         goal = results.input.at(first * self.final.strides[0] * self.item_bytes)
         offset, mask = coordinates_from(d, first, self.slots.offset, self.slots.mask)
@@ -232,7 +232,7 @@ class _Backward:
         )
         some = concurrency._replace(image_sets=min(concurrency.image_sets, count))
         items = self.partition._replace(image_sets=some.image_sets).items(d)
-        self._launch(BACKWARD, d.part(count), some, items, 2 * count * conv.work, pointers, opens=first == 0)
+        self._launch(BACKWARD, d.with_batch(count), some, items, 2 * count * conv.work, pointers, opens=first == 0)
         if self.sums_chunks:
             self._sum_chunks(grads[0], buffers.offset, count * d.offset_channels * d.pixels)
             self._sum_chunks(grads[1], buffers.mask, count * d.mask_channels * d.pixels)
@@ -243,8 +243,8 @@ class _Backward:
         if self._image_sums > 1:
             self._sum_spans(buffers.grad_input if self.grad.copied else goal, buffers.grad_input, count, concurrency)
         if self.grad.copied:
-            old = part(self.grad.layout, count * self.grad.groups)
-            new = by_group(part(self.final, count), self.grad.groups)
+            old = self.grad.layout.with_batch(count * self.grad.groups)
+            new = self.final.with_batch(count).split_groups(self.grad.groups)
             add_copy(self.plan, self.target, (buffers.grad_input, old), (goal, new))
 
     def _span_stride(self, concurrency: Concurrency) -> int:

@@ -9,7 +9,7 @@ from cudakit.deformable.conv_host import BLOCK, CUT_FIELDS, PIXELS, HostConvolut
 from cudakit.deformable.conv_host_memory import Concurrency, Footprint, choose_concurrency, images_per_round
 from cudakit.deformable.conv_host_tiling import choose_tiling
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, Integers, geometry_values
-from cudakit.layout import Image, accumulator, add_copy, by_group, divides, packed, part
+from cudakit.layout import Image, accumulator, add_copy, packed
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel
 from cudakit.workspace import aligned
@@ -75,8 +75,8 @@ def choose_storage(x: Image, groups: int) -> Storage:
     """
     if x.strides[1] == 1 and x.dtype != "float16":
         return Storage(x, 1, copied=False)
-    groups = groups if divides(x, groups) else 1
-    layout = packed(by_group(x, groups).shape, accumulator(x.dtype), channels_last=True)
+    groups = groups if x.may_split_groups(groups) else 1
+    layout = packed(x.split_groups(groups).shape, accumulator(x.dtype), channels_last=True)
     return Storage(layout, groups, copied=True)
 
 
@@ -133,8 +133,8 @@ class _Forward:
             count = min(images, d.batch - first)
             source = self.slots.input.at(first * conv.input.strides[0] * self.item_bytes)
             if storage.copied:
-                old = by_group(part(conv.input, count), storage.groups)
-                new = part(storage.layout, count * storage.groups)
+                old = conv.input.with_batch(count).split_groups(storage.groups)
+                new = storage.layout.with_batch(count * storage.groups)
                 add_copy(plan, self.target, (source, old), (copy, new), by_pixel=True)
             offset, mask = coordinates_from(d, first, self.slots.offset, self.slots.mask)
             pointers = Pointers(
@@ -145,7 +145,7 @@ class _Forward:
                 scratch=scratch,
             )
             items = count * self.tiles * self.output_parts
-            self._launch(FORWARD, d.part(count), threads, items, count * conv.work, pointers)
+            self._launch(FORWARD, d.with_batch(count), threads, items, count * conv.work, pointers)
 
     def _launch(self, kernel: Kernel, d: Deformation, threads: int, items: int, work: int, pointers: Pointers) -> None:
         conv, storage = self.conv, self.storage

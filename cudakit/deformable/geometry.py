@@ -125,7 +125,7 @@ class Deformation(NamedTuple):
         """Return the shape of an array of that many channels in the data format."""
         return ordered(self.batch, channels, space, self.channels_last)
 
-    def part(self, count: int) -> "Deformation":
+    def with_batch(self, count: int) -> "Deformation":
         """Return the same for that many images."""
         return self._replace(batch=count)
 

@@ -9,7 +9,7 @@ from math import prod
 from typing import NamedTuple
 
 from cudakit.array import CPU, itemsize
-from cudakit.layout import Image, cuda_block, is_wide, packed, part
+from cudakit.layout import Image, cuda_block, is_wide, packed
 from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
 from cudakit.rounding import add_anchors, rounded_parts, sum_dtype
 from cudakit.sampling.grid_ahead import is_near, next_lines
@@ -187,9 +187,9 @@ def plan_forward(call: Sampling, output: Image, result: Output, target: Target) 
     images = Staged(plan, target, x, packed(x.shape, x.dtype, channels_last=True) if turns else None)
     form = choose_form(images.layout, output, target, images.layout.strides[1] == 1)
     for first, count in images.rounds(pointers.input, x.shape[0]):
-        piece = call._replace(input=part(images.layout, count))
+        piece = call._replace(input=images.layout.with_batch(count))
         where = _shifted(pointers, first, call, output)._replace(input=images.at(pointers.input, first))
-        add_sampling(plan, target, piece, form, where, part(output, count))
+        add_sampling(plan, target, piece, form, where, output.with_batch(count))
     return plan
 
 
@@ -243,9 +243,9 @@ def _add_rounds(plan: Plan, target: Target, call: Sampling, form: Form, pointers
         pointers = pointers._replace(anchors=anchors)
     for first, count in images.rounds(pointers.input, x.shape[0]):
         where = _shifted(pointers, first, call, output)._replace(input=images.at(pointers.input, first))
-        piece = call._replace(input=part(images.layout, count))
+        piece = call._replace(input=images.layout.with_batch(count))
         where = where._replace(grad_input=total.begin(first, count))
-        _add_gradients(plan, target, piece, form, where, part(output, count), part(grad, count))
+        _add_gradients(plan, target, piece, form, where, output.with_batch(count), grad.with_batch(count))
         total.end(first, count)
 
 
