@@ -53,7 +53,7 @@ def anchor_bytes(target: Target) -> int:
     return ALIGNMENT * target.reproducible
 
 
-def flat(count: int, dtype: str) -> Image:
+def one_row(count: int, dtype: str) -> Image:
     """Return a contiguous array of so many numbers as an image."""
     return packed((1, 1, count), dtype, channels_last=False)
 

@@ -4,13 +4,13 @@ from itertools import compress
 from math import gcd
 from typing import NamedTuple
 
-from cudakit.deformable.column_gradient_plan import corner_terms, flat_columns, flat_masks
+from cudakit.deformable.column_gradient_plan import column_row, corner_terms, mask_row
 from cudakit.deformable.column_plan import LAYOUT_FIELDS, Columns, Form, constants
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.double_backward import Result, add_packed, choose_vector
 from cudakit.layout import Image, packed
 from cudakit.plan import NULL, Plan, Slot, Target
-from cudakit.rounding import add_anchors, flat, rounded_parts
+from cudakit.rounding import add_anchors, one_row, rounded_parts
 from cudakit.source import Kernel
 
 
@@ -84,9 +84,9 @@ def _terms(d: Deformation) -> int:
 
 def _add_anchors(plan: Plan, target: Target, d: Deformation, slots: DoubleSlots) -> Slot:
     """Append what finds the anchors of sums of (m w g)' = m w g' + m' w g + m (w_1 p_1' + ...) g, where w, w_i <= 1."""
-    offsets = flat(d.batch * d.offset_groups * d.taps * d.n * d.pixels, d.coordinate_dtype)
-    grad, grad_tangent = ((slot, flat_columns(d)) for slot in (slots.columns, slots.columns_tangent))
-    mask, mask_tangent = ((slot, flat_masks(d)) for slot in (slots.mask, slots.mask_tangent))
+    offsets = one_row(d.batch * d.offset_groups * d.taps * d.n * d.pixels, d.coordinate_dtype)
+    grad, grad_tangent = ((slot, column_row(d)) for slot in (slots.columns, slots.columns_tangent))
+    mask, mask_tangent = ((slot, mask_row(d)) for slot in (slots.mask, slots.mask_tangent))
     products = [(mask, grad_tangent), (mask_tangent, grad), (mask, (slots.offset_tangent, offsets), grad)]
     there = [changes[0] != NULL for changes in (grad_tangent, mask_tangent, products[2][1])]
     return add_anchors(plan, target, list(compress(products, there)), _terms(d))

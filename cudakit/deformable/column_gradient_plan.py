@@ -18,12 +18,12 @@ from cudakit.deformable.column_plan import (
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.layout import MOST_SUMS_BYTES, Image, packed
 from cudakit.plan import NULL, Plan, Slot, Target, clears
-from cudakit.rounding import add_anchors, flat, rounded_parts, sum_dtype
+from cudakit.rounding import add_anchors, one_row, rounded_parts, sum_dtype
 from cudakit.source import Kernel
 from cudakit.staging import Staged, Summed, images_at_a_time
 
 
-class Gradients(NamedTuple):
+class Col2imSlots(NamedTuple):
     """The slots of `deform_col2im`, in the order of its parameters; with weights, columns are gradients of outputs."""
 
     input: Slot = NULL
@@ -43,32 +43,32 @@ COL2IM = Kernel(
     "deform_col2im",
     "DeformCol2imParams",
     (
-        *((name, 1) for name in Gradients._fields),
+        *((name, 1) for name in Col2imSlots._fields),
         *((name, 1) for name in ("items", "spans", "span_stride", "opens", "channel_block")),
         ("grad_stride", 5),
         *LAYOUT_FIELDS,
         *GEOMETRY_FIELDS,
     ),
-    pointers=len(Gradients._fields),
+    pointers=len(Col2imSlots._fields),
 )
 
 
-class Adding(NamedTuple):
+class Accumulation(NamedTuple):
     """How the gradient by the input is added up.
 
-    `spans` parts of each image's pixels add to gradients of the image of their own, one behind the other. `opens`: the
-    gradient is not there yet, rather than added to; on a CPU only. `rounded`: in how many parts numbers are added up
-    that are rounded, 0 if they are not.
+    Each of the `spans` of an image's pixels adds to a gradient of the image of its own, one behind the other. `opens`:
+    the gradient is not there yet, rather than added to; on a CPU only. `rounded_parts`: in how many parts numbers are
+    added up that are rounded first, 0 where none are.
     """
 
     spans: int = 1
     opens: bool = False
-    rounded: int = 0
+    rounded_parts: int = 0
 
     @property
     def sums(self) -> int:
         """Sums for each element, in as many images one behind the other."""
-        return self.spans * max(self.rounded, 1)
+        return self.spans * max(self.rounded_parts, 1)
 
 
 def add_gradients(
@@ -78,18 +78,18 @@ def add_gradients(
     x: Image,
     grad: Image,
     columns: Columns,
-    slots: Gradients,
-    adding: Adding,
+    slots: Col2imSlots,
+    accumulation: Accumulation,
 ) -> None:
     """Append `deform_col2im`, in two launches where one would leave CPU threads without work."""
-    groups = d.batch * d.offset_groups * adding.spans
+    groups = d.batch * d.offset_groups * accumulation.spans
     together = target.device != CPU or groups % target.threads == 0 or groups >= 4 * target.threads
     if slots.grad_input == NULL or slots.input == NULL or together:
-        _add_col2im(plan, target, d, x, grad, columns, slots, adding)
+        _add_col2im(plan, target, d, x, grad, columns, slots, accumulation)
         return
-    alone = Gradients(NULL, slots.offset, slots.mask, slots.columns, grad_input=slots.grad_input)
-    _add_col2im(plan, target, d, x, grad, columns, alone, adding)
-    _add_col2im(plan, target, d, x, grad, columns, slots._replace(grad_input=NULL), Adding())
+    alone = Col2imSlots(NULL, slots.offset, slots.mask, slots.columns, grad_input=slots.grad_input)
+    _add_col2im(plan, target, d, x, grad, columns, alone, accumulation)
+    _add_col2im(plan, target, d, x, grad, columns, slots._replace(grad_input=NULL), Accumulation())
 
 
 def _add_col2im(
@@ -99,10 +99,10 @@ def _add_col2im(
     x: Image,
     grad: Image,
     columns: Columns,
-    slots: Gradients,
-    adding: Adding,
+    slots: Col2imSlots,
+    accumulation: Accumulation,
 ) -> None:
-    count, spans = d.channels // d.offset_groups, adding.spans
+    count, spans = d.channels // d.offset_groups, accumulation.spans
     block = count
     if target.device == CPU and slots.input == NULL:
         block = -(-count // min(count, -(-target.threads // (d.batch * d.offset_groups * spans))))
@@ -116,10 +116,10 @@ def _add_col2im(
     defined = constants(d, form, *layouts, ((items * form.lanes,), (1,)))
     if slots.weight != NULL:
         defined["WEIGHTED"] = 1
-    if slots.grad_input != NULL and adding.rounded:
-        defined["ROUNDED"] = adding.rounded
+    if slots.grad_input != NULL and accumulation.rounded_parts:
+        defined["ROUNDED"] = accumulation.rounded_parts
     values = (
-        *(spans, d.batch * grad.strides[0], int(adding.opens), block),
+        *(spans, d.batch * grad.strides[0], int(accumulation.opens), block),
         *(grad.strides, *columns.fields, *geometry_values(d, x.strides)),
     )
     work = d.batch * d.channels * d.taps * d.visited
@@ -148,7 +148,7 @@ def gradient_layouts(d: Deformation, target: Target, columns: Columns) -> tuple[
 
 
 def plan_gradients(
-    plan: Plan, target: Target, d: Deformation, x: Image | None, columns: Columns, slots: Gradients
+    plan: Plan, target: Target, d: Deformation, x: Image | None, columns: Columns, slots: Col2imSlots
 ) -> None:
     """Append what `deform_col2im` and the gradients of `deform_im2col` launch.
 
@@ -162,15 +162,15 @@ def plan_gradients(
     layout = x if x is not None and not copied else grad._replace(dtype=d.dtype)
     most = images_at_a_time(final, target) if copied or (wanted and turned) else d.batch
     spans = _spans(d.with_batch(most), grad, target) if wanted else 1
-    adding = Adding(spans, clears(target), rounded_parts(d.dtype, target, corner_terms(d)))
-    apart = wanted and (turned or adding.sums > 1)
+    accumulation = Accumulation(spans, clears(target), rounded_parts(d.dtype, target, corner_terms(d)))
+    apart = wanted and (turned or accumulation.sums > 1)
     images = Staged(plan, target, x or layout, layout if copied else None, most)
-    total = Summed(plan, target, slots.grad_input, final, grad, sums=adding.sums, apart=apart, images=most)
+    total = Summed(plan, target, slots.grad_input, final, grad, sums=accumulation.sums, apart=apart, images=most)
     anchors = _add_anchors(plan, target, d, slots) if apart else NULL
     for first, count in images.rounds(slots.input, d.batch):
         offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
         grad_offset, grad_mask = coordinates_from(d, first, slots.grad_offset, slots.grad_mask)
-        where = Gradients(
+        where = Col2imSlots(
             *(images.at(slots.input, first), offset, mask, slots.columns.at(first * columns.strides[0] * item)),
             grad_input=total.begin(first, count),
             grad_offset=grad_offset,
@@ -178,24 +178,24 @@ def plan_gradients(
             anchors=anchors,
         )
         some = d.with_batch(count), layout.with_batch(count), grad.with_batch(count)
-        add_gradients(plan, target, *some, columns, where, adding)
+        add_gradients(plan, target, *some, columns, where, accumulation)
         total.end(first, count)
 
 
-def _add_anchors(plan: Plan, target: Target, d: Deformation, slots: Gradients) -> Slot:
+def _add_anchors(plan: Plan, target: Target, d: Deformation, slots: Col2imSlots) -> Slot:
     """Append what finds the anchors of sums of columns."""
-    factors = [(slots.columns, flat_columns(d)), (slots.mask, flat_masks(d))]
+    factors = [(slots.columns, column_row(d)), (slots.mask, mask_row(d))]
     return add_anchors(plan, target, [factors], corner_terms(d))
 
 
-def flat_columns(d: Deformation) -> Image:
+def column_row(d: Deformation) -> Image:
     """Return the columns as one row of numbers."""
-    return flat(d.batch * d.channels * d.taps * d.pixels, d.dtype)
+    return one_row(d.batch * d.channels * d.taps * d.pixels, d.dtype)
 
 
-def flat_masks(d: Deformation) -> Image:
+def mask_row(d: Deformation) -> Image:
     """Return the masks as one row of numbers."""
-    return flat(d.batch * d.offset_groups * d.taps * d.pixels, d.coordinate_dtype)
+    return one_row(d.batch * d.offset_groups * d.taps * d.pixels, d.coordinate_dtype)
 
 
 def corner_terms(d: Deformation) -> int:

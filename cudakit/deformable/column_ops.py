@@ -14,8 +14,8 @@ from cudakit.deformable.column_checks import (
     read_options,
 )
 from cudakit.deformable.column_double_plan import DoubleSlots, input_gradient, plan_double_columns
-from cudakit.deformable.column_gradient_plan import Gradients, gradient_layouts, plan_gradients
-from cudakit.deformable.column_plan import plain_columns, plan_columns
+from cudakit.deformable.column_gradient_plan import Col2imSlots, gradient_layouts, plan_gradients
+from cudakit.deformable.column_plan import Im2colSlots, plain_columns, plan_columns
 from cudakit.deformable.geometry import Deformation, columns_shape, per_dimension
 from cudakit.double_backward import check_directions, wanting
 from cudakit.layout import image, ordered, unreadable
@@ -54,7 +54,7 @@ def _prepare_im2col(specs: tuple[Any, ...], options: DeformOptions, target: Targ
     plan = Plan(3, _infer_im2col(specs, options))
     if 0 not in columns_shape(d):
         mask_slot = plan.input(2) if d.masked else NULL
-        plan_columns(plan, target, d, x, (plan.input(0), plan.input(1), mask_slot, plan.result(0)))
+        plan_columns(plan, target, d, x, Im2colSlots(plan.input(0), plan.input(1), mask_slot, plan.result(0)))
     return plan
 
 
@@ -82,7 +82,7 @@ def _prepare_im2col_backward(specs: tuple[Any, ...], options: DeformOptions, tar
     if empty or not any(results):
         return plan
     reads = any(results[1:])
-    slots = Gradients(
+    slots = Col2imSlots(
         *(plan.input(1) if reads else NULL, plan.input(2), plan.input(3) if d.masked else NULL, plan.input(0)),
         grad_input=plan.result(0),
         grad_offset=plan.result(1),
@@ -101,7 +101,7 @@ def _prepare_col2im(specs: tuple[Any, ...], options: DeformOptions, target: Targ
     plan = Plan(3, (_input_gradient(d, target),))
     if 0 not in columns_shape(d):
         read = (NULL, plan.input(1), plan.input(2) if d.masked else NULL, plan.input(0))
-        slots = Gradients(*read, grad_input=plan.result(0))
+        slots = Col2imSlots(*read, grad_input=plan.result(0))
         plan_gradients(plan, target, d, None, plain_columns(d, columns.aligned), slots)
     return plan
 
@@ -122,9 +122,9 @@ def _prepare_col2im_backward(specs: tuple[Any, ...], options: DeformOptions, tar
         return plan
     read = (plan.input(0), plan.input(2), plan.input(3) if d.masked else NULL)
     if wanted[0]:
-        plan_columns(plan, target, d, x, (*read, plan.result(0)))
+        plan_columns(plan, target, d, x, Im2colSlots(*read, plan.result(0)))
     if wanted[1] or wanted[2]:
-        slots = Gradients(*read, plan.input(1), grad_offset=plan.result(1), grad_mask=plan.result(2))
+        slots = Col2imSlots(*read, plan.input(1), grad_offset=plan.result(1), grad_mask=plan.result(2))
         plan_gradients(plan, target, d, x, plain_columns(d, columns.aligned), slots)
     return plan
 

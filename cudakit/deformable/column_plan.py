@@ -21,18 +21,29 @@ from cudakit.staging import Staged
 
 HOST_TILE = 32
 FEW = 16  # channels that loops of constant length pay for
+
+
+class Im2colSlots(NamedTuple):
+    """The slots of `deform_im2col`, in the order of its parameters."""
+
+    input: Slot
+    offset: Slot
+    mask: Slot
+    columns: Slot
+
+
 LAYOUT_FIELDS = (("layout.stride", 4), ("layout.block", 1), ("layout.block_stride", 1))
 IM2COL = Kernel(
     "deform_im2col.cu",
     "deform_im2col",
     "DeformIm2colParams",
     (
-        *((name, 1) for name in ("input", "offset", "mask", "columns", "items")),
-        *((name, 1) for name in ("tap_block", "channel_block")),
+        *((name, 1) for name in Im2colSlots._fields),
+        *((name, 1) for name in ("items", "tap_block", "channel_block")),
         *LAYOUT_FIELDS,
         *GEOMETRY_FIELDS,
     ),
-    pointers=4,
+    pointers=len(Im2colSlots._fields),
 )
 
 
@@ -134,10 +145,8 @@ def channels_of(count: int, form: Form, items: int, target: Target) -> int:
     return count if target.device == CPU or form.vector > 1 else cuda_block(count, 1, items)
 
 
-def add_im2col(
-    plan: Plan, target: Target, d: Deformation, x: Image, columns: Columns, slots: tuple[Slot, Slot, Slot, Slot]
-) -> None:
-    """Append `deform_im2col`; `slots` are those of input, offset, mask and columns."""
+def add_im2col(plan: Plan, target: Target, d: Deformation, x: Image, columns: Columns, slots: Im2colSlots) -> None:
+    """Append `deform_im2col`."""
     count = d.channels // d.offset_groups
     form = choose_form(d, x, columns, target, count)
     pairs, places = d.offset_groups * d.taps, d.batch * -(-d.visited // form.tile)
@@ -149,20 +158,23 @@ def add_im2col(
     width = channels_of(count, form, items, target)
     items *= -(-count // width)
     layouts = (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,))
-    defined = constants(d, form, *layouts, large=target.bypasses_cache(slots[3]))
+    defined = constants(d, form, *layouts, large=target.bypasses_cache(slots.columns))
     values = (block, width, *columns.fields, *geometry_values(d, x.strides))
     plan.launch(target, IM2COL, defined, slots, items, values, work=d.batch * d.channels * d.taps * d.visited)
 
 
-def plan_columns(plan: Plan, target: Target, d: Deformation, x: Image, slots: tuple[Slot, Slot, Slot, Slot]) -> None:
-    """Append `deform_im2col` with an input in any `flat` layout; `slots` are those of input, offset, mask, columns."""
+def plan_columns(plan: Plan, target: Target, d: Deformation, x: Image, slots: Im2colSlots) -> None:
+    """Append `deform_im2col` with an input in any `flat` layout, copied where that is faster to read."""
     columns = plain_columns(d)
     copied = x.strides[1] != 1 and wants_neighbours(d, columns, target)
     images = Staged(plan, target, x, packed(x.shape, x.dtype, channels_last=True) if copied else None)
-    for first, count in images.rounds(slots[0], d.batch):
-        where = images.at(slots[0], first), *coordinates_from(d, first, slots[1], slots[2])
-        to = slots[3].at(first * columns.strides[0] * itemsize(d.dtype))
-        add_im2col(plan, target, d.with_batch(count), images.layout.with_batch(count), columns, (*where, to))
+    for first, count in images.rounds(slots.input, d.batch):
+        some = Im2colSlots(
+            images.at(slots.input, first),
+            *coordinates_from(d, first, slots.offset, slots.mask),
+            columns=slots.columns.at(first * columns.strides[0] * itemsize(d.dtype)),
+        )
+        add_im2col(plan, target, d.with_batch(count), images.layout.with_batch(count), columns, some)
 
 
 def wants_copy(x: Image, grad: Image | None, *, neighbours: bool) -> bool:

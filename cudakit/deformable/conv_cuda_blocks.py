@@ -11,7 +11,14 @@ from typing import NamedTuple
 
 from cudakit import checks
 from cudakit.array import itemsize
-from cudakit.deformable.column_plan import Columns, add_im2col, coordinates_from, wants_copy, wants_neighbours
+from cudakit.deformable.column_plan import (
+    Columns,
+    Im2colSlots,
+    add_im2col,
+    coordinates_from,
+    wants_copy,
+    wants_neighbours,
+)
 from cudakit.deformable.conv_call import Convolution, Slots, add_channel_fastest
 from cudakit.deformable.geometry import Deformation
 from cudakit.layout import Image, packed
@@ -142,15 +149,9 @@ class BlockedCall:
         """Append the columns of a block."""
         d = self.visit(block)
         offset, mask = coordinates_from(self.conv.d, block.first, self.slots.offset, self.slots.mask)
-        slots = (self.image(block.first), offset, mask, self.columns)
-        add_im2col(
-            self.plan,
-            self.target,
-            d,
-            self.inputs.layout.with_batch(block.images),
-            columns_of(d, self.conv.groups),
-            slots,
-        )
+        slots = Im2colSlots(self.image(block.first), offset, mask, self.columns)
+        x, columns = self.inputs.layout.with_batch(block.images), columns_of(d, self.conv.groups)
+        add_im2col(self.plan, self.target, d, x, columns, slots)
 
     def operands(self, block: Block) -> Operands:
         """Return how a block's products see their operands."""

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from cudakit import checks
 from cudakit.array import itemsize
-from cudakit.deformable.column_gradient_plan import Gradients, add_gradients
+from cudakit.deformable.column_gradient_plan import Col2imSlots, add_gradients
 from cudakit.deformable.column_plan import (
     Columns,
     Form,
@@ -241,7 +241,7 @@ class _Backward:
         call, results, d = self.call, self.results, self.call.conv.d
         coordinates = coordinates_from(d, first, call.slots.offset, call.slots.mask)
         grads = coordinates_from(d, first, results.offset, results.mask)
-        slots = Gradients(
+        slots = Col2imSlots(
             *(image if self.slopes else NULL, *coordinates, grad_output),
             weight=call.weight,
             grad_input=self.by_input.total.begin(first, count),
@@ -251,7 +251,7 @@ class _Backward:
         )
         y = call.outputs.layout.with_batch(count)
         layouts = (call.inputs.layout.with_batch(count), self.by_input.layout.with_batch(count), _as_columns(y))
-        add_gradients(call.plan, call.target, d.with_batch(count), *layouts, slots, self.by_input.adding)
+        add_gradients(call.plan, call.target, d.with_batch(count), *layouts, slots, self.by_input.accumulation)
         self.by_input.total.end(first, count)
 
     def _add_up(self) -> None:

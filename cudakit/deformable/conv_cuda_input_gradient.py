@@ -1,11 +1,11 @@
 """The gradient by the input of a deformable convolution on a GPU, which several launches add to."""
 
 from cudakit.array import itemsize
-from cudakit.deformable.column_gradient_plan import Adding, corner_terms, flat_masks, gradient_layouts
+from cudakit.deformable.column_gradient_plan import Accumulation, corner_terms, gradient_layouts, mask_row
 from cudakit.deformable.column_plan import Columns
 from cudakit.deformable.conv_call import Convolution, Slots
 from cudakit.plan import NULL, Plan, Slot, Target
-from cudakit.rounding import add_anchors, flat, rounded_parts
+from cudakit.rounding import add_anchors, one_row, rounded_parts
 from cudakit.staging import Summed
 
 
@@ -16,7 +16,7 @@ class InputGradient:
     ----------
     layout : Image
         How it lies while it is added up.
-    adding : Adding
+    accumulation : Accumulation
         In how many sums.
     image_bytes : int
         Temporary memory of one image.
@@ -31,20 +31,20 @@ class InputGradient:
         self._conv, self._result = conv, result
         self._final, self.layout = gradient_layouts(d, target, columns)
         terms = corner_terms(d) * (conv.out_channels // conv.groups)  # products of outputs' gradients and weights
-        self._terms, self.adding = terms, Adding(rounded=rounded_parts(d.dtype, target, terms))
-        apart = result != NULL and (self.layout != self._final or self.adding.rounded > 0)
-        self.image_bytes = self.layout.strides[0] * self.adding.sums * itemsize(self.layout.dtype) * apart
+        self._terms, self.accumulation = terms, Accumulation(rounded_parts=rounded_parts(d.dtype, target, terms))
+        apart = result != NULL and (self.layout != self._final or self.accumulation.rounded_parts > 0)
+        self.image_bytes = self.layout.strides[0] * self.accumulation.sums * itemsize(self.layout.dtype) * apart
 
     def allocate(self, plan: Plan, target: Target, images: int, slots: Slots, grad_output: Slot) -> None:
         """Take the memory for so many images at a time, and append what finds the anchors."""
         self.anchors = NULL
         if self.image_bytes:
-            d, weights = self._conv.d, flat(self._conv.weights, self._conv.d.dtype)
-            factors = [(grad_output, self._conv.output), (slots.weight, weights), (slots.mask, flat_masks(d))]
+            d, weights = self._conv.d, one_row(self._conv.weights, self._conv.d.dtype)
+            factors = [(grad_output, self._conv.output), (slots.weight, weights), (slots.mask, mask_row(d))]
             self.anchors = add_anchors(plan, target, [factors], self._terms)
         self.total = Summed(
             *(plan, target, self._result, self._final, self.layout),
-            sums=self.adding.sums,
+            sums=self.accumulation.sums,
             apart=self.image_bytes > 0,
             images=images,
             fresh=True,

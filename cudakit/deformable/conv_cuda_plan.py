@@ -4,7 +4,7 @@ Only `Multiply` needs a GPU.
 """
 
 from cudakit.array import itemsize
-from cudakit.deformable.column_gradient_plan import Gradients, add_gradients
+from cudakit.deformable.column_gradient_plan import Col2imSlots, add_gradients
 from cudakit.deformable.column_plan import coordinates_from
 from cudakit.deformable.conv_call import Convolution, Slots
 from cudakit.deformable.conv_cuda_blocks import Block, BlockedCall, columns_of
@@ -93,7 +93,7 @@ class _Backward:
             d = call.visit(block)
             offset, mask = coordinates_from(self.conv.d, block.first, call.slots.offset, call.slots.mask)
             grads = coordinates_from(self.conv.d, block.first, results.offset, results.mask)
-            slots = Gradients(
+            slots = Col2imSlots(
                 *(call.image(block.first) if self.reads else NULL, offset, mask, call.columns),
                 samples=call.columns if results.weight != NULL else NULL,
                 grad_input=grad_input,
@@ -102,8 +102,8 @@ class _Backward:
                 anchors=self.by_input.anchors,
             )
             x, grad = call.inputs.layout.with_batch(block.images), self.by_input.layout.with_batch(block.images)
-            columns, adding = columns_of(d, self.conv.groups), self.by_input.adding
-            add_gradients(call.plan, call.target, d, x, grad, columns, slots, adding)
+            columns, accumulation = columns_of(d, self.conv.groups), self.by_input.accumulation
+            add_gradients(call.plan, call.target, d, x, grad, columns, slots, accumulation)
         else:
             call.sample(block)
         if results.weight != NULL:

@@ -6,7 +6,7 @@ from cudakit.array import CPU, Spec
 from cudakit.double_backward import Result, add_packed, choose_vector
 from cudakit.layout import Image, is_wide, packed
 from cudakit.plan import NULL, Output, Plan, Slot, Target
-from cudakit.rounding import add_anchors, flat, rounded_parts
+from cudakit.rounding import add_anchors, one_row, rounded_parts
 from cudakit.sampling.grid_form import HOST_TILE, MODE_CONSTANTS, even_group
 from cudakit.sampling.grid_plan import SAMPLE_FIELDS, Pointers, Sampling, sample_values
 from cudakit.source import Kernel, type_constants
@@ -86,7 +86,7 @@ def _terms(call: Sampling) -> int:
 def _add_anchors(plan: Plan, target: Target, call: Sampling, grad: Image) -> Slot:
     """Append what finds the anchors of sums of (s_1 w_1 p_1' + ...) g, where w_i < 2, and scales s_i <= size / 2."""
     x = call.input
-    velocities = flat(x.shape[0] * call.pixels * len(x.space), call.grid_dtype)
+    velocities = one_row(x.shape[0] * call.pixels * len(x.space), call.grid_dtype)
     product = [(plan.input(1), velocities), (plan.input(2), grad)]
     return add_anchors(plan, target, [product], _terms(call), power=max(x.space).bit_length())
 
