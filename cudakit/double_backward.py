@@ -41,13 +41,13 @@ def check_directions(names: Sequence[str], given: Sequence[Spec | None], like: S
         checks.shape(name, spec, array.shape)
 
 
-def add_packed(plan: Plan, target: Target, slot: Slot, x: Image, *, last: bool = True) -> Slot:
+def add_packed(plan: Plan, slot: Slot, x: Image, *, last: bool = True) -> Slot:
     """Return the slot of an image that lies packed in this order: its own, or that of a copy, which is appended."""
     layout = packed(x.shape, x.dtype, channels_last=last)
     if slot == NULL or (x.strides == layout.strides and x.aligned):
         return slot
     space = plan.workspace(x.shape[0] * layout.strides[0] * itemsize(x.dtype))
-    add_copy(plan, target, (slot, x), (space, layout))
+    add_copy(plan, (slot, x), (space, layout))
     return space
 
 
@@ -82,20 +82,20 @@ class Result(NamedTuple):
         """Return what to allocate: with zeros, where it is added to, or nothing is written."""
         return Output(shape, self.final.dtype, zero=empty or (self.sums > 0 and self.in_place))
 
-    def begin(self, plan: Plan, target: Target, result: Slot) -> Slot:
+    def begin(self, plan: Plan, result: Slot) -> Slot:
         """Return the slot to make it in."""
         if result == NULL or self.in_place:
             return result
         size = max(self.sums, 1) * prod(self.made.shape) * itemsize(self.made.dtype)
         space = plan.workspace(size)
         if self.sums:
-            plan.zero(space, size, target.device)
+            plan.zero(space, size)
         return space
 
-    def end(self, plan: Plan, target: Target, made: Slot, result: Slot) -> None:
+    def end(self, plan: Plan, made: Slot, result: Slot) -> None:
         """Append what brings it to where it is wanted."""
         if made != result:
-            add_sums(plan, target, max(self.sums, 1), (made, self.made), (result, self.final))
+            add_sums(plan, max(self.sums, 1), (made, self.made), (result, self.final))
 
 
 def choose_vector(channels: int, dtype: str, items: int, target: Target, run: int = 0) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from cudakit import checks
 from cudakit.array import CPU, Spec, contiguous_strides, is_contiguous, itemsize
 from cudakit.errors import InvalidArgument
-from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.plan import NULL, Plan, Slot
 from cudakit.source import Kernel, type_constants
 from cudakit.workspace import ALIGNMENT
 
@@ -177,13 +177,12 @@ def is_wide(*arrays: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
     return max(spans) >= 2**31 - 2**22  # a GPU's loop goes one stride of the whole grid beyond the end
 
 
-def add_copy(
-    plan: Plan, target: Target, source: tuple[Slot, Image], goal: tuple[Slot, Image], by_pixel: bool = False
-) -> None:
+def add_copy(plan: Plan, source: tuple[Slot, Image], goal: tuple[Slot, Image], by_pixel: bool = False) -> None:
     """Append a copy from one layout and dtype to another; both images must be `flat`.
 
     CPU threads divide an image by channels or `by_pixel`: best as those that read the copy do.
     """
+    target = plan.target
     (source_slot, old), (goal_slot, new) = source, goal
     if target.device == CPU:
         order, tile, run = (0, -1, 1) if by_pixel else (0, 1, -1), HOST_COPY_TILE, 1
@@ -195,7 +194,7 @@ def add_copy(
     constants = type_constants(old.dtype, new.dtype, wide, target.bypasses_cache(goal_slot))
     constants |= {"TILE": tile, "LANES": 1, "VEC": run}
     strides = (tuple(x.strides[i] for i in order) for x in (old, new))
-    plan.launch(target, COPY, constants, (source_slot, goal_slot), items, (size, *strides), work=prod(size))
+    plan.launch(COPY, constants, (source_slot, goal_slot), items, (size, *strides), work=prod(size))
 
 
 def _cuda_order(old: Image, new: Image) -> tuple[tuple[int, int, int], int]:
@@ -207,7 +206,6 @@ def _cuda_order(old: Image, new: Image) -> tuple[tuple[int, int, int], int]:
 
 def add_sum(
     plan: Plan,
-    target: Target,
     source: tuple[Slot, str],
     goal: tuple[Slot, str],
     sizes: tuple[int, int, int],
@@ -218,6 +216,7 @@ def add_sum(
 
     `room` are the bytes of temporary memory that a GPU may take at most.
     """
+    target = plan.target
     count, terms = sizes[0], sizes[1] * sizes[2]
     tile, lanes, chunks, partial = 1, 1, 1, NULL
     if target.device == CPU:
@@ -233,18 +232,18 @@ def add_sum(
         wide = is_wide((sizes, strides), ((items * lanes,), (1,)), ((terms,), (1,)))
         constants = type_constants(source[1], goal[1], wide) | {"TILE": tile, "LANES": lanes, "VEC": 1}
         values = (count, chunks, sizes[1:], strides)
-        plan.launch(target, kernel, constants, (source[0], goal[0], partial), items, values, work=prod(sizes))
+        plan.launch(kernel, constants, (source[0], goal[0], partial), items, values, work=prod(sizes))
 
 
-def add_sums(plan: Plan, target: Target, parts: int, sums: tuple[Slot, Image], result: tuple[Slot, Image]) -> None:
+def add_sums(plan: Plan, parts: int, sums: tuple[Slot, Image], result: tuple[Slot, Image]) -> None:
     """Append what makes an image of so many sums for each element, which lie one image behind the other."""
     source, image = sums
     turned = parts == 1 or image != result[1]
     if parts > 1:
         size, goal = prod(image.shape), source if turned else result[0]
-        add_sum(plan, target, (source, image.dtype), (goal, image.dtype), (size, 1, parts), (1, 0, size))
+        add_sum(plan, (source, image.dtype), (goal, image.dtype), (size, 1, parts), (1, 0, size))
     if turned:
-        add_copy(plan, target, sums, result)
+        add_copy(plan, sums, result)
 
 
 def _sum_chunks(count: int, terms: int, lanes: int, room: int | None) -> int:

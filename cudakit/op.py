@@ -165,7 +165,7 @@ class Op:
         pointer = framework.pointer
         pointers = [0 if array is None else pointer(array) for array in (*arrays, *results)]
         stream = 0 if device == CPU else framework.stream(device[1])
-        plan.run(pointers, device, stream, framework.temporary)
+        plan.run(pointers, stream, framework.temporary)
         if framework.finish is not None and device != CPU:
             framework.finish(device[1], stream)
         return results
@@ -183,7 +183,7 @@ class Op:
         lengths = [(0, 0) if view is None else (len(view.spec.shape), len(view.spec.strides)) for view in views]
         apart = tuple(i for i, (dimensions, strides) in enumerate(lengths) if dimensions != strides)
         if apart:
-            return Plan(len(views), copies=apart), device, ()
+            return Plan(Target(device, threads), len(views), copies=apart), device, ()
         specs = tuple(view and view.spec for view in views)
         plan = self.plan(specs, options, device, threads, reproducible=reproducible)
         compile_together(step.launch for step in plan.steps)

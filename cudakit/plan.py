@@ -12,6 +12,7 @@ from typing import NamedTuple
 from cudakit.array import CPU, Device, Temporary, itemsize
 from cudakit.cpuinfo import largest_cache_bytes
 from cudakit.launch import Launch, Multiply, lazy_kernel
+from cudakit.product import Product
 from cudakit.source import Kernel
 from cudakit.structs import pack_scalars
 from cudakit.workspace import aligned, borrow, give_back
@@ -77,13 +78,14 @@ class Step(NamedTuple):
 
 @dataclass
 class Plan:
-    """What to allocate and launch.
+    """What to allocate and launch on a target.
 
     `results` holds an `Output` for each result of the operator, None for one that is not asked for. `copies` are the
     positions of inputs that must be made contiguous first; such a plan has nothing else and is made again after.
     `varies`: a GPU adds numbers up in any order, which shows.
     """
 
+    target: Target
     inputs: int
     results: tuple[Output | None, ...] = ()
     copies: tuple[int, ...] = ()
@@ -117,13 +119,13 @@ class Plan:
         """Let the workspaces to come have the memory of those so far, which no step to come uses."""
         self.taken = 0
 
-    def zero(self, slot: Slot, size: int, device: Device) -> None:
+    def zero(self, slot: Slot, size: int) -> None:
         """Append the filling of `size` bytes with zeros."""
-        self._append(partial(_zero, size, device), (slot, NULL))  # two, for an `itemgetter` of one makes no tuple
+        fill = partial(_zero, size, self.target.device)
+        self._append(fill, (slot, NULL))  # two, for an `itemgetter` of one makes no tuple
 
     def launch(
         self,
-        target: Target,
         kernel: Kernel,
         constants: Mapping[str, str | int],
         slots: Sequence[Slot],
@@ -132,13 +134,12 @@ class Plan:
         *,
         work: int,
         grain: int = 1,
+        threads: int | None = None,
     ) -> None:
         """Append a launch, unless it has nothing to do.
 
         Parameters
         ----------
-        target : Target
-            Where, and on how many threads.
         kernel : Kernel
             What to launch.
         constants : mapping
@@ -153,30 +154,33 @@ class Plan:
             Inner-loop steps of all items together, which decide how many CPU threads it is worth to wake.
         grain : int
             How many items must stay together on a CPU thread, because they add to the same elements.
+        threads : int, optional
+            At most so many CPU threads, by default the target's.
         """
         if items > 0:
-            loaded = lazy_kernel(kernel, tuple(constants.items()), target.device)
-            launch = Launch(loaded, pack_scalars(kernel, items, *values), items, grain, work, target.threads)
+            loaded = lazy_kernel(kernel, tuple(constants.items()), self.target.device)
+            threads = threads or self.target.threads
+            launch = Launch(loaded, pack_scalars(kernel, items, *values), items, grain, work, threads)
             self._append(launch, tuple(slots))
             self.varies = self.varies or launch.adds_in_any_order
 
-    def multiply(self, multiply: Multiply, *slots: Slot) -> None:
-        """Append a matrix product; the slots are those of its operands a, b and c."""
-        self._append(multiply, slots)
+    def multiply(self, product: Product, *slots: Slot) -> None:
+        """Append a matrix product on a GPU; the slots are those of its operands a, b and c."""
+        self._append(Multiply(product, self.target.device), slots)
 
     def _append(self, launch: Callable[[bytes, int], None], slots: tuple[Slot, ...]) -> None:
         places, offsets = zip(*((slot.place, slot.offset) for slot in slots), strict=True)
         pack = struct.Struct(f"{len(slots)}Q").pack
         self.steps.append(Step(launch, pack, itemgetter(*places), offsets if any(offsets) else None))
 
-    def run(self, pointers: Sequence[int], device: Device, stream: int, temporary: Temporary | None = None) -> None:
+    def run(self, pointers: Sequence[int], stream: int, temporary: Temporary | None = None) -> None:
         """Launch every step.
 
         `pointers` are those of the inputs and of the results (0 where there is none); `temporary` allocates on a GPU.
         """
         table = (0, *pointers)
         if self.workspaces:
-            memory = borrow(self.temporary, device, stream, temporary)
+            memory = borrow(self.temporary, self.target.device, stream, temporary)
             table += tuple([memory.pointer + begin for begin in self.workspaces])
         for launch, pack, pick, offsets in self.steps:
             addresses = pick(table)
@@ -184,7 +188,7 @@ class Plan:
                 addresses = tuple(map(add, addresses, offsets))
             launch(pack(*addresses), stream)
         if self.workspaces:
-            give_back(memory, device)
+            give_back(memory, self.target.device)
 
 
 def _zero(size: int, device: Device, pointers: bytes, stream: int) -> None:

@@ -58,28 +58,29 @@ def one_row(count: int, dtype: str) -> Image:
     return packed((1, 1, count), dtype, channels_last=False)
 
 
-def add_anchors(plan: Plan, target: Target, products: Sequence[Sequence[Factor]], terms: int, power: int = 0) -> Slot:
+def add_anchors(plan: Plan, products: Sequence[Sequence[Factor]], terms: int, power: int = 0) -> Slot:
     """Append what finds anchors for sums of up to `terms` numbers, and return their slot.
 
     Each is below 2^`power` times one of the `products` of numbers of arrays. An array that is not there, and a target
     that does not need anchors, count for nothing.
     """
+    target = plan.target
     if not target.reproducible:
         return NULL
     given = [[(slot, x) for slot, x in product if slot != NULL] for product in products]
     factors = list(dict.fromkeys(factor for product in given for factor in product))
     space = plan.workspace(ANCHORS_AT + MOST_PARTS * ANCHOR_BYTES)
-    plan.zero(space, ANCHORS_AT, target.device)
+    plan.zero(space, ANCHORS_AT)
     for k, (slot, x) in enumerate(factors):
-        _add_exponent(plan, target, slot, x, space.at(k * EXPONENT_BYTES))
+        _add_exponent(plan, slot, x, space.at(k * EXPONENT_BYTES))
     flags = tuple(sum(1 << factors.index(factor) for factor in product) for product in given)
     constants, slots = _constants("float64", 1, wide=False), (NULL, space, space.at(ANCHORS_AT))
     values = (0, (), (), flags, power, _bits(terms))
-    plan.launch(target, MAKE_ANCHORS, constants, slots, MOST_PARTS, values, work=1)
+    plan.launch(MAKE_ANCHORS, constants, slots, MOST_PARTS, values, work=1)
     return space.at(ANCHORS_AT)
 
 
-def _add_exponent(plan: Plan, target: Target, source: Slot, x: Image, goal: Slot) -> None:
+def _add_exponent(plan: Plan, source: Slot, x: Image, goal: Slot) -> None:
     """Append what finds the largest exponent of an array whose pixels are one stride apart."""
     sizes, strides = (*x.shape[:2], prod(x.space)), x.pixel_strides
     order = sorted(range(3), key=lambda i: -abs(strides[i]))  # threads are neighbours as what they read is
@@ -88,7 +89,7 @@ def _add_exponent(plan: Plan, target: Target, source: Slot, x: Image, goal: Slot
     items = -(-count // EXPONENT_LANES)
     wide = is_wide((size, stride), ((count,), (1,)))
     constants, values = _constants(x.dtype, EXPONENT_LANES, wide=wide), (count, size, stride, (), 0, 0)
-    plan.launch(target, LARGEST_EXPONENT, constants, (source, goal, NULL), items, values, work=count)
+    plan.launch(LARGEST_EXPONENT, constants, (source, goal, NULL), items, values, work=count)
 
 
 def _constants(dtype: str, lanes: int, *, wide: bool) -> dict[str, str | int]:

@@ -25,8 +25,8 @@ class Staged:
 
     Parameters
     ----------
-    plan, target
-        What to append copies to, and for what.
+    plan : Plan
+        What to append copies to.
     users : Image
         How the caller has them.
     copy : Image, optional
@@ -35,10 +35,10 @@ class Staged:
         How many are copied at a time, in rounds; by default as many as stay in cache, or all where none is copied.
     """
 
-    def __init__(self, plan: Plan, target: Target, users: Image, copy: Image | None, images: int = 0) -> None:
-        self._plan, self._target, self._users, self._copy = plan, target, users, copy
+    def __init__(self, plan: Plan, users: Image, copy: Image | None, images: int = 0) -> None:
+        self._plan, self._users, self._copy = plan, users, copy
         self._item = itemsize(users.dtype)
-        self._images = images or (images_at_a_time(users, target) if copy else max(users.shape[0], 1))
+        self._images = images or (images_at_a_time(users, plan.target) if copy else max(users.shape[0], 1))
         self._space = plan.workspace(self._images * copy.strides[0] * self._item) if copy else NULL
         self.layout = copy or users
 
@@ -57,7 +57,7 @@ class Staged:
                 (self._of_user(base, first), self._users.with_batch(count)),
                 (self._space, self._copy.with_batch(count)),
             )
-            add_copy(self._plan, self._target, *(ends[::-1] if back else ends))
+            add_copy(self._plan, *(ends[::-1] if back else ends))
 
     def rounds(self, base: Slot, batch: int) -> Iterator[tuple[int, int]]:
         """Yield (first image, images) of each round of a batch after appending their copy."""
@@ -72,8 +72,8 @@ class Summed:
 
     Parameters
     ----------
-    plan, target
-        What to append to, and for what.
+    plan : Plan
+        What to append to.
     goal : Slot
         Where it is wanted; null: it is not.
     final, made : Image
@@ -91,7 +91,6 @@ class Summed:
     def __init__(
         self,
         plan: Plan,
-        target: Target,
         goal: Slot,
         final: Image,
         made: Image,
@@ -101,8 +100,8 @@ class Summed:
         images: int,
         fresh: bool = False,
     ) -> None:
-        self._plan, self._target, self._goal, self._final, self._made = plan, target, goal, final, made
-        self._sums, self._zeroes = sums, (apart or fresh) and not clears(target)
+        self._plan, self._goal, self._final, self._made = plan, goal, final, made
+        self._sums, self._zeroes = sums, (apart or fresh) and not clears(plan.target)
         self._image = final.strides[0] * itemsize(final.dtype)
         self._bytes = made.strides[0] * itemsize(made.dtype) * sums
         self._space = plan.workspace(images * self._bytes) if apart and goal != NULL else NULL
@@ -113,11 +112,11 @@ class Summed:
             return NULL
         added = self._goal.at(first * self._image) if self._space == NULL else self._space
         if self._zeroes:
-            self._plan.zero(added, count * self._bytes, self._target.device)
+            self._plan.zero(added, count * self._bytes)
         return added
 
     def end(self, first: int, count: int) -> None:
         """Append what brings it to where it is wanted."""
         if self._space != NULL:
             goal = (self._goal.at(first * self._image), self._final.with_batch(count))
-            add_sums(self._plan, self._target, self._sums, (self._space, self._made.with_batch(count)), goal)
+            add_sums(self._plan, self._sums, (self._space, self._made.with_batch(count)), goal)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from cudakit import layout, product
-from cudakit.deformable import conv_cuda_blocks, conv_cuda_plan, conv_ops
+from cudakit import launch, layout, plan, product
+from cudakit.deformable import conv_cuda_blocks, conv_ops
 
 from .conftest import Arrays, devices, forget
 from .deformable_problems import Geometry, call, check, draw
@@ -67,11 +67,11 @@ def products(arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> list[product.Pr
         pytest.skip("a CPU multiplies tile by tile")
     found: list[product.Product] = []
 
-    def noted(one: product.Product, device: tuple[str, int]) -> product.Multiply:
+    def noted(one: product.Product, device: tuple[str, int]) -> launch.Multiply:
         found.append(one)
-        return product.Multiply(one, device)
+        return launch.Multiply(one, device)
 
-    monkeypatch.setattr(conv_cuda_plan, "Multiply", noted)
+    monkeypatch.setattr(plan, "Multiply", noted)
     return found
 
 

@@ -153,7 +153,7 @@ def test_a_batch_is_copied_whatever_the_number_of_cpu_threads() -> None:
     x = layout.packed((100, 64, 64, 64), "float32", channels_last=False)
     targets = [Target(("cuda", 0), threads) for threads in (1, 7)]
     rounds = [
-        staging.Staged(Plan(1), one, x, None, staging.images_at_a_time(x, one)).rounds(NULL, 100) for one in targets
+        staging.Staged(Plan(one, 1), x, None, staging.images_at_a_time(x, one)).rounds(NULL, 100) for one in targets
     ]
     found = [list(one) for one in rounds]
     assert found[0] == found[1]

@@ -168,7 +168,7 @@ def test_a_gpu_without_cupy_names_the_install_command(monkeypatch: pytest.Monkey
     specs, options = next(CALLS["grid_sample"]())
     plan = OPS["grid_sample"].plan(specs, options, ("cuda", 0))
     with pytest.raises(BackendUnavailable, match=r"pip install 'cudakit\[cuda12\]'"):
-        plan.run([0, 0, 0], ("cuda", 0), 0)
+        plan.run([0, 0, 0], 0)
 
 
 def test_a_failed_compile_crosses_processes() -> None:

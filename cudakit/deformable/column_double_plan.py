@@ -49,7 +49,6 @@ KERNEL = Kernel(
 
 def plan_double(
     plan: Plan,
-    target: Target,
     d: Deformation,
     images: tuple[Image, Image | None],
     columns: Columns,
@@ -59,17 +58,18 @@ def plan_double(
 
     `images` are the layouts of the input and of its tangent, both `flat`; `slots.grad_input` is a result.
     """
+    target = plan.target
     x, tangent = images
     total = input_gradient(d, x, target)
-    sums = total.begin(plan, target, slots.grad_input)
+    sums = total.begin(plan, slots.grad_input)
     where = slots._replace(
-        input=add_packed(plan, target, slots.input, x),
-        input_tangent=NULL if tangent is None else add_packed(plan, target, slots.input_tangent, tangent),
+        input=add_packed(plan, slots.input, x),
+        input_tangent=NULL if tangent is None else add_packed(plan, slots.input_tangent, tangent),
         grad_input=sums,
-        anchors=NULL if sums == NULL else _add_anchors(plan, target, d, slots),
+        anchors=NULL if sums == NULL else _add_anchors(plan, d, slots),
     )
-    _add_launch(plan, target, d, packed(x.shape, x.dtype, channels_last=True), columns, where)
-    total.end(plan, target, sums, slots.grad_input)
+    _add_launch(plan, d, packed(x.shape, x.dtype, channels_last=True), columns, where)
+    total.end(plan, sums, slots.grad_input)
 
 
 def input_gradient(d: Deformation, x: Image, target: Target) -> Result:
@@ -82,37 +82,38 @@ def _terms(d: Deformation) -> int:
     return corner_terms(d) * (2 + d.n)
 
 
-def _add_anchors(plan: Plan, target: Target, d: Deformation, slots: DoubleSlots) -> Slot:
+def _add_anchors(plan: Plan, d: Deformation, slots: DoubleSlots) -> Slot:
     """Append what finds the anchors of sums of (m w g)' = m w g' + m' w g + m (w_1 p_1' + ...) g, where w, w_i <= 1."""
     offsets = one_row(d.batch * d.offset_groups * d.taps * d.n * d.pixels, d.coordinate_dtype)
     grad, grad_tangent = ((slot, column_row(d)) for slot in (slots.columns, slots.columns_tangent))
     mask, mask_tangent = ((slot, mask_row(d)) for slot in (slots.mask, slots.mask_tangent))
     products = [(mask, grad_tangent), (mask_tangent, grad), (mask, (slots.offset_tangent, offsets), grad)]
     there = [changes[0] != NULL for changes in (grad_tangent, mask_tangent, products[2][1])]
-    return add_anchors(plan, target, list(compress(products, there)), _terms(d))
+    return add_anchors(plan, list(compress(products, there)), _terms(d))
 
 
 def plan_double_columns(
-    plan: Plan, target: Target, d: Deformation, images: tuple[Image, Image | None], slots: DoubleSlots, aligned: bool
+    plan: Plan, d: Deformation, images: tuple[Image, Image | None], slots: DoubleSlots, aligned: bool
 ) -> None:
     """Append the same with columns in the data format, all `aligned`; `slots.samples_tangent` is a result."""
     shape, last = (d.batch, d.channels, d.taps * d.pixels), d.channels_last
     samples = Result.written(shape, d.dtype, last=last)
     given = samples.final._replace(aligned=aligned)
-    made = samples.begin(plan, target, slots.samples_tangent)
+    made = samples.begin(plan, slots.samples_tangent)
     turned = slots._replace(
-        columns=add_packed(plan, target, slots.columns, given),
-        columns_tangent=add_packed(plan, target, slots.columns_tangent, given),
+        columns=add_packed(plan, slots.columns, given),
+        columns_tangent=add_packed(plan, slots.columns_tangent, given),
         samples_tangent=made,
     )
     tap, pixel = (d.channels, d.taps * d.channels) if last else (d.pixels * d.channels, d.channels)
     columns = Columns((samples.made.strides[0], 1, tap, pixel), d.channels)
-    plan_double(plan, target, d, images, columns, turned)
-    samples.end(plan, target, made, slots.samples_tangent)
+    plan_double(plan, d, images, columns, turned)
+    samples.end(plan, made, slots.samples_tangent)
 
 
-def _add_launch(plan: Plan, target: Target, d: Deformation, x: Image, columns: Columns, slots: DoubleSlots) -> None:
+def _add_launch(plan: Plan, d: Deformation, x: Image, columns: Columns, slots: DoubleSlots) -> None:
     """Append the kernel; `x` is the layout of the input."""
+    target = plan.target
     added = slots.grad_input != NULL
     group, together = d.channels // d.offset_groups, d.taps * d.pixels
     items = d.batch * d.offset_groups * together
@@ -123,4 +124,4 @@ def _add_launch(plan: Plan, target: Target, d: Deformation, x: Image, columns: C
         defined["ROUNDED"] = rounded_parts(d.dtype, target, _terms(d))
     work = d.channels * d.batch * together * 2**d.n
     values = (d.batch, *columns.fields, *geometry_values(d, x.strides))
-    plan.launch(target, KERNEL, defined, slots, items, values, work=work, grain=together if added else 1)
+    plan.launch(KERNEL, defined, slots, items, values, work=work, grain=together if added else 1)

@@ -73,7 +73,6 @@ class Accumulation(NamedTuple):
 
 def add_gradients(
     plan: Plan,
-    target: Target,
     d: Deformation,
     x: Image,
     grad: Image,
@@ -82,19 +81,19 @@ def add_gradients(
     accumulation: Accumulation,
 ) -> None:
     """Append `deform_col2im`, in two launches where one would leave CPU threads without work."""
+    target = plan.target
     groups = d.batch * d.offset_groups * accumulation.spans
     together = target.device != CPU or groups % target.threads == 0 or groups >= 4 * target.threads
     if slots.grad_input == NULL or slots.input == NULL or together:
-        _add_col2im(plan, target, d, x, grad, columns, slots, accumulation)
+        _add_col2im(plan, d, x, grad, columns, slots, accumulation)
         return
     alone = Col2imSlots(NULL, slots.offset, slots.mask, slots.columns, grad_input=slots.grad_input)
-    _add_col2im(plan, target, d, x, grad, columns, alone, accumulation)
-    _add_col2im(plan, target, d, x, grad, columns, slots._replace(grad_input=NULL), Accumulation())
+    _add_col2im(plan, d, x, grad, columns, alone, accumulation)
+    _add_col2im(plan, d, x, grad, columns, slots._replace(grad_input=NULL), Accumulation())
 
 
 def _add_col2im(
     plan: Plan,
-    target: Target,
     d: Deformation,
     x: Image,
     grad: Image,
@@ -102,6 +101,7 @@ def _add_col2im(
     slots: Col2imSlots,
     accumulation: Accumulation,
 ) -> None:
+    target = plan.target
     count, spans = d.channels // d.offset_groups, accumulation.spans
     block = count
     if target.device == CPU and slots.input == NULL:
@@ -124,7 +124,7 @@ def _add_col2im(
     )
     work = d.batch * d.channels * d.taps * d.visited
     grain = 1 if slots.grad_input == NULL else together
-    plan.launch(target, COL2IM, defined, slots, items, values, work=work, grain=grain)
+    plan.launch(COL2IM, defined, slots, items, values, work=work, grain=grain)
 
 
 def _spans(d: Deformation, grad: Image, target: Target) -> int:
@@ -147,14 +147,13 @@ def gradient_layouts(d: Deformation, target: Target, columns: Columns) -> tuple[
     )
 
 
-def plan_gradients(
-    plan: Plan, target: Target, d: Deformation, x: Image | None, columns: Columns, slots: Col2imSlots
-) -> None:
+def plan_gradients(plan: Plan, d: Deformation, x: Image | None, columns: Columns, slots: Col2imSlots) -> None:
     """Append what `deform_col2im` and the gradients of `deform_im2col` launch.
 
     `x` is the layout of the input, None where it is not read; columns and `slots.grad_input`, a result, are in the data
     format.
     """
+    target = plan.target
     item = itemsize(d.dtype)
     final, grad = gradient_layouts(d, target, columns)
     wanted, turned = slots.grad_input != NULL, grad != final
@@ -164,9 +163,9 @@ def plan_gradients(
     spans = _spans(d.with_batch(most), grad, target) if wanted else 1
     accumulation = Accumulation(spans, clears(target), rounded_parts(d.dtype, target, corner_terms(d)))
     apart = wanted and (turned or accumulation.sums > 1)
-    images = Staged(plan, target, x or layout, layout if copied else None, most)
-    total = Summed(plan, target, slots.grad_input, final, grad, sums=accumulation.sums, apart=apart, images=most)
-    anchors = _add_anchors(plan, target, d, slots) if apart else NULL
+    images = Staged(plan, x or layout, layout if copied else None, most)
+    total = Summed(plan, slots.grad_input, final, grad, sums=accumulation.sums, apart=apart, images=most)
+    anchors = _add_anchors(plan, d, slots) if apart else NULL
     for first, count in images.rounds(slots.input, d.batch):
         offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
         grad_offset, grad_mask = coordinates_from(d, first, slots.grad_offset, slots.grad_mask)
@@ -178,14 +177,14 @@ def plan_gradients(
             anchors=anchors,
         )
         some = d.with_batch(count), layout.with_batch(count), grad.with_batch(count)
-        add_gradients(plan, target, *some, columns, where, accumulation)
+        add_gradients(plan, *some, columns, where, accumulation)
         total.end(first, count)
 
 
-def _add_anchors(plan: Plan, target: Target, d: Deformation, slots: Col2imSlots) -> Slot:
+def _add_anchors(plan: Plan, d: Deformation, slots: Col2imSlots) -> Slot:
     """Append what finds the anchors of sums of columns."""
     factors = [(slots.columns, column_row(d)), (slots.mask, mask_row(d))]
-    return add_anchors(plan, target, [factors], corner_terms(d))
+    return add_anchors(plan, [factors], corner_terms(d))
 
 
 def column_row(d: Deformation) -> Image:

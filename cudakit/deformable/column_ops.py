@@ -50,11 +50,11 @@ def _prepare_im2col(specs: tuple[Any, ...], options: DeformOptions, target: Targ
     d, x = check_im2col(input, offset, mask, options)
     copies = unreadable(specs, {0: x})
     if copies:
-        return Plan(3, copies=copies)
-    plan = Plan(3, _infer_im2col(specs, options))
+        return Plan(target, 3, copies=copies)
+    plan = Plan(target, 3, _infer_im2col(specs, options))
     if 0 not in columns_shape(d):
         mask_slot = plan.input(2) if d.masked else NULL
-        plan_columns(plan, target, d, x, Im2colSlots(plan.input(0), plan.input(1), mask_slot, plan.result(0)))
+        plan_columns(plan, d, x, Im2colSlots(plan.input(0), plan.input(1), mask_slot, plan.result(0)))
     return plan
 
 
@@ -71,14 +71,14 @@ def _prepare_im2col_backward(specs: tuple[Any, ...], options: DeformOptions, tar
     check_columns("grad_columns", grad, d)
     copies = unreadable(specs, {1: x})
     if copies:
-        return Plan(4, copies=copies)
+        return Plan(target, 4, copies=copies)
     empty = 0 in columns_shape(d)
     results = (
         _input_gradient(d, target) if "input" in options.needs else None,
         Output(offset.shape, offset.dtype, zero=empty) if "offset" in options.needs else None,
         Output(mask.shape, mask.dtype, zero=empty) if "mask" in options.needs and mask is not None else None,
     )
-    plan = Plan(4, results)
+    plan = Plan(target, 4, results)
     if empty or not any(results):
         return plan
     reads = any(results[1:])
@@ -88,7 +88,7 @@ def _prepare_im2col_backward(specs: tuple[Any, ...], options: DeformOptions, tar
         grad_offset=plan.result(1),
         grad_mask=plan.result(2),
     )
-    plan_gradients(plan, target, d, x if reads else None, plain_columns(d, grad.aligned), slots)
+    plan_gradients(plan, d, x if reads else None, plain_columns(d, grad.aligned), slots)
     return plan
 
 
@@ -97,12 +97,12 @@ def _prepare_col2im(specs: tuple[Any, ...], options: DeformOptions, target: Targ
     d = check_col2im(columns, offset, mask, options)
     copies = unreadable(specs, {})
     if copies:
-        return Plan(3, copies=copies)
-    plan = Plan(3, (_input_gradient(d, target),))
+        return Plan(target, 3, copies=copies)
+    plan = Plan(target, 3, (_input_gradient(d, target),))
     if 0 not in columns_shape(d):
         read = (NULL, plan.input(1), plan.input(2) if d.masked else NULL, plan.input(0))
         slots = Col2imSlots(*read, grad_input=plan.result(0))
-        plan_gradients(plan, target, d, None, plain_columns(d, columns.aligned), slots)
+        plan_gradients(plan, d, None, plain_columns(d, columns.aligned), slots)
     return plan
 
 
@@ -113,19 +113,19 @@ def _prepare_col2im_backward(specs: tuple[Any, ...], options: DeformOptions, tar
     x = check_image_gradient(grad, d, options)
     copies = unreadable(specs, {0: x})
     if copies:
-        return Plan(4, copies=copies)
+        return Plan(target, 4, copies=copies)
     empty = 0 in columns_shape(d)
     wanted = [name in options.needs and spec is not None for name, spec in zip(COLUMN_NAMES, specs[1:], strict=True)]
     outputs = [Output(spec.shape, spec.dtype, zero=empty) if spec is not None else None for spec in specs[1:]]
-    plan = Plan(4, tuple(output if want else None for output, want in zip(outputs, wanted, strict=True)))
+    plan = Plan(target, 4, tuple(output if want else None for output, want in zip(outputs, wanted, strict=True)))
     if empty:
         return plan
     read = (plan.input(0), plan.input(2), plan.input(3) if d.masked else NULL)
     if wanted[0]:
-        plan_columns(plan, target, d, x, Im2colSlots(*read, plan.result(0)))
+        plan_columns(plan, d, x, Im2colSlots(*read, plan.result(0)))
     if wanted[1] or wanted[2]:
         slots = Col2imSlots(*read, plan.input(1), grad_offset=plan.result(1), grad_mask=plan.result(2))
-        plan_gradients(plan, target, d, x, plain_columns(d, columns.aligned), slots)
+        plan_gradients(plan, d, x, plain_columns(d, columns.aligned), slots)
     return plan
 
 
@@ -157,12 +157,12 @@ def _prepare_double(roles: _Roles, specs: tuple[Any, ...], options: DeformOption
     turn = None if adjoint or tangent is None else image(tangent, d.channels_last)
     copies = unreadable(specs, {0: turn, roles.image: x})
     if copies:
-        return Plan(7, copies=copies)
+        return Plan(target, 7, copies=copies)
     empty, total = 0 in columns_shape(d), input_gradient(d, x, target)
     outputs = [spec and Output(spec.shape, spec.dtype, zero=empty) for spec in specs[3:]]
     outputs[roles.image - 3] = total.output(specs[roles.image].shape, empty=empty)
     named = zip(names[3:], outputs, strict=True)
-    plan = Plan(7, tuple(output if name in options.needs else None for name, output in named))
+    plan = Plan(target, 7, tuple(output if name in options.needs else None for name, output in named))
     if empty or not options.needs:
         return plan
     slots = [plan.input(i) if spec is not None else NULL for i, spec in enumerate(specs)]
@@ -177,7 +177,7 @@ def _prepare_double(roles: _Roles, specs: tuple[Any, ...], options: DeformOption
         grad_mask=plan.result(3),
     )
     aligned = all(spec.aligned for spec in (specs[roles.columns], tangent if adjoint else None) if spec)
-    plan_double_columns(plan, target, d, (x, turn), where, aligned)
+    plan_double_columns(plan, d, (x, turn), where, aligned)
     return plan
 
 

@@ -145,8 +145,9 @@ def channels_of(count: int, form: Form, items: int, target: Target) -> int:
     return count if target.device == CPU or form.vector > 1 else cuda_block(count, 1, items)
 
 
-def add_im2col(plan: Plan, target: Target, d: Deformation, x: Image, columns: Columns, slots: Im2colSlots) -> None:
+def add_im2col(plan: Plan, d: Deformation, x: Image, columns: Columns, slots: Im2colSlots) -> None:
     """Append `deform_im2col`."""
+    target = plan.target
     count = d.channels // d.offset_groups
     form = choose_form(d, x, columns, target, count)
     pairs, places = d.offset_groups * d.taps, d.batch * -(-d.visited // form.tile)
@@ -160,21 +161,22 @@ def add_im2col(plan: Plan, target: Target, d: Deformation, x: Image, columns: Co
     layouts = (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,))
     defined = constants(d, form, *layouts, large=target.bypasses_cache(slots.columns))
     values = (block, width, *columns.fields, *geometry_values(d, x.strides))
-    plan.launch(target, IM2COL, defined, slots, items, values, work=d.batch * d.channels * d.taps * d.visited)
+    plan.launch(IM2COL, defined, slots, items, values, work=d.batch * d.channels * d.taps * d.visited)
 
 
-def plan_columns(plan: Plan, target: Target, d: Deformation, x: Image, slots: Im2colSlots) -> None:
+def plan_columns(plan: Plan, d: Deformation, x: Image, slots: Im2colSlots) -> None:
     """Append `deform_im2col` with an input in any `flat` layout, copied where that is faster to read."""
+    target = plan.target
     columns = plain_columns(d)
     copied = x.strides[1] != 1 and wants_neighbours(d, columns, target)
-    images = Staged(plan, target, x, packed(x.shape, x.dtype, channels_last=True) if copied else None)
+    images = Staged(plan, x, packed(x.shape, x.dtype, channels_last=True) if copied else None)
     for first, count in images.rounds(slots.input, d.batch):
         some = Im2colSlots(
             images.at(slots.input, first),
             *coordinates_from(d, first, slots.offset, slots.mask),
             columns=slots.columns.at(first * columns.strides[0] * itemsize(d.dtype)),
         )
-        add_im2col(plan, target, d.with_batch(count), images.layout.with_batch(count), columns, some)
+        add_im2col(plan, d.with_batch(count), images.layout.with_batch(count), columns, some)
 
 
 def wants_copy(x: Image, grad: Image | None, *, neighbours: bool) -> bool:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from cudakit.array import itemsize
 from cudakit.deformable.geometry import Deformation
 from cudakit.layout import Image, accumulator, add_copy, packed
-from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.plan import NULL, Plan, Slot
 
 
 class Slots(NamedTuple):
@@ -55,11 +55,11 @@ class Convolution:
         return packed(shape, self.d.dtype, channels_last=False), packed(shape, dtype, channels_last=True)
 
 
-def add_channel_fastest(plan: Plan, target: Target, conv: Convolution, slot: Slot) -> Slot:
+def add_channel_fastest(plan: Plan, conv: Convolution, slot: Slot) -> Slot:
     """Append the copy of weights, or of their tangents, with the channel fastest, and return its slot, or theirs."""
     if slot == NULL or conv.d.taps == 1:
         return slot
     to = plan.workspace(conv.weights * itemsize(conv.d.dtype))
     tap_fastest, channel_fastest = conv.weight_layouts(conv.d.dtype)
-    add_copy(plan, target, (slot, tap_fastest), (to, channel_fastest))
+    add_copy(plan, (slot, tap_fastest), (to, channel_fastest))
     return to

@@ -22,7 +22,7 @@ from cudakit.deformable.column_plan import (
 from cudakit.deformable.conv_call import Convolution, Slots, add_channel_fastest
 from cudakit.deformable.geometry import Deformation
 from cudakit.layout import Image, packed
-from cudakit.plan import Plan, Slot, Target
+from cudakit.plan import Plan, Slot
 from cudakit.product import is_operand
 from cudakit.staging import Staged
 from cudakit.workspace import ALIGNMENT
@@ -64,8 +64,8 @@ class BlockedCall:
 
     Parameters
     ----------
-    plan, target
-        What to append to, and for what.
+    plan : Plan
+        What to append to.
     conv : Convolution
         The call.
     slots : Slots
@@ -85,7 +85,6 @@ class BlockedCall:
     def __init__(
         self,
         plan: Plan,
-        target: Target,
         conv: Convolution,
         slots: Slots,
         *,
@@ -95,12 +94,12 @@ class BlockedCall:
         image_bytes: int = 0,
         fixed_bytes: int = 0,
     ) -> None:
-        self.plan, self.target, self.conv, self.slots = plan, target, conv, slots
+        self.plan, self.conv, self.slots = plan, conv, slots
         d, x = conv.d, conv.input
         self.item_bytes = itemsize(d.dtype)
         self.depth = d.taps * d.channels // conv.groups
         self.outputs_of_group = conv.out_channels // conv.groups
-        neighbours = wants_neighbours(d, columns_of(d, conv.groups), target)
+        neighbours = wants_neighbours(d, columns_of(d, conv.groups), plan.target)
         copied = reads and wants_copy(x, grad, neighbours=neighbours)
         image = packed(x.shape, x.dtype, channels_last=d.channels_last or neighbours)
         image_bytes += image.strides[0] * self.item_bytes * copied
@@ -110,10 +109,10 @@ class BlockedCall:
         self.weight_bytes = conv.weights * self.item_bytes
         fixed = MOST_WORKSPACES * ALIGNMENT + fixed_bytes + self.weight_bytes
         self.images, self.pixels = self._block_size(fixed, image_bytes)
-        self.inputs = Staged(plan, target, x if reads else image, image if copied else None, self.images)
-        self.outputs = Staged(plan, target, conv.output, turned if turns and self.images > 1 else None, self.images)
+        self.inputs = Staged(plan, x if reads else image, image if copied else None, self.images)
+        self.outputs = Staged(plan, conv.output, turned if turns and self.images > 1 else None, self.images)
         self.columns = plan.workspace(self.images * self.pixels * d.taps * d.channels * self.item_bytes)
-        self.weight = add_channel_fastest(plan, target, conv, slots.weight)
+        self.weight = add_channel_fastest(plan, conv, slots.weight)
 
     def _block_size(self, fixed: int, image: int) -> tuple[int, int]:
         """Return how many images, and pixels of each, a block has; `image` are the bytes of one besides its columns."""
@@ -151,7 +150,7 @@ class BlockedCall:
         offset, mask = coordinates_from(self.conv.d, block.first, self.slots.offset, self.slots.mask)
         slots = Im2colSlots(self.image(block.first), offset, mask, self.columns)
         x, columns = self.inputs.layout.with_batch(block.images), columns_of(d, self.conv.groups)
-        add_im2col(self.plan, self.target, d, x, columns, slots)
+        add_im2col(self.plan, d, x, columns, slots)
 
     def operands(self, block: Block) -> Operands:
         """Return how a block's products see their operands."""

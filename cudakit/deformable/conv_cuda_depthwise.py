@@ -28,7 +28,7 @@ from cudakit.layout import (
     cuda_vector,
     packed,
 )
-from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.plan import NULL, Plan, Slot
 from cudakit.rounding import anchor_bytes
 from cudakit.source import Kernel
 from cudakit.staging import CUDA_COPY_BYTES, Staged
@@ -72,8 +72,8 @@ class _DepthwiseCall:
 
     Parameters
     ----------
-    plan, target
-        What to append to, and for what.
+    plan : Plan
+        What to append to.
     conv : Convolution
         The call.
     slots : Slots
@@ -89,7 +89,6 @@ class _DepthwiseCall:
     def __init__(
         self,
         plan: Plan,
-        target: Target,
         conv: Convolution,
         slots: Slots,
         *,
@@ -98,23 +97,23 @@ class _DepthwiseCall:
         image_bytes: int = 0,
         fixed_bytes: int = 0,
     ) -> None:
-        self.plan, self.target, self.conv, self.slots = plan, target, conv, slots
+        self.plan, self.conv, self.slots = plan, conv, slots
         d, x, y = conv.d, conv.input, conv.output
         self.item_bytes = itemsize(d.dtype)
         last = packed(y.shape, d.dtype, channels_last=True)
         self.vector = cuda_vector(d.channels // d.offset_groups, d.dtype)
-        self.vectors = wants_neighbours(d, _as_columns(last), target)
+        self.vectors = wants_neighbours(d, _as_columns(last), plan.target)
         apart = wants_copy(x, grad, neighbours=False)
         image = packed(x.shape, d.dtype, channels_last=d.channels_last or self.vectors)
         copied, turned = reads and (apart or self._scattered(x)), self._scattered(y)
         image_bytes += (image.strides[0] * copied + last.strides[0] * turned) * self.item_bytes
         weight_bytes = d.channels * d.taps * self.item_bytes
         self.images = self._images(image_bytes, fixed_bytes + WORKSPACES * ALIGNMENT + weight_bytes)
-        self.inputs = Staged(plan, target, x if reads else image, image if copied else None, self.images)
-        self.outputs = Staged(plan, target, y, last if turned else None, self.images)
+        self.inputs = Staged(plan, x if reads else image, image if copied else None, self.images)
+        self.outputs = Staged(plan, y, last if turned else None, self.images)
         self.weight = plan.workspace(weight_bytes)
         source, goal = self.weight_layouts
-        add_copy(plan, target, (slots.weight, source), (self.weight, goal))
+        add_copy(plan, (slots.weight, source), (self.weight, goal))
 
     def _scattered(self, one: Image) -> bool:
         """Whether channels should be read in vectors, and are not where that is possible."""
@@ -144,7 +143,7 @@ class _DepthwiseCall:
         """Return how threads share out the channels of so many places."""
         d = self.conv.d
         count = d.channels // d.offset_groups
-        form = choose_form(d, self.inputs.layout, _as_columns(self.outputs.layout), self.target, count)
+        form = choose_form(d, self.inputs.layout, _as_columns(self.outputs.layout), self.plan.target, count)
         return form if form.vector == 1 else form._replace(lanes=cuda_lanes(count, form.vector, places))
 
     def launch(
@@ -166,16 +165,16 @@ class _DepthwiseCall:
         defined = constants(d, form, (x.shape, x.strides), (y.shape, y.strides), *(((size,), (1,)) for size in sizes))
         values = (blocks, chunks, int(opens), y.pixel_strides, *geometry_values(d, x.strides))
         work = d.batch * d.channels * d.taps * d.pixels
-        self.plan.launch(self.target, kernel, defined, pointers, items, values, work=work)
+        self.plan.launch(kernel, defined, pointers, items, values, work=work)
 
     def blocks(self, form: Form) -> int:
         """Return in how many blocks the channels of an offset group come."""
         return -(-self.conv.d.channels // (self.conv.d.offset_groups * form.lanes * form.vector))
 
 
-def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
+def plan_forward(plan: Plan, conv: Convolution, slots: Slots, output: Slot) -> None:
     """Append the convolution."""
-    call = _DepthwiseCall(plan, target, conv, slots)
+    call = _DepthwiseCall(plan, conv, slots)
     d = conv.d
     for first, count, image in call.rounds():
         offset, mask = coordinates_from(d, first, slots.offset, slots.mask)
@@ -189,22 +188,22 @@ def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, ou
 class _Backward:
     """Appends the gradients of one call; `results` are the slots of the gradients, null where not wanted."""
 
-    def __init__(self, plan: Plan, target: Target, conv: Convolution, slots: Slots, grad: Slot, results: Slots) -> None:
+    def __init__(self, plan: Plan, conv: Convolution, slots: Slots, grad: Slot, results: Slots) -> None:
         d = conv.d
         self.grad_output, self.results = grad, results
         last = _as_columns(packed(conv.output.shape, d.dtype, channels_last=True))
-        self.by_input = InputGradient(target, conv, last, results.input)
+        self.by_input = InputGradient(plan.target, conv, last, results.input)
         self.slopes = results.offset != NULL or results.mask != NULL
         self.sum_bytes = d.channels * d.taps * itemsize(accumulator(d.dtype))
         weights = (self.sum_bytes + d.channels * d.taps * itemsize(d.dtype)) * (results.weight != NULL)
         self.call = call = _DepthwiseCall(
-            *(plan, target, conv, slots),
+            *(plan, conv, slots),
             reads=self.slopes or results.weight != NULL,
             grad=None if results.input == NULL else self.by_input.layout,
             image_bytes=self.by_input.image_bytes,
-            fixed_bytes=weights + anchor_bytes(target),
+            fixed_bytes=weights + anchor_bytes(plan.target),
         )
-        self.by_input.allocate(plan, target, call.images, slots, grad)
+        self.by_input.allocate(plan, call.images, slots, grad)
         if weights:
             self.totals = plan.workspace(weights - self.sum_bytes)
             self.form = call.form(d.taps * -(-call.images * d.pixels // FEWEST_PIXELS))
@@ -251,7 +250,7 @@ class _Backward:
         )
         y = call.outputs.layout.with_batch(count)
         layouts = (call.inputs.layout.with_batch(count), self.by_input.layout.with_batch(count), _as_columns(y))
-        add_gradients(call.plan, call.target, d.with_batch(count), *layouts, slots, self.by_input.accumulation)
+        add_gradients(call.plan, d.with_batch(count), *layouts, slots, self.by_input.accumulation)
         self.by_input.total.end(first, count)
 
     def _add_up(self) -> None:
@@ -260,13 +259,11 @@ class _Backward:
         size, limit = d.taps * d.channels, call.conv.workspace
         room = None if limit is None else limit - call.plan.taken
         source, goal = (self.sums, accumulator(d.dtype)), (self.totals, d.dtype)
-        add_sum(call.plan, call.target, source, goal, (size, 1, self.chunks), (1, 0, size), room=room)
+        add_sum(call.plan, source, goal, (size, 1, self.chunks), (1, 0, size), room=room)
         layout, packed_layout = call.weight_layouts
-        add_copy(call.plan, call.target, (self.totals, packed_layout), (self.results.weight, layout))
+        add_copy(call.plan, (self.totals, packed_layout), (self.results.weight, layout))
 
 
-def plan_backward(
-    plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
-) -> None:
+def plan_backward(plan: Plan, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots) -> None:
     """Append the gradients that `results` has slots for; that of the bias is not among them."""
-    _Backward(plan, target, conv, slots, grad_output, results).run()
+    _Backward(plan, conv, slots, grad_output, results).run()

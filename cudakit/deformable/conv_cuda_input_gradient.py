@@ -35,15 +35,15 @@ class InputGradient:
         apart = result != NULL and (self.layout != self._final or self.accumulation.rounded_parts > 0)
         self.image_bytes = self.layout.strides[0] * self.accumulation.sums * itemsize(self.layout.dtype) * apart
 
-    def allocate(self, plan: Plan, target: Target, images: int, slots: Slots, grad_output: Slot) -> None:
+    def allocate(self, plan: Plan, images: int, slots: Slots, grad_output: Slot) -> None:
         """Take the memory for so many images at a time, and append what finds the anchors."""
         self.anchors = NULL
         if self.image_bytes:
             d, weights = self._conv.d, one_row(self._conv.weights, self._conv.d.dtype)
             factors = [(grad_output, self._conv.output), (slots.weight, weights), (slots.mask, mask_row(d))]
-            self.anchors = add_anchors(plan, target, [factors], self._terms)
+            self.anchors = add_anchors(plan, [factors], self._terms)
         self.total = Summed(
-            *(plan, target, self._result, self._final, self.layout),
+            *(plan, self._result, self._final, self.layout),
             sums=self.accumulation.sums,
             apart=self.image_bytes > 0,
             images=images,

@@ -9,9 +9,8 @@ from cudakit.deformable.column_plan import coordinates_from
 from cudakit.deformable.conv_call import Convolution, Slots
 from cudakit.deformable.conv_cuda_blocks import Block, BlockedCall, columns_of
 from cudakit.deformable.conv_cuda_input_gradient import InputGradient
-from cudakit.launch import Multiply
 from cudakit.layout import Image, accumulator, add_copy
-from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.plan import NULL, Plan, Slot
 from cudakit.product import Product
 from cudakit.rounding import anchor_bytes
 
@@ -22,15 +21,15 @@ def turned(strides: tuple[int, int, int]) -> tuple[int, int, int]:
     return column, row, matrix
 
 
-def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
+def plan_forward(plan: Plan, conv: Convolution, slots: Slots, output: Slot) -> None:
     """Append the convolution."""
-    call = BlockedCall(plan, target, conv, slots, turns=conv.groups > 1)
+    call = BlockedCall(plan, conv, slots, turns=conv.groups > 1)
     d, depth = conv.d, call.depth
     for first, count, blocks in call.rounds():
         if slots.bias != NULL:
             goal = call.outputs.layout.with_batch(count)
             spread = Image(goal.shape, (0, 1, *(0,) * d.n), d.dtype)
-            add_copy(plan, target, (slots.bias, spread), (call.outputs.at(output, first), goal))
+            add_copy(plan, (slots.bias, spread), (call.outputs.at(output, first), goal))
         for block in blocks:
             call.sample(block)
             of = call.operands(block)
@@ -43,33 +42,33 @@ def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, ou
                 tf32=conv.tf32,
             )
             to = call.outputs.at(output, block.first, block.first_pixel)
-            plan.multiply(Multiply(product, target.device), call.columns, call.weight, to)
+            plan.multiply(product, call.columns, call.weight, to)
         call.outputs.move(output, first, count, back=True)
 
 
 class _Backward:
     """Appends the gradients of one call; `results` are the slots of the gradients, null where not wanted."""
 
-    def __init__(self, plan: Plan, target: Target, conv: Convolution, slots: Slots, grad: Slot, results: Slots) -> None:
+    def __init__(self, plan: Plan, conv: Convolution, slots: Slots, grad: Slot, results: Slots) -> None:
         self.conv, self.grad_output, self.results = conv, grad, results
         d = conv.d
         wide = itemsize(accumulator(d.dtype))
-        self.by_input = InputGradient(target, conv, columns_of(d, conv.groups), results.input)
+        self.by_input = InputGradient(plan.target, conv, columns_of(d, conv.groups), results.input)
         self.slopes = results.offset != NULL or results.mask != NULL
         weights = conv.weights * wide * (results.weight != NULL)
         self.reads = self.slopes or results.weight != NULL
         self.call = BlockedCall(
-            *(plan, target, conv, slots),
+            *(plan, conv, slots),
             reads=self.reads,
             turns=bool(weights) or conv.groups > 1,
             grad=None if results.input == NULL else self.by_input.layout,
             image_bytes=self.by_input.image_bytes,
-            fixed_bytes=weights + anchor_bytes(target),
+            fixed_bytes=weights + anchor_bytes(plan.target),
         )
-        self.by_input.allocate(plan, target, self.call.images, slots, grad)
+        self.by_input.allocate(plan, self.call.images, slots, grad)
         self.weights = plan.workspace(weights) if weights else NULL
         if weights:
-            plan.zero(self.weights, weights, target.device)
+            plan.zero(self.weights, weights)
 
     def run(self) -> None:
         """Append all launches."""
@@ -83,7 +82,7 @@ class _Backward:
         if results.weight != NULL:
             tap_fastest, channel_fastest = self.conv.weight_layouts(accumulator(d.dtype))
             source = (self.weights, channel_fastest)
-            add_copy(call.plan, call.target, source, (results.weight, tap_fastest))
+            add_copy(call.plan, source, (results.weight, tap_fastest))
 
     def _visit(self, block: Block, grad_input: Slot) -> None:
         """Append what one block's columns are for."""
@@ -103,7 +102,7 @@ class _Backward:
             )
             x, grad = call.inputs.layout.with_batch(block.images), self.by_input.layout.with_batch(block.images)
             columns, accumulation = columns_of(d, self.conv.groups), self.by_input.accumulation
-            add_gradients(call.plan, call.target, d, x, grad, columns, slots, accumulation)
+            add_gradients(call.plan, d, x, grad, columns, slots, accumulation)
         else:
             call.sample(block)
         if results.weight != NULL:
@@ -120,7 +119,7 @@ class _Backward:
             add=False,
             tf32=self.conv.tf32,
         )
-        self._multiply(product, self._grad_of(block), call.weight, call.columns)
+        call.plan.multiply(product, self._grad_of(block), call.weight, call.columns)
 
     def _multiply_weights(self, block: Block) -> None:
         """Append weights += grad_output.T @ columns.
@@ -136,18 +135,13 @@ class _Backward:
             add=True,
             tf32=self.conv.tf32,
         )
-        self._multiply(product, self._grad_of(block), call.columns, self.weights)
+        call.plan.multiply(product, self._grad_of(block), call.columns, self.weights)
 
     def _grad_of(self, block: Block) -> Slot:
         """Return the slot of the outputs' gradients."""
         return self.call.outputs.at(self.grad_output, block.first, block.first_pixel)
 
-    def _multiply(self, product: Product, *slots: Slot) -> None:
-        self.call.plan.multiply(Multiply(product, self.call.target.device), *slots)
 
-
-def plan_backward(
-    plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
-) -> None:
+def plan_backward(plan: Plan, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots) -> None:
     """Append the gradients that `results` has slots for; that of the bias is not among them."""
-    _Backward(plan, target, conv, slots, grad_output, results).run()
+    _Backward(plan, conv, slots, grad_output, results).run()

@@ -5,21 +5,21 @@ from typing import Any
 from cudakit.array import CPU
 from cudakit.deformable import conv_cuda_depthwise, conv_cuda_plan, conv_host_backward_plan, conv_host_plan
 from cudakit.deformable.conv_call import Convolution, Slots
-from cudakit.plan import Plan, Slot, Target
+from cudakit.plan import Plan, Slot
 
 
-def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
+def plan_forward(plan: Plan, conv: Convolution, slots: Slots, output: Slot) -> None:
     """Append the convolution."""
+    target = plan.target
     family = conv_host_plan if target.device == CPU else _on_gpu(conv)
-    family.plan_forward(plan, target, conv, slots, output)
+    family.plan_forward(plan, conv, slots, output)
 
 
-def plan_backward(
-    plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
-) -> None:
+def plan_backward(plan: Plan, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots) -> None:
     """Append the gradients that `results` has slots for; that of the bias is not among them."""
+    target = plan.target
     family = conv_host_backward_plan if target.device == CPU else _on_gpu(conv)
-    family.plan_backward(plan, target, conv, slots, grad_output, results)
+    family.plan_backward(plan, conv, slots, grad_output, results)
 
 
 def _on_gpu(conv: Convolution) -> Any:

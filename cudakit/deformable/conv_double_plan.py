@@ -17,7 +17,7 @@ from cudakit.deformable.column_plan import Columns
 from cudakit.deformable.conv_call import Convolution, Slots, add_channel_fastest
 from cudakit.deformable.conv_dispatch import plan_backward, plan_forward
 from cudakit.layout import Image, add_copy, add_sum, packed
-from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.plan import NULL, Plan, Slot
 
 NONE = Slots(NULL, NULL, NULL, NULL, NULL)
 
@@ -28,10 +28,8 @@ class DoubleBackward:
     `slots` are those of the convolution's arrays, `tangents` of the gradients by their gradients.
     """
 
-    def __init__(
-        self, plan: Plan, target: Target, conv: Convolution, slots: Slots, tangents: Slots, grad_output: Slot
-    ) -> None:
-        self.plan, self.target, self.conv = plan, target, conv
+    def __init__(self, plan: Plan, conv: Convolution, slots: Slots, tangents: Slots, grad_output: Slot) -> None:
+        self.plan, self.conv = plan, conv
         self.slots, self.tangents, self.grad_output = slots, tangents, grad_output
         d = conv.d
         self.item, group = itemsize(d.dtype), d.channels // conv.groups
@@ -41,9 +39,9 @@ class DoubleBackward:
         self.product = self._product()
         zeros = d.batch * d.n * d.pixels * itemsize(d.coordinate_dtype)
         self.zeros = plan.workspace(zeros)
-        plan.zero(self.zeros, zeros, target.device)
+        plan.zero(self.zeros, zeros)
         self.weight, self.weight_tangent = (
-            add_channel_fastest(plan, target, conv, slot) for slot in (slots.weight, tangents.weight)
+            add_channel_fastest(plan, conv, slot) for slot in (slots.weight, tangents.weight)
         )
 
     def _product(self) -> Convolution:
@@ -74,7 +72,7 @@ class DoubleBackward:
             return NULL
         to, arrays = self._space(), NONE._replace(offset=self.zeros, weight=weight)
         results = NONE._replace(input=to)
-        plan_backward(self.plan, self.target, self.product, arrays, self.grad_output, results)
+        plan_backward(self.plan, self.product, arrays, self.grad_output, results)
         return to
 
     def run(self, images: tuple[Image, Image | None], by_output: Slot, results: Slots) -> None:
@@ -96,7 +94,7 @@ class DoubleBackward:
             grad_offset=results.offset,
             grad_mask=results.mask,
         )
-        plan_double(self.plan, self.target, self.conv.d, images, self.columns, where)
+        plan_double(self.plan, self.conv.d, images, self.columns, where)
         if by_output != NULL:
             self._add_outputs(tangent, samples, by_output)
         if results.weight != NULL:
@@ -104,23 +102,23 @@ class DoubleBackward:
 
     def _add_outputs(self, tangent: Slot, samples: Slot, result: Slot) -> None:
         """Append result = W c' + b' + W' c."""
-        plan, target, conv = self.plan, self.target, self.conv
+        plan, conv = self.plan, self.conv
         arrays = NONE._replace(input=tangent, offset=self.zeros, weight=self.weight, bias=self.tangents.bias)
         if samples == NULL:
-            plan_forward(plan, target, self.product, arrays, result)
+            plan_forward(plan, self.product, arrays, result)
             return
         size = conv.d.batch * conv.out_channels * conv.d.pixels
         both = plan.workspace(2 * size * self.item)
-        plan_forward(plan, target, self.product, arrays, both)
+        plan_forward(plan, self.product, arrays, both)
         arrays = NONE._replace(input=samples, offset=self.zeros, weight=self.weight_tangent)
-        plan_forward(plan, target, self.product, arrays, both.at(size * self.item))
-        add_sum(plan, target, (both, conv.d.dtype), (result, conv.d.dtype), (size, 1, 2), (1, 0, size))
+        plan_forward(plan, self.product, arrays, both.at(size * self.item))
+        add_sum(plan, (both, conv.d.dtype), (result, conv.d.dtype), (size, 1, 2), (1, 0, size))
 
     def _add_weights(self, tangent: Slot, result: Slot) -> None:
         """Append result = g c'."""
         conv, arrays = self.conv, NONE._replace(input=tangent, offset=self.zeros, weight=self.weight)
         sums = result if conv.d.taps == 1 else self.plan.workspace(conv.weights * self.item)
-        plan_backward(self.plan, self.target, self.product, arrays, self.grad_output, NONE._replace(weight=sums))
+        plan_backward(self.plan, self.product, arrays, self.grad_output, NONE._replace(weight=sums))
         if sums != result:
             tap_fastest, channel_fastest = conv.weight_layouts(conv.d.dtype)
-            add_copy(self.plan, self.target, (sums, channel_fastest), (result, tap_fastest))
+            add_copy(self.plan, (sums, channel_fastest), (result, tap_fastest))

@@ -20,7 +20,7 @@ from cudakit.deformable.conv_host_partition import Partition, choose_partition, 
 from cudakit.deformable.conv_host_plan import Storage
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.layout import accumulator, add_copy, add_sum, packed
-from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.plan import NULL, Plan, Slot
 from cudakit.source import Kernel
 
 
@@ -69,8 +69,8 @@ class _Backward:
 
     Parameters
     ----------
-    plan, target
-        What to append to, and for what.
+    plan : Plan
+        What to append to.
     call : Convolution
         The call.
     slots : Slots
@@ -81,17 +81,15 @@ class _Backward:
         Of the gradients, null where they are not wanted.
     """
 
-    def __init__(
-        self, plan: Plan, target: Target, call: Convolution, slots: Slots, grad_output: Slot, results: Slots
-    ) -> None:
+    def __init__(self, plan: Plan, call: Convolution, slots: Slots, grad_output: Slot, results: Slots) -> None:
+        threads = plan.target.threads
         joined = join_for_gradients(join_groups(HostConvolution.of(call)))
-        self.conv = conv = with_given_weights(joined, target.threads)
-        self.plan, self.target = plan, target
-        self.slots, self.grad_output, self.results = slots, grad_output, results
+        self.conv = conv = with_given_weights(joined, threads)
+        self.plan, self.slots, self.grad_output, self.results = plan, slots, grad_output, results
         d = conv.d
         self.item_bytes, self.sum_bytes = itemsize(d.dtype), conv.accumulator_bytes
         self.image_size = d.channels * prod(d.space)
-        self.partition = choose_partition(conv, target.threads)
+        self.partition = choose_partition(conv, threads)
         self.reads = any(slot != NULL for slot in (results.offset, results.mask, results.weight))
         self._choose_storage()
         # One chunk and one dtype: the sums are the results.
@@ -100,7 +98,7 @@ class _Backward:
     def _choose_storage(self) -> None:
         """Choose how image and gradient lie: a tap has one offset in both."""
         d, x, results = self.conv.d, self.conv.input, self.results
-        self.final, grad = gradient_layouts(d, self.target, plain_columns(d))
+        self.final, grad = gradient_layouts(d, self.plan.target, plain_columns(d))
         beside = grad if results.input != NULL else None
         wide = accumulator(x.dtype)  # see `choose_storage`; here it is worth a copy of bfloat16, too
         copied = self.reads and (wants_copy(x, beside, neighbours=True) or itemsize(wide) > self.item_bytes)
@@ -125,7 +123,7 @@ class _Backward:
             self._add_round(first, count, concurrency, buffers)
         if results.weight != NULL and conv.given_weights and buffers.packed != results.weight:
             sums, goal = (buffers.packed, accumulator(conv.d.dtype)), (results.weight, conv.d.dtype)
-            add_sum(self.plan, self.target, sums, goal, (conv.weights, 1, 1), (1, 0, 0))
+            add_sum(self.plan, sums, goal, (conv.weights, 1, 1), (1, 0, 0))
         elif results.weight != NULL and not conv.given_weights:
             pointers = Pointers(packed=buffers.packed, grad_weight=results.weight)
             work = conv.packed_size(self.partition.chunk_channels)
@@ -140,7 +138,7 @@ class _Backward:
     @property
     def _threads(self) -> int:
         """Those that find work."""
-        return min(self.target.threads, self.partition.items(self.conv.d))
+        return min(self.plan.target.threads, self.partition.items(self.conv.d))
 
     @property
     def _image_sums(self) -> int:
@@ -216,7 +214,7 @@ class _Backward:
         if self.image.copied:
             old = conv.input.with_batch(count).split_groups(self.image.groups)
             new = self.image.layout.with_batch(count * self.image.groups)
-            add_copy(self.plan, self.target, (source, old), (buffers.image, new))
+            add_copy(self.plan, (source, old), (buffers.image, new))
         goal = results.input.at(first * self.final.strides[0] * self.item_bytes)
         offset, mask = coordinates_from(d, first, self.slots.offset, self.slots.mask)
         grads = coordinates_from(d, first, results.offset, results.mask)
@@ -245,7 +243,7 @@ class _Backward:
         if self.grad.copied:
             old = self.grad.layout.with_batch(count * self.grad.groups)
             new = self.final.with_batch(count).split_groups(self.grad.groups)
-            add_copy(self.plan, self.target, (buffers.grad_input, old), (goal, new))
+            add_copy(self.plan, (buffers.grad_input, old), (goal, new))
 
     def _span_stride(self, concurrency: Concurrency) -> int:
         """Return the numbers from the images that one span adds to, to those of the next."""
@@ -255,13 +253,13 @@ class _Backward:
         """Append the sums over spans of the gradients of `count` images."""
         size, dtype = count * self.image_size, self.grad.layout.dtype
         strides = (1, 0, self._span_stride(concurrency))
-        add_sum(self.plan, self.target, (sums, dtype), (grad, dtype), (size, 1, self.partition.spans), strides)
+        add_sum(self.plan, (sums, dtype), (grad, dtype), (size, 1, self.partition.spans), strides)
 
     def _sum_chunks(self, grad: Slot, sums: Slot, size: int) -> None:
         """Append the sums over chunks of a group's channels, for a gradient of `size` numbers, if it is wanted."""
         if grad != NULL:
             source, goal = (sums, accumulator(self.conv.d.dtype)), (grad, self.conv.d.coordinate_dtype)
-            add_sum(self.plan, self.target, source, goal, (size, 1, self.partition.chunks), (1, 0, size))
+            add_sum(self.plan, source, goal, (size, 1, self.partition.chunks), (1, 0, size))
 
     def _launch(
         self,
@@ -282,12 +280,9 @@ class _Backward:
             *geometry_values(d, self.image.strides),
         )
         constants = conv.constants(self.image.layout, channels)
-        target = self.target._replace(threads=concurrency.threads)
-        self.plan.launch(target, kernel, constants, pointers, items, values, work=work)
+        self.plan.launch(kernel, constants, pointers, items, values, work=work, threads=concurrency.threads)
 
 
-def plan_backward(
-    plan: Plan, target: Target, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots
-) -> None:
+def plan_backward(plan: Plan, conv: Convolution, slots: Slots, grad_output: Slot, results: Slots) -> None:
     """Append the gradients that `results` has slots for; that of the bias is not among them."""
-    _Backward(plan, target, conv, slots, grad_output, results).run()
+    _Backward(plan, conv, slots, grad_output, results).run()

@@ -10,7 +10,7 @@ from cudakit.deformable.conv_host_memory import Concurrency, Footprint, choose_c
 from cudakit.deformable.conv_host_tiling import choose_tiling
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, Integers, geometry_values
 from cudakit.layout import Image, accumulator, add_copy, packed
-from cudakit.plan import NULL, Plan, Slot, Target
+from cudakit.plan import NULL, Plan, Slot
 from cudakit.source import Kernel
 from cudakit.workspace import aligned
 
@@ -83,13 +83,14 @@ def choose_storage(x: Image, groups: int) -> Storage:
 class _Forward:
     """Appends the launches of one call, whose arrays are `slots` and `output`."""
 
-    def __init__(self, plan: Plan, target: Target, call: Convolution, slots: Slots, output: Slot) -> None:
-        self.plan, self.target, self.slots, self.output = plan, target, slots, output
+    def __init__(self, plan: Plan, call: Convolution, slots: Slots, output: Slot) -> None:
+        self.plan, self.slots, self.output = plan, slots, output
+        threads = plan.target.threads
         conv, d = join_groups(HostConvolution.of(call)), call.d
         self.item_bytes = itemsize(d.dtype)
         self.storage = choose_storage(conv.input, d.offset_groups)
-        self.images = images_per_round(d.batch, self.storage.copy_bytes, target.threads)
-        tiling = choose_tiling(with_split(conv, self._footprint), self.images, target.threads)
+        self.images = images_per_round(d.batch, self.storage.copy_bytes, threads)
+        tiling = choose_tiling(with_split(conv, self._footprint), self.images, threads)
         self.conv, self.tiles, self.output_parts = tiling.conv, tiling.tiles, tiling.output_parts
         self.chunk_channels = self._chunk_channels(self.conv)
 
@@ -120,7 +121,7 @@ class _Forward:
     def run(self) -> None:
         """Append all launches."""
         plan, conv, d, storage = self.plan, self.conv, self.conv.d, self.storage
-        most = Concurrency(min(self.target.threads, d.batch * self.tiles * self.output_parts), 1, self.images)
+        most = Concurrency(min(plan.target.threads, d.batch * self.tiles * self.output_parts), 1, self.images)
         threads, _, images = choose_concurrency(most, self._footprint(conv), conv.workspace)
         weights = NULL if conv.given_weights else plan.workspace(self._packed_bytes(conv))
         split = plan.workspace(self._split_bytes(conv)) if conv.split.array_parts else NULL
@@ -135,7 +136,7 @@ class _Forward:
             if storage.copied:
                 old = conv.input.with_batch(count).split_groups(storage.groups)
                 new = storage.layout.with_batch(count * storage.groups)
-                add_copy(plan, self.target, (source, old), (copy, new), by_pixel=True)
+                add_copy(plan, (source, old), (copy, new), by_pixel=True)
             offset, mask = coordinates_from(d, first, self.slots.offset, self.slots.mask)
             pointers = Pointers(
                 *(copy if storage.copied else source, offset, mask, self.slots.weight, self.slots.bias),
@@ -154,10 +155,10 @@ class _Forward:
             *conv.cut_values(self.chunk_channels, self._scratch(conv)),
             *geometry_values(d, storage.strides),
         )
-        target, constants = self.target._replace(threads=threads), conv.constants(storage.layout, self.chunk_channels)
-        self.plan.launch(target, kernel, constants, pointers, items, values, work=work)
+        constants = conv.constants(storage.layout, self.chunk_channels)
+        self.plan.launch(kernel, constants, pointers, items, values, work=work, threads=threads)
 
 
-def plan_forward(plan: Plan, target: Target, conv: Convolution, slots: Slots, output: Slot) -> None:
+def plan_forward(plan: Plan, conv: Convolution, slots: Slots, output: Slot) -> None:
     """Append the convolution."""
-    _Forward(plan, target, conv, slots, output).run()
+    _Forward(plan, conv, slots, output).run()

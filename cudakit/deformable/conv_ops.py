@@ -108,12 +108,12 @@ def _prepare(n: int, specs: tuple[Any, ...], options: ConvOptions, target: Targe
     conv, output = _convolution(n, specs, options)
     copies = unreadable(specs, {0: conv.input})
     if copies:
-        return Plan(5, copies=copies)
-    plan = Plan(5, (output,))
+        return Plan(target, 5, copies=copies)
+    plan = Plan(target, 5, (output,))
     if 0 in output.shape:
         return plan
     slots = _slots(plan, 0, specs)
-    plan_forward(plan, target, conv, slots, plan.result(0))
+    plan_forward(plan, conv, slots, plan.result(0))
     return plan
 
 
@@ -130,17 +130,17 @@ def _prepare_backward(n: int, specs: tuple[Any, ...], options: ConvOptions, targ
     read = (None, *specs[1:4], None, specs[5])  # not the bias; the output's gradient is a case of its own
     copies = (*(() if _readable(conv, target) else (0,)), *unreadable(read, {1: conv.input}))
     if copies:
-        return Plan(6, copies=copies)
-    plan = Plan(6, _results(arrays, options.needs, 0 in output.shape))
+        return Plan(target, 6, copies=copies)
+    plan = Plan(target, 6, _results(arrays, options.needs, 0 in output.shape))
     results = Slots(*map(plan.result, range(5)))
     if 0 in output.shape:
         return plan
     if results.bias != NULL:
-        _add_bias_gradient(plan, target, conv, results.bias)
+        _add_bias_gradient(plan, conv, results.bias)
         plan.free()
     if any(slot != NULL for slot in results._replace(bias=NULL)):
         slots = _slots(plan, 1, arrays)
-        plan_backward(plan, target, conv, slots, plan.input(0), results)
+        plan_backward(plan, conv, slots, plan.input(0), results)
     return plan
 
 
@@ -154,12 +154,12 @@ def _readable(conv: Convolution, target: Target) -> bool:
     return is_operand((pixel, channel, apart), conv.d.pixels, outputs)
 
 
-def _add_bias_gradient(plan: Plan, target: Target, conv: Convolution, result: Slot) -> None:
+def _add_bias_gradient(plan: Plan, conv: Convolution, result: Slot) -> None:
     batch, channel, pixel = conv.output.pixel_strides
     sizes = (conv.out_channels, conv.d.batch, conv.d.pixels)
     dtype = conv.d.dtype
     strides = (channel, batch, pixel)
-    add_sum(plan, target, (plan.input(0), dtype), (result, dtype), sizes, strides, room=conv.workspace)
+    add_sum(plan, (plan.input(0), dtype), (result, dtype), sizes, strides, room=conv.workspace)
 
 
 def _prepare_double(n: int, specs: tuple[Any, ...], options: ConvOptions, target: Target) -> Plan:
@@ -170,7 +170,7 @@ def _prepare_double(n: int, specs: tuple[Any, ...], options: ConvOptions, target
     tangent = None if directions[0] is None else image(directions[0], conv.d.channels_last)
     copies = unreadable(specs, {0: tangent, 6: conv.input})
     if copies:
-        return Plan(11, copies=copies)
+        return Plan(target, 11, copies=copies)
     # The strides of dimensions of size 1 may be anything.
     contiguous = packed(conv.output.shape, conv.output.dtype, channels_last=conv.d.channels_last)
     conv = replace(conv, output=contiguous._replace(aligned=conv.output.aligned))
@@ -180,11 +180,11 @@ def _prepare_double(n: int, specs: tuple[Any, ...], options: ConvOptions, target
     gradients[0] = gradients[0] and total.output(arrays[0].shape, empty=empty)
     gradients[3] = gradients[3] and gradients[3]._replace(zero=True)  # no gradient depends on the bias
     first = output._replace(zero=empty) if "grad_output" in options.needs else None
-    plan = Plan(11, (first, *gradients))
+    plan = Plan(target, 11, (first, *gradients))
     results = Slots(*(plan.result(1 + i) for i in range(5)))._replace(bias=NULL)
     if not empty and any(slot != NULL for slot in (plan.result(0), *results)):
         slots = _slots(plan, 6, arrays), _slots(plan, 0, directions), plan.input(5)
-        DoubleBackward(plan, target, conv, *slots).run((conv.input, tangent), plan.result(0), results)
+        DoubleBackward(plan, conv, *slots).run((conv.input, tangent), plan.result(0), results)
     return plan
 
 

@@ -77,7 +77,7 @@ def execute(op: Op, options: Any, arrays: Sequence[Any]) -> list[Any]:
         plan, pick, zeros = planned(device, aligned, get_num_threads(), reproducible)
         for place, size in zeros:
             zero_memory(table[place], size, device, stream)
-        plan.run(pick(table), device, stream)
+        plan.run(pick(table), stream)
 
     shapes = [jax.ShapeDtypeStruct(result.shape, jax.numpy.dtype(result.dtype)) for result in wanted]
     results: list[Any] = buffer_callback(fill, shapes)(*[x for x in arrays if x is not None])

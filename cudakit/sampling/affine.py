@@ -131,7 +131,7 @@ def _prepare_affine_grid(specs: tuple[Spec, ...], options: AffineGridOptions, ta
         came = f"N={checks.shown(options.batch)} and {checks.shown(options.space)}"
         raise InvalidArgument("size", "have fewer than 2**56 pixels in all", came)
     if not is_contiguous(theta):
-        return Plan(1, copies=(0,))
+        return Plan(target, 1, copies=(0,))
     return _plan_forward(_infer_affine_grid(specs, options), options, target)
 
 
@@ -140,13 +140,12 @@ def _prepare_affine_grid_backward(specs: tuple[Spec, ...], options: AffineGridOp
     checks.floating("grad_grid", grad)
     checks.shape("grad_grid", grad, (f"N={options.batch}", *space, len(space)))
     if not is_contiguous(grad):
-        return Plan(1, copies=(0,))
+        return Plan(target, 1, copies=(0,))
     return _plan_backward(_infer_affine_grid_backward(specs, options), options, target)
 
 
 def _add_launch(
     plan: Plan,
-    target: Target,
     kernel: Kernel,
     options: AffineGridOptions,
     slots: tuple[Slot, ...],
@@ -158,29 +157,30 @@ def _add_launch(
     work: int,
 ) -> None:
     """Append a kernel whose items have so many `lanes`; `chunks` are those that sums are made of."""
+    target = plan.target
     batch, space = options.batch, options.space
     wide = is_wide(((batch * prod(space) * len(space) + items * lanes + 2,), (1,)))
     tile = HOST_TILE if target.device == CPU else 1
     constants = type_constants(dtype, dtype, wide) | {"NDIM": len(space), "TILE": tile, "LANES": lanes, "VEC": 1}
     values = (chunks, int(options.align_corners), space)
-    plan.launch(target, kernel, constants, slots, items, values, work=work)
+    plan.launch(kernel, constants, slots, items, values, work=work)
 
 
 def _plan_forward(results: tuple[Output], options: AffineGridOptions, target: Target) -> Plan:
     """Plan `affine_grid`."""
-    plan = Plan(1, results)
+    plan = Plan(target, 1, results)
     batch, space = options.batch, options.space
     tile = HOST_TILE if target.device == CPU else 1
     items = batch * prod(space[:-1]) * -(-space[-1] // tile)
     dtype, work = results[0].dtype, batch * prod(space)
     slots = (plan.input(0), plan.result(0), NULL, NULL, NULL)
-    _add_launch(plan, target, FORWARD, options, slots, dtype=dtype, items=items, work=work)
+    _add_launch(plan, FORWARD, options, slots, dtype=dtype, items=items, work=work)
     return plan
 
 
 def _plan_backward(results: tuple[Output], options: AffineGridOptions, target: Target) -> Plan:
     """Plan `affine_grid_backward`: sums of chunks, then the sums of the sums, in the same order every time."""
-    plan = Plan(1, results)
+    plan = Plan(target, 1, results)
     batch, space = options.batch, options.space
     numbers = prod(results[0].shape)
     lanes, pixels = 1, CHUNK_PIXELS
@@ -192,7 +192,7 @@ def _plan_backward(results: tuple[Output], options: AffineGridOptions, target: T
     slots = (NULL, NULL, plan.input(0), partial, plan.result(0))
     for kernel, items, work in ((PARTIAL, batch * chunks, batch * prod(space)), (TOTAL, numbers, 0)):
         sizes = {"lanes": lanes, "items": items, "chunks": chunks, "work": work}
-        _add_launch(plan, target, kernel, options, slots, dtype=results[0].dtype, **sizes)
+        _add_launch(plan, kernel, options, slots, dtype=results[0].dtype, **sizes)
     return plan
 
 

@@ -168,7 +168,7 @@ def _prepare_grid_sample(specs: tuple[Spec, ...], options: GridSampleOptions, ta
     input, grid = specs
     call, shape = _sampling(input, grid, options)
     if not is_contiguous(grid):
-        return Plan(2, copies=(1,))
+        return Plan(target, 2, copies=(1,))
     output = packed(shape, input.dtype, channels_last=options.data_format == "channels_last")
     return plan_forward(call, output, *_infer_grid_sample(specs, options), target)
 
@@ -182,7 +182,7 @@ def _prepare_grid_sample_backward(specs: tuple[Spec, ...], options: GridSampleOp
     output: Image = image(grad_output, last)
     copies = (*(() if output.flat else (0,)), *(() if is_contiguous(grid) else (2,)))
     if copies:
-        return Plan(3, copies=copies)
+        return Plan(target, 3, copies=copies)
     wanted_input = Output(input.shape, input.dtype) if "input" in options.needs else None
     wanted_grid = Output(grid.shape, grid.dtype) if "grid" in options.needs else None
     final = packed(call.input.shape, input.dtype, channels_last=last)
@@ -201,7 +201,7 @@ def _prepare_grid_sample_double_backward(specs: tuple[Any, ...], options: GridSa
     images = tangent, image(grad_output, last)
     copies = unreadable(specs, {0: tangent, 2: images[1], 3: call.input})
     if copies:
-        return Plan(5, copies=copies)
+        return Plan(target, 5, copies=copies)
     return plan_double_backward(call, images, specs, options.needs, target, last=last)
 
 

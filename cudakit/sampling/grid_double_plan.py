@@ -39,29 +39,29 @@ def plan_double_backward(
     neighbours = last or not planar
     sample = Result.written(grad.shape, x.dtype, last=last, neighbours=neighbours)
     total = Result.added(x.shape, x.dtype, target, _terms(call), last=last, neighbours=neighbours)
-    plan = Plan(5, _outputs(sample, total, specs, needs, empty=empty))
+    plan = Plan(target, 5, _outputs(sample, total, specs, needs, empty=empty))
     if empty or not needs:
         return plan
-    made, sums = sample.begin(plan, target, plan.result(0)), total.begin(plan, target, plan.result(1))
+    made, sums = sample.begin(plan, plan.result(0)), total.begin(plan, plan.result(1))
     read = NULL if needs == ("grad_output",) else plan.input(2)
     directions = (
-        NULL if tangent is None else add_packed(plan, target, plan.input(0), tangent, last=neighbours),
+        NULL if tangent is None else add_packed(plan, plan.input(0), tangent, last=neighbours),
         NULL if specs[1] is None else plan.input(1),
     )
     pointers = Pointers(
-        input=add_packed(plan, target, plan.input(3), x, last=neighbours),
+        input=add_packed(plan, plan.input(3), x, last=neighbours),
         grid=plan.input(4),
         output=made,
-        grad_output=add_packed(plan, target, read, grad, last=neighbours),
+        grad_output=add_packed(plan, read, grad, last=neighbours),
         grad_input=sums,
         grad_grid=plan.result(2),
-        anchors=NULL if sums == NULL else _add_anchors(plan, target, call, grad),
+        anchors=NULL if sums == NULL else _add_anchors(plan, call, grad),
     )
     layout = packed(x.shape, x.dtype, channels_last=neighbours)
     turned, slots = call._replace(input=layout), (*directions, *pointers)
-    _add_launch(plan, target, turned, sample.made, slots, planar=planar, added="input" in needs)
-    sample.end(plan, target, made, plan.result(0))
-    total.end(plan, target, sums, plan.result(1))
+    _add_launch(plan, turned, sample.made, slots, planar=planar, added="input" in needs)
+    sample.end(plan, made, plan.result(0))
+    total.end(plan, sums, plan.result(1))
     return plan
 
 
@@ -83,17 +83,16 @@ def _terms(call: Sampling) -> int:
     return call.terms * len(call.input.space)
 
 
-def _add_anchors(plan: Plan, target: Target, call: Sampling, grad: Image) -> Slot:
+def _add_anchors(plan: Plan, call: Sampling, grad: Image) -> Slot:
     """Append what finds the anchors of sums of (s_1 w_1 p_1' + ...) g, where w_i < 2, and scales s_i <= size / 2."""
     x = call.input
     velocities = one_row(x.shape[0] * call.pixels * len(x.space), call.grid_dtype)
     product = [(plan.input(1), velocities), (plan.input(2), grad)]
-    return add_anchors(plan, target, [product], _terms(call), power=max(x.space).bit_length())
+    return add_anchors(plan, [product], _terms(call), power=max(x.space).bit_length())
 
 
 def _add_launch(
     plan: Plan,
-    target: Target,
     call: Sampling,
     output: Image,
     slots: tuple[Slot, ...],
@@ -102,6 +101,7 @@ def _add_launch(
     added: bool,
 ) -> None:
     """Append the kernel; `added`: it adds to the gradient by the input."""
+    target = plan.target
     x, n = call.input, len(call.input.space)
     tile = HOST_TILE if planar else 1
     tiles = -(-call.pixels // tile)
@@ -117,4 +117,4 @@ def _add_launch(
     kernel = KERNELS["grid_sample_planar_double_backward" if planar else "grid_sample_double_backward"]
     values = sample_values(call, output, x, block=x.shape[1])
     work = prod(x.shape[:2]) * call.pixels * call.taps
-    plan.launch(target, kernel, constants, slots, items, values, work=work, grain=tiles if added else 1)
+    plan.launch(kernel, constants, slots, items, values, work=work, grain=tiles if added else 1)

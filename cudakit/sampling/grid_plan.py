@@ -101,7 +101,6 @@ def sample_values(
 
 def add_sampling(
     plan: Plan,
-    target: Target,
     call: Sampling,
     form: Form,
     pointers: Pointers,
@@ -115,6 +114,7 @@ def add_sampling(
     the pixels of an image belong together, so that no two CPU threads add to one target; there may be so many `shares`
     of it: slabs of an image, or, as a line cannot be cut without cutting rows of taps, channels.
     """
+    target = plan.target
     x = call.input
     slabs, block = _cut(call, form, pointers, target, shares)
     blocks = -(-x.shape[1] // block) if block else 1
@@ -134,7 +134,7 @@ def add_sampling(
     values = sample_values(call, output, grad, block=block, slabs=slabs, looks_ahead=not near, lines=lines)
     work = x.shape[0] * x.shape[1] * call.pixels * call.taps
     grain = max(tiles, 1) if grad else 1
-    plan.launch(target, kernel, constants, pointers, items, values, work=work, grain=grain)
+    plan.launch(kernel, constants, pointers, items, values, work=work, grain=grain)
 
 
 def _is_wide(call: Sampling, output: Image, grad: Image | None, items: int) -> bool:
@@ -178,18 +178,18 @@ def _shifted(pointers: Pointers, first: int, call: Sampling, output: Image) -> P
 
 def plan_forward(call: Sampling, output: Image, result: Output, target: Target) -> Plan:
     """Plan `grid_sample`."""
-    plan = Plan(2, (result,))
+    plan = Plan(target, 2, (result,))
     if 0 in output.shape:
         return plan
     x, pointers = call.input, Pointers(plan.input(0), plan.input(1), plan.result(0))
     many = x.strides[1] != 1 and x.shape[1] >= MANY_CHANNELS[call.mode] and x.flat
     turns = target.device == CPU and many and call.pixels * call.taps >= prod(x.space)
-    images = Staged(plan, target, x, packed(x.shape, x.dtype, channels_last=True) if turns else None)
+    images = Staged(plan, x, packed(x.shape, x.dtype, channels_last=True) if turns else None)
     form = choose_form(images.layout, output, target, images.layout.strides[1] == 1)
     for first, count in images.rounds(pointers.input, x.shape[0]):
         piece = call._replace(input=images.layout.with_batch(count))
         where = _shifted(pointers, first, call, output)._replace(input=images.at(pointers.input, first))
-        add_sampling(plan, target, piece, form, where, output.with_batch(count))
+        add_sampling(plan, piece, form, where, output.with_batch(count))
     return plan
 
 
@@ -204,16 +204,16 @@ def plan_backward(
     form, layout = _backward_form(call, output, final if wanted else None, target, reads=sloped)
     copied = sloped and form.channels and not _readable(x, layout, form, target)
     if copied and not x.flat:
-        return Plan(3, copies=(1,))
+        return Plan(target, 3, copies=(1,))
     grad = layout._replace(dtype=sum_dtype(x.dtype, target))
     direct = empty or (grad == final and not rounded_parts(x.dtype, target, call.terms))
-    plan = Plan(3, _zeroed(needs, (empty or (direct and not clears(target)), level)))
+    plan = Plan(target, 3, _zeroed(needs, (empty or (direct and not clears(target)), level)))
     if empty or not (wanted or sloped):
         return plan
     goals = plan.result(0), plan.result(1) if sloped else NULL
     pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), *goals)
     summed = final if wanted and not direct else None
-    _add_rounds(plan, target, call, form, pointers, Layouts(output, grad, layout if copied else None, summed))
+    _add_rounds(plan, call, form, pointers, Layouts(output, grad, layout if copied else None, summed))
     return plan
 
 
@@ -230,22 +230,23 @@ class Layouts(NamedTuple):
     summed: Image | None
 
 
-def _add_rounds(plan: Plan, target: Target, call: Sampling, form: Form, pointers: Pointers, layouts: Layouts) -> None:
+def _add_rounds(plan: Plan, call: Sampling, form: Form, pointers: Pointers, layouts: Layouts) -> None:
     """Append what makes the gradients, of a few images at a time where it takes temporary memory."""
+    target = plan.target
     output, grad, copied, summed = layouts
     x = call.input
     most = images_at_a_time(x, target) if copied or summed else x.shape[0]
     sums, apart = max(rounded_parts(x.dtype, target, call.terms), 1), summed is not None
-    images = Staged(plan, target, x, copied, most)
-    total = Summed(*(plan, target, pointers.grad_input, summed or grad, grad), sums=sums, apart=apart, images=most)
+    images = Staged(plan, x, copied, most)
+    total = Summed(*(plan, pointers.grad_input, summed or grad, grad), sums=sums, apart=apart, images=most)
     if apart:
-        anchors = add_anchors(plan, target, [[(pointers.grad_output, output)]], call.terms)
+        anchors = add_anchors(plan, [[(pointers.grad_output, output)]], call.terms)
         pointers = pointers._replace(anchors=anchors)
     for first, count in images.rounds(pointers.input, x.shape[0]):
         where = _shifted(pointers, first, call, output)._replace(input=images.at(pointers.input, first))
         piece = call._replace(input=images.layout.with_batch(count))
         where = where._replace(grad_input=total.begin(first, count))
-        _add_gradients(plan, target, piece, form, where, output.with_batch(count), grad.with_batch(count))
+        _add_gradients(plan, piece, form, where, output.with_batch(count), grad.with_batch(count))
         total.end(first, count)
 
 
@@ -281,18 +282,17 @@ def _backward_form(
     return form, packed(x.shape, x.dtype, channels_last=form.channels or (together and last))
 
 
-def _add_gradients(
-    plan: Plan, target: Target, call: Sampling, form: Form, both: Pointers, output: Image, grad: Image
-) -> None:
+def _add_gradients(plan: Plan, call: Sampling, form: Form, both: Pointers, output: Image, grad: Image) -> None:
     """Append one kernel for both gradients, or two where an image is shared out, or pixels lie elsewhere in `grad`."""
+    target = plan.target
     x, shares = call.input, shares_of(call.input, target)
     as_grad = call._replace(input=x._replace(strides=grad.strides))  # whose pixels it does not read
     if both.grad_input == NULL:
-        add_sampling(plan, target, call, form, both, output)
+        add_sampling(plan, call, form, both, output)
     elif both.grad_grid == NULL:
-        add_sampling(plan, target, as_grad, form, both, output, grad, shares)
+        add_sampling(plan, as_grad, form, both, output, grad, shares)
     elif shares == 1 and x.strides[2:] == grad.strides[2:]:
-        add_sampling(plan, target, call, form, both, output, grad)
+        add_sampling(plan, call, form, both, output, grad)
     else:
-        add_sampling(plan, target, call, form, both._replace(grad_input=NULL), output)
-        add_sampling(plan, target, as_grad, form, both._replace(grad_grid=NULL), output, grad, shares)
+        add_sampling(plan, call, form, both._replace(grad_input=NULL), output)
+        add_sampling(plan, as_grad, form, both._replace(grad_grid=NULL), output, grad, shares)
