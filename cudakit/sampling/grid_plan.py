@@ -197,22 +197,23 @@ def plan_backward(
     call: Sampling, output: Image, needs: tuple[Output | None, Output | None], final: Image, target: Target
 ) -> Plan:
     """Plan the gradients of `grid_sample`; `final` is the layout of the input's gradient."""
-    x, wanted = call.input, needs[0] is not None
+    x, wants_input = call.input, needs[0] is not None
     empty = 0 in output.shape or 0 in x.shape
-    level = empty or call.mode == "nearest"  # has no slope between two jumps
-    sloped = needs[1] is not None and not level
-    form, layout = _backward_form(call, output, final if wanted else None, target, reads=sloped)
-    copied = sloped and form.channels and not _readable(x, layout, form, target)
+    zero_grid = empty or call.mode == "nearest"  # has no slope between two jumps
+    wants_grid = needs[1] is not None and not zero_grid
+    form, layout = _backward_form(call, output, final if wants_input else None, target, reads=wants_grid)
+    copied = wants_grid and form.channels and not _readable(x, layout, form, target)
     if copied and not x.flat:
         return Plan(target, 3, copies=(1,))
     grad = layout._replace(dtype=sum_dtype(x.dtype, target))
-    direct = empty or (grad == final and not rounded_parts(x.dtype, target, call.terms))
-    plan = Plan(target, 3, _zeroed(needs, (empty or (direct and not clears(target)), level)))
-    if empty or not (wanted or sloped):
+    in_place = empty or (grad == final and not rounded_parts(x.dtype, target, call.terms))
+    zero_input = empty or (in_place and not clears(target))
+    plan = Plan(target, 3, _zeroed(needs, (zero_input, zero_grid)))
+    if empty or not (wants_input or wants_grid):
         return plan
-    goals = plan.result(0), plan.result(1) if sloped else NULL
+    goals = plan.result(0), plan.result(1) if wants_grid else NULL
     pointers = Pointers(plan.input(1), plan.input(2), NULL, plan.input(0), *goals)
-    summed = final if wanted and not direct else None
+    summed = final if wants_input and not in_place else None
     _add_rounds(plan, call, form, pointers, Layouts(output, grad, layout if copied else None, summed))
     return plan
 
