@@ -5,6 +5,7 @@ from math import gcd, prod
 from typing import NamedTuple
 
 from cudakit import checks
+from cudakit.arithmetic import ceil_div
 from cudakit.array import CPU, Spec, contiguous_strides, is_contiguous, itemsize
 from cudakit.errors import InvalidArgument
 from cudakit.plan import NULL, Plan, Slot
@@ -64,8 +65,8 @@ def cuda_lanes(channels: int, vector: int, items: int) -> int:
 
 def cuda_block(channels: int, group: int, items: int) -> int:
     """Return how many channels, in whole groups, one thread takes: few where a large GPU has few items for them."""
-    groups = -(-channels // group)
-    return -(-groups // min(max(groups, 1), -(-CUDA_THREADS // max(items, 1)))) * group
+    groups = ceil_div(channels, group)
+    return ceil_div(groups, min(max(groups, 1), ceil_div(CUDA_THREADS, max(items, 1)))) * group
 
 
 class Image(NamedTuple):
@@ -189,7 +190,7 @@ def add_copy(plan: Plan, source: tuple[Slot, Image], goal: tuple[Slot, Image], b
     else:
         (order, run), tile = _cuda_order(old, new), 1
     size = tuple((*old.shape[:2], prod(old.space))[i] for i in order)
-    items = size[0] * -(-size[1] // (run * tile)) * run * -(-size[2] // tile)
+    items = size[0] * ceil_div(size[1], run * tile) * run * ceil_div(size[2], tile)
     wide = is_wide((old.shape, old.strides), (new.shape, new.strides), ((items,), (1,)))
     constants = type_constants(old.dtype, new.dtype, wide, target.bypasses_cache(goal_slot))
     constants |= {"TILE": tile, "LANES": 1, "VEC": run}
@@ -224,7 +225,7 @@ def add_sum(
     else:  # threads are neighbours as what they read is
         lanes = 1 if strides[0] == 1 and count * itemsize(source[1]) >= SECTOR_BYTES else CUDA_SUM_LANES
         chunks = _sum_chunks(count, terms, lanes, room)
-    stages = [(SUM, -(-count // tile), lanes)]
+    stages = [(SUM, ceil_div(count, tile), lanes)]
     if chunks > 1:
         partial = plan.workspace(count * chunks * PARTIAL_SUM_BYTES)
         stages = [(PARTIAL_SUMS, count * chunks, lanes), (TOTAL_SUM, count, CUDA_SUM_LANES)]
@@ -248,5 +249,5 @@ def add_sums(plan: Plan, parts: int, sums: tuple[Slot, Image], result: tuple[Slo
 
 def _sum_chunks(count: int, terms: int, lanes: int, room: int | None) -> int:
     """Return into how many chunks to cut so many terms of each of so many sums, to keep a large GPU busy."""
-    chunks = min(-(-terms // (CUDA_SUM_TERMS * lanes)), -(-CUDA_THREADS // (count * lanes)))
+    chunks = min(ceil_div(terms, CUDA_SUM_TERMS * lanes), ceil_div(CUDA_THREADS, count * lanes))
     return chunks if room is None else min(chunks, room // ALIGNMENT * ALIGNMENT // (count * PARTIAL_SUM_BYTES))

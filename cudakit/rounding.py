@@ -6,6 +6,7 @@ See `Sums` in core.cuh. Parts of sums lie one behind the other.
 from collections.abc import Sequence
 from math import prod
 
+from cudakit.arithmetic import ceil_div
 from cudakit.layout import Image, accumulator, is_wide, packed
 from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
@@ -40,7 +41,7 @@ def rounded_parts(dtype: str, target: Target, terms: int) -> int:
     if not target.reproducible:
         return 0
     bits = 52 - _bits(terms)
-    return min(-(-(DIGITS.get(dtype, FEWEST_DIGITS) + 1) // bits), MOST_PARTS) if bits > 0 else MOST_PARTS
+    return min(ceil_div(DIGITS.get(dtype, FEWEST_DIGITS) + 1, bits), MOST_PARTS) if bits > 0 else MOST_PARTS
 
 
 def _bits(terms: int) -> int:
@@ -86,7 +87,7 @@ def _add_exponent(plan: Plan, source: Slot, x: Image, goal: Slot) -> None:
     order = sorted(range(3), key=lambda i: -abs(strides[i]))  # threads are neighbours as what they read is
     size, stride = (tuple(values[i] for i in order) for values in (sizes, strides))
     count = prod(size)
-    items = -(-count // EXPONENT_LANES)
+    items = ceil_div(count, EXPONENT_LANES)
     wide = is_wide((size, stride), ((count,), (1,)))
     constants, values = _constants(x.dtype, EXPONENT_LANES, wide=wide), (count, size, stride, (), 0, 0)
     plan.launch(LARGEST_EXPONENT, constants, (source, goal, NULL), items, values, work=count)

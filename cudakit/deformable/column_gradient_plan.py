@@ -3,6 +3,7 @@
 from math import gcd
 from typing import NamedTuple
 
+from cudakit.arithmetic import ceil_div
 from cudakit.array import CPU, itemsize
 from cudakit.deformable.column_plan import (
     HOST_TILE,
@@ -105,13 +106,13 @@ def _add_col2im(
     count, spans = d.channels // d.offset_groups, accumulation.spans
     block = count
     if target.device == CPU and slots.input == NULL:
-        block = -(-count // min(count, -(-target.threads // (d.batch * d.offset_groups * spans))))
+        block = ceil_div(count, min(count, ceil_div(target.threads, d.batch * d.offset_groups * spans)))
     form = choose_form(d, x if slots.input != NULL else grad, columns, target, block)
     if slots.input == NULL:
         block = min(block, channels_of(count, form, d.batch * d.offset_groups * d.taps * d.visited, target))
-    tiles = -(-d.visited // form.tile)
-    together = d.taps * -(-tiles // spans)  # items of a span
-    items = d.offset_groups * -(-count // block) * d.batch * spans * together
+    tiles = ceil_div(d.visited, form.tile)
+    together = d.taps * ceil_div(tiles, spans)  # items of a span
+    items = d.offset_groups * ceil_div(count, block) * d.batch * spans * together
     layouts = [(x.shape, x.strides), (grad.shape, grad.strides), columns.span(d)]
     defined = constants(d, form, *layouts, ((items * form.lanes,), (1,)))
     if slots.weight != NULL:
@@ -133,7 +134,7 @@ def _spans(d: Deformation, grad: Image, target: Target) -> int:
     if target.device != CPU or groups >= 4 * target.threads:
         return 1
     room = MOST_SUMS_BYTES // (d.batch * grad.strides[0] * itemsize(grad.dtype))
-    tiles = -(-d.visited // (2 * HOST_TILE))
+    tiles = ceil_div(d.visited, 2 * HOST_TILE)
     return max(1, min(target.threads // gcd(groups, target.threads), tiles, room))
 
 

@@ -6,6 +6,7 @@ The columns may lie in either data format, or in groups of the convolution one a
 from math import gcd
 from typing import NamedTuple
 
+from cudakit.arithmetic import ceil_div
 from cudakit.array import CPU, itemsize
 from cudakit.deformable.geometry import (
     GEOMETRY_FIELDS,
@@ -150,14 +151,14 @@ def add_im2col(plan: Plan, d: Deformation, x: Image, columns: Columns, slots: Im
     target = plan.target
     count = d.channels // d.offset_groups
     form = choose_form(d, x, columns, target, count)
-    pairs, places = d.offset_groups * d.taps, d.batch * -(-d.visited // form.tile)
+    pairs, places = d.offset_groups * d.taps, d.batch * ceil_div(d.visited, form.tile)
     # One tap at a time gives a GPU the most threads, and keeps to few pages where the pixels of columns are neighbours;
     # else more of them share what a tile's pixels have in common.
     alone = target.device != CPU or columns.strides[3] == 1
-    block = 1 if alone else -(-pairs // max(1, -(-4 * target.threads // places)))
-    items = places * -(-pairs // block)
+    block = 1 if alone else ceil_div(pairs, max(1, ceil_div(4 * target.threads, places)))
+    items = places * ceil_div(pairs, block)
     width = channels_of(count, form, items, target)
-    items *= -(-count // width)
+    items *= ceil_div(count, width)
     layouts = (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,))
     defined = constants(d, form, *layouts, large=target.bypasses_cache(slots.columns))
     values = (block, width, *columns.fields, *geometry_values(d, x.strides))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from cudakit import checks
+from cudakit.arithmetic import ceil_div
 from cudakit.array import itemsize
 from cudakit.deformable.column_gradient_plan import Col2imSlots, add_gradients
 from cudakit.deformable.column_plan import (
@@ -169,7 +170,7 @@ class _DepthwiseCall:
 
     def blocks(self, form: Form) -> int:
         """Return in how many blocks the channels of an offset group come."""
-        return -(-self.conv.d.channels // (self.conv.d.offset_groups * form.lanes * form.vector))
+        return ceil_div(self.conv.d.channels, self.conv.d.offset_groups * form.lanes * form.vector)
 
 
 def plan_forward(plan: Plan, conv: Convolution, slots: Slots, output: Slot) -> None:
@@ -206,18 +207,18 @@ class _Backward:
         self.by_input.allocate(plan, call.images, slots, grad)
         if weights:
             self.totals = plan.workspace(weights - self.sum_bytes)
-            self.form = call.form(d.taps * -(-call.images * d.pixels // FEWEST_PIXELS))
+            self.form = call.form(d.taps * ceil_div(call.images * d.pixels, FEWEST_PIXELS))
             self.chunks = self._chunks()
             self.sums = plan.workspace(self.chunks * self.sum_bytes)
 
     def _chunks(self) -> int:
         """Return in how many chunks the pixels of a round are, each with sums of its own."""
         call, d = self.call, self.call.conv.d
-        most = -(-call.images * d.pixels // FEWEST_PIXELS)
+        most = ceil_div(call.images * d.pixels, FEWEST_PIXELS)
         if call.conv.workspace is not None:
             room = call.conv.workspace - call.plan.taken
             most = min(most, room // ALIGNMENT * ALIGNMENT // self.sum_bytes)
-        return min(most, -(-CUDA_THREADS // (d.taps * d.offset_groups * call.blocks(self.form) * self.form.lanes)))
+        return min(most, ceil_div(CUDA_THREADS, d.taps * d.offset_groups * call.blocks(self.form) * self.form.lanes))
 
     def run(self) -> None:
         """Append all launches."""

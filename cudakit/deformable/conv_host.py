@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
+from cudakit.arithmetic import ceil_div, round_up
 from cudakit.array import LINE_BYTES
 from cudakit.deformable.column_plan import HOST_TILE, Form, constants, few
 from cudakit.deformable.conv_call import Convolution
@@ -84,13 +85,13 @@ class HostConvolution(Convolution):
     def padded_outputs(self) -> int:
         """Output channels of a joined group, as packed weights count them (`PANEL` in pieces.cuh)."""
         panel = 2 * LINE_BYTES // self.accumulator_bytes
-        return -(-self.out_channels // (self.joined_groups * panel)) * panel
+        return ceil_div(self.out_channels, self.joined_groups * panel) * panel
 
     def packed_size(self, chunk_channels: int) -> int:
         """Return the numbers of the packed weights, with the gaps between their pieces (`gap_of` in pieces.cuh)."""
         d, per_group = self.d, self.d.channels // self.joined_groups
-        chunks = d.offset_groups * -(-d.channels // (d.offset_groups * chunk_channels))
-        rounds = -(-d.taps // (BLOCK // chunk_channels))
+        chunks = d.offset_groups * ceil_div(d.channels, d.offset_groups * chunk_channels)
+        rounds = ceil_div(d.taps, BLOCK // chunk_channels)
         pieces = (chunk_channels + per_group - 2) // per_group + 1
         gaps = chunks * rounds * pieces * (STEP - 1) if self.split.array_parts else 0
         return (d.channels * d.taps + gaps) * self.padded_outputs
@@ -147,8 +148,8 @@ def join_groups(conv: HostConvolution) -> HostConvolution:
 
     def work(joined: int) -> float:
         width = min(channels * joined, d.channels // d.offset_groups)
-        padded = -(-outputs * joined // (2 * line)) * 2 * line
-        return padded * (1 + BLOCK_ENDS / (width * d.taps)) + SAMPLE * -(-width // line) * line / width
+        padded = ceil_div(outputs * joined, 2 * line) * 2 * line
+        return padded * (1 + BLOCK_ENDS / (width * d.taps)) + SAMPLE * round_up(width, line) / width
 
     return replace(conv, joined=min((m for m in range(1, conv.groups + 1) if conv.groups % m == 0), key=work))
 

@@ -3,6 +3,7 @@
 from math import prod
 from typing import NamedTuple
 
+from cudakit.arithmetic import ceil_div, round_up
 from cudakit.array import LINE_BYTES, itemsize
 from cudakit.deformable.column_gradient_plan import gradient_layouts
 from cudakit.deformable.column_plan import coordinates_from, plain_columns, wants_copy
@@ -165,15 +166,15 @@ class _Backward:
             return 2 * conv.tile_size + widened
         panel = conv.padded_outputs // max(1, conv.panels // conv.joined_groups)
         per_group = conv.d.channels // conv.joined_groups
-        pieces = -(-conv.d.taps // max(1, BLOCK // channels)) * (channels // per_group + 2)
+        pieces = ceil_div(conv.d.taps, max(1, BLOCK // channels)) * (channels // per_group + 2)
         weights = conv.d.taps * channels + panel * pieces
         line = LINE_BYTES // self.sum_bytes
         split, parts = 0, conv.split
         if parts.array_parts:
             split = PIXELS * (BLOCK * parts.column_parts // 2)
             split += PIXELS * conv.joined_groups * conv.padded_outputs * parts.array_parts
-            split += weights * -(-outputs // STEP) * STEP * parts.array_parts // 2
-        return conv.tile_size + split + -(-weights * outputs // line) * line
+            split += weights * round_up(outputs, STEP) * parts.array_parts // 2
+        return conv.tile_size + split + round_up(weights * outputs, line)
 
     def _adds_to_result(self, conv: HostConvolution) -> bool:
         """Return whether the sums of the weights' gradients are the result."""

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from cudakit import checks
+from cudakit.arithmetic import round_up
 from cudakit.staging import COPY_BYTES
 from cudakit.workspace import ALIGNMENT
 
@@ -58,4 +59,4 @@ def choose_concurrency(most: Concurrency, footprint: Footprint, limit: int | Non
 def images_per_round(batch: int, image_bytes: int, sets: int) -> int:
     """Return how many images to copy at a time, so that they stay in cache and every set has as many."""
     images = max(1, COPY_BYTES // image_bytes) if image_bytes else batch
-    return min(batch, -(-images // sets) * sets)
+    return min(batch, round_up(images, sets))

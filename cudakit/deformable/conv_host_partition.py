@@ -5,6 +5,7 @@ from dataclasses import replace
 from math import gcd, prod
 from typing import NamedTuple
 
+from cudakit.arithmetic import ceil_div, round_up
 from cudakit.array import LINE_BYTES
 from cudakit.deformable.conv_host import BLOCK, GIVEN_STEP, PIXELS, HostConvolution
 from cudakit.deformable.geometry import Deformation
@@ -32,8 +33,8 @@ class Partition(NamedTuple):
     def longest(self, d: Deformation, threads: int) -> float:
         """Return the share of the thread with most to do, in images."""
         items = self.items(d)
-        images = -(-d.batch // self.image_sets) * self.image_sets
-        return -(-items // threads) / items * images * (1 + SUMMING * (self.spans > 1))
+        images = round_up(d.batch, self.image_sets)
+        return ceil_div(items, threads) / items * images * (1 + SUMMING * (self.spans > 1))
 
 
 def join_for_gradients(conv: HostConvolution) -> HostConvolution:
@@ -48,7 +49,7 @@ def join_for_gradients(conv: HostConvolution) -> HostConvolution:
 
     def work(joined: int) -> float:
         width = joined * own
-        return -(-width // line) * line / width * (1 + line / min(width, GATHERED)) + width / BLOCK / line
+        return round_up(width, line) / width * (1 + line / min(width, GATHERED)) + width / BLOCK / line
 
     return replace(conv, joined=min((m for m in range(1, groups + 1) if groups % m == 0), key=work))
 
@@ -71,10 +72,10 @@ def choose_partition(conv: HostConvolution, threads: int) -> Partition:
     d = conv.d
     count = d.channels // d.offset_groups
     if conv.given_weights:
-        chunks = max(-(-count // conv.given_chunk), -(-threads // d.offset_groups))
-        channels = -(-count // (chunks * GIVEN_STEP)) * GIVEN_STEP
-        return Partition(-(-count // channels), channels, 1, 1)
-    chunks = -(-count // _most_channels(conv)) * d.offset_groups
+        chunks = max(ceil_div(count, conv.given_chunk), ceil_div(threads, d.offset_groups))
+        channels = ceil_div(count, chunks * GIVEN_STEP) * GIVEN_STEP
+        return Partition(ceil_div(count, channels), channels, 1, 1)
+    chunks = ceil_div(count, _most_channels(conv)) * d.offset_groups
     if chunks >= 4 * threads or chunks % threads == 0:
         return next(_partitions(conv, 1, 1))
     sets = min(d.batch, threads), gcd(d.batch, threads)
@@ -93,14 +94,14 @@ def _partitions(conv: HostConvolution, image_sets: int, wanted: int) -> Iterator
     count = d.channels // d.offset_groups
     uncut = image_sets * d.offset_groups  # items
     room = MOST_SUMS_BYTES // (image_sets * d.channels * prod(d.space) * conv.accumulator_bytes)
-    most = max(1, min(-(-d.pixels // PIXELS), room))
+    most = max(1, min(ceil_div(d.pixels, PIXELS), room))
 
     def spans(chunks: int) -> int:
-        return min(most, -(-wanted // (uncut * chunks)))
+        return min(most, ceil_div(wanted, uncut * chunks))
 
-    chunks = max(-(-count // _most_channels(conv)), min(count // SHARED_CHANNELS, -(-wanted // uncut)))
-    chunks = max(chunks, -(-wanted // (uncut * spans(chunks))))  # where there cannot be spans enough
-    channels = min(count, BLOCK, -(-count // (chunks * CHANNEL_STEP)) * CHANNEL_STEP)
-    chunks = -(-count // channels)
+    chunks = max(ceil_div(count, _most_channels(conv)), min(count // SHARED_CHANNELS, ceil_div(wanted, uncut)))
+    chunks = max(chunks, ceil_div(wanted, uncut * spans(chunks)))  # where there cannot be spans enough
+    channels = min(count, BLOCK, ceil_div(count, chunks * CHANNEL_STEP) * CHANNEL_STEP)
+    chunks = ceil_div(count, channels)
     yield Partition(chunks, channels, image_sets, spans(chunks))
     yield Partition(chunks, channels, image_sets, min(most, wanted // gcd(uncut * chunks, wanted)))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+from cudakit.arithmetic import ceil_div
 from cudakit.array import LINE_BYTES
 from cudakit.deformable.conv_host import PIXELS, SAMPLE, HostConvolution
 
@@ -45,9 +46,9 @@ class Tiling(NamedTuple):
     def _tiles_time(self, tiles: int) -> int:
         """Return how long the first tiles of an image take."""
         pixels = self.conv.d.pixels
-        full = self.tiles == -(-pixels // PIXELS) and not self.conv.given_weights
+        full = self.tiles == ceil_div(pixels, PIXELS) and not self.conv.given_weights
         step = PIXELS if full else self.step
-        blocks = -(-pixels // step)
+        blocks = ceil_div(pixels, step)
         size = blocks // self.tiles
         longer = tiles * blocks // self.tiles - tiles * size  # tiles of one step more
         time = (tiles - longer) * self._tile_time(size * step) + longer * self._tile_time((size + 1) * step)
@@ -81,12 +82,12 @@ class Tiling(NamedTuple):
 def tilings(conv: HostConvolution, images: int, threads: int) -> Iterator[Tiling]:
     """Yield those that are worth trying."""
     pixels = conv.d.pixels
-    least = -(-pixels // PIXELS)
+    least = ceil_div(pixels, PIXELS)
     for way in conv.ways:
         one = Tiling(way, images, threads, least)
-        most_tiles = max(1, min(least + threads - 1, -(-pixels // one.step)))
+        most_tiles = max(1, min(least + threads - 1, ceil_div(pixels, one.step)))
         for tiles in range(least, most_tiles + 1, 1 + (most_tiles - least) // MOST_TILINGS):
-            most = min(-(-threads // (images * tiles)), conv.out_channels // LEAST_PART)
+            most = min(ceil_div(threads, images * tiles), conv.out_channels // LEAST_PART)
             for parts in range(1, max(1, most if way.given_weights and way.groups == 1 else 1) + 1):
                 yield one._replace(tiles=tiles, output_parts=parts)
 

@@ -4,6 +4,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from cudakit import checks
+from cudakit.arithmetic import ceil_div
 from cudakit.array import CPU, Spec, is_contiguous
 from cudakit.double_backward import wanting
 from cudakit.errors import InvalidArgument
@@ -171,7 +172,7 @@ def _plan_forward(results: tuple[Output], options: AffineGridOptions, target: Ta
     plan = Plan(target, 1, results)
     batch, space = options.batch, options.space
     tile = HOST_TILE if target.device == CPU else 1
-    items = batch * prod(space[:-1]) * -(-space[-1] // tile)
+    items = batch * prod(space[:-1]) * ceil_div(space[-1], tile)
     dtype, work = results[0].dtype, batch * prod(space)
     slots = (plan.input(0), plan.result(0), NULL, NULL, NULL)
     _add_launch(plan, FORWARD, options, slots, dtype=dtype, items=items, work=work)
@@ -187,7 +188,7 @@ def _plan_backward(results: tuple[Output], options: AffineGridOptions, target: T
     if target.device != CPU:
         lanes = SUM_LANES
         pixels = max(FEWEST_PIXELS, min(pixels, batch * prod(space) * lanes // CUDA_THREADS))
-    chunks = min(prod(space[:-1]), -(-prod(space) // pixels))
+    chunks = min(prod(space[:-1]), ceil_div(prod(space), pixels))
     partial = plan.workspace(chunks * numbers * PARTIAL_SUM_BYTES)
     slots = (NULL, NULL, plan.input(0), partial, plan.result(0))
     for kernel, items, work in ((PARTIAL, batch * chunks, batch * prod(space)), (TOTAL, numbers, 0)):

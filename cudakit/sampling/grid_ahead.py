@@ -8,6 +8,7 @@ planar form does.
 from collections.abc import Iterable
 from math import prod
 
+from cudakit.arithmetic import ceil_div
 from cudakit.array import LINE_BYTES, itemsize
 from cudakit.cpuinfo import second_level_cache_bytes
 from cudakit.layout import Image, packed
@@ -28,7 +29,7 @@ def next_lines(x: Image, pixels: int, tiles: int) -> int:
     size = _image_bytes(x)
     whole = any(x.strides[1:] == packed(x.shape, x.dtype, channels_last=last).strides[1:] for last in (False, True))
     wanted = whole and x.shape[0] * size > second_level_cache_bytes() and prod(x.space) <= MOST_PIXELS * pixels
-    return -(-size // (LINE_BYTES * tiles)) if wanted else 0
+    return ceil_div(size, LINE_BYTES * tiles) if wanted else 0
 
 
 def _image_bytes(x: Image) -> int:

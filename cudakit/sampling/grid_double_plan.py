@@ -2,6 +2,7 @@
 
 from math import prod
 
+from cudakit.arithmetic import ceil_div
 from cudakit.array import CPU, Spec
 from cudakit.double_backward import Result, add_packed, choose_vector
 from cudakit.layout import Image, is_wide, packed
@@ -104,7 +105,7 @@ def _add_launch(
     target = plan.target
     x, n = call.input, len(call.input.space)
     tile = HOST_TILE if planar else 1
-    tiles = -(-call.pixels // tile)
+    tiles = ceil_div(call.pixels, tile)
     items = x.shape[0] * tiles
     lanes, vector = (1, 1) if planar else choose_vector(x.shape[1], x.dtype, items, target)
     layouts = (x.shape, x.strides), (output.shape, output.strides), ((items * max(lanes, n) * tile,), (1,))

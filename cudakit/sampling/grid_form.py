@@ -7,6 +7,7 @@ coordinate's taps are worked out once and the channels go in vectors.
 from math import prod
 from typing import NamedTuple
 
+from cudakit.arithmetic import ceil_div
 from cudakit.array import CPU
 from cudakit.layout import Image, cuda_lanes, cuda_vector, host_vector
 from cudakit.plan import Target
@@ -60,7 +61,7 @@ def choose_form(x: Image, output: Image, target: Target, neighbours: bool, backw
 
 def even_group(channels: int) -> int:
     """Return how many channels the planar form reads together, in groups of about the same size."""
-    return -(-channels // -(-channels // LARGEST_GROUP)) if channels else 1
+    return ceil_div(channels, ceil_div(channels, LARGEST_GROUP)) if channels else 1
 
 
 def row_window(x: Image, form: Form, mode: str, target: Target) -> int:
@@ -80,6 +81,6 @@ def shares_of(x: Image, target: Target) -> int:
     most = min(threads, x.space[0] if len(x.space) > 1 else x.shape[1])
 
     def time(shares: int) -> float:
-        return -(-shares * batch // threads) * (1 / shares + PLANNING * (shares > 1))
+        return ceil_div(shares * batch, threads) * (1 / shares + PLANNING * (shares > 1))
 
     return min(range(1, max(most, 1) + 1), key=time)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
+from cudakit.arithmetic import ceil_div
 from cudakit.array import CPU, itemsize
 from cudakit.layout import Image, cuda_block, is_wide, packed
 from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
@@ -117,9 +118,9 @@ def add_sampling(
     target = plan.target
     x = call.input
     slabs, block = _cut(call, form, pointers, target, shares)
-    blocks = -(-x.shape[1] // block) if block else 1
+    blocks = ceil_div(x.shape[1], block) if block else 1
     form = form._replace(group=max(1, min(form.group, block)))
-    tiles = -(-call.pixels // form.tile)
+    tiles = ceil_div(call.pixels, form.tile)
     items = blocks * slabs * x.shape[0] * tiles
     near, forward = is_near([x, grad] if grad else [x]), pointers.output != NULL
     large = form.channels and target.bypasses_cache(pointers.output)  # a few planes are written as fast as copies
@@ -158,7 +159,7 @@ def _cut(call: Sampling, form: Form, pointers: Pointers, target: Target, shares:
     x = call.input
     if target.device == CPU:
         slabs, blocks = (shares, 1) if len(x.space) > 1 else (1, shares)
-        return slabs, -(-x.shape[1] // blocks)
+        return slabs, ceil_div(x.shape[1], blocks)
     if form.channels or pointers.grad_grid != NULL:  # which is a sum over channels
         return 1, x.shape[1]
     return 1, cuda_block(x.shape[1], form.group, x.shape[0] * call.pixels)
