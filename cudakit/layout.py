@@ -1,6 +1,6 @@
 """Images in memory: their layouts, whatever the data format, and copies from one to another."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import gcd, prod
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ from cudakit.errors import InvalidArgument
 from cudakit.plan import NULL, Plan, Slot
 from cudakit.source import Kernel, type_constants
 from cudakit.workspace import ALIGNMENT
+
+Extent = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides, in elements
 
 DATA_FORMATS = ("channels_first", "channels_last")
 COPY_FIELDS = (
@@ -81,6 +83,11 @@ class Image(NamedTuple):
     def space(self) -> tuple[int, ...]:
         """The spatial sizes."""
         return self.shape[2:]
+
+    @property
+    def extent(self) -> Extent:
+        """Shape and strides."""
+        return self.shape, self.strides
 
     @property
     def pixel_strides(self) -> tuple[int, int, int]:
@@ -169,13 +176,14 @@ def accumulator(dtype: str) -> str:
     return {"float64": "float64"}.get(dtype, "float32")
 
 
-def is_wide(*arrays: tuple[tuple[int, ...], tuple[int, ...]]) -> bool:
-    """Whether offsets into arrays of these (shape, strides) leave the range of 32-bit arithmetic."""
+def is_wide(extents: Iterable[Extent], *counts: int) -> bool:
+    """Whether offsets into arrays of these extents, or numbers below these counts, need more than 32 bits."""
     spans = (
         sum((size - 1) * abs(stride) for size, stride in zip(shape, strides, strict=True) if size > 0)
-        for shape, strides in arrays
+        for shape, strides in extents
     )
-    return max(spans) >= 2**31 - 2**22  # a GPU's loop goes one stride of the whole grid beyond the end
+    largest = max(*spans, *(count - 1 for count in counts), 0)
+    return largest >= 2**31 - 2**22  # a GPU's loop goes one stride of the whole grid beyond the end
 
 
 def add_copy(plan: Plan, source: tuple[Slot, Image], goal: tuple[Slot, Image], by_pixel: bool = False) -> None:
@@ -191,7 +199,7 @@ def add_copy(plan: Plan, source: tuple[Slot, Image], goal: tuple[Slot, Image], b
         (order, run), tile = _cuda_order(old, new), 1
     size = tuple((*old.shape[:2], prod(old.space))[i] for i in order)
     items = size[0] * ceil_div(size[1], run * tile) * run * ceil_div(size[2], tile)
-    wide = is_wide((old.shape, old.strides), (new.shape, new.strides), ((items,), (1,)))
+    wide = is_wide((old.extent, new.extent), items)
     constants = type_constants(old.dtype, new.dtype, wide, target.bypasses_cache(goal_slot))
     constants |= {"TILE": tile, "LANES": 1, "VEC": run}
     strides = (tuple(x.strides[i] for i in order) for x in (old, new))
@@ -230,7 +238,7 @@ def add_sum(
         partial = plan.workspace(count * chunks * PARTIAL_SUM_BYTES)
         stages = [(PARTIAL_SUMS, count * chunks, lanes), (TOTAL_SUM, count, CUDA_SUM_LANES)]
     for kernel, items, lanes in stages:
-        wide = is_wide((sizes, strides), ((items * lanes,), (1,)), ((terms,), (1,)))
+        wide = is_wide([(sizes, strides)], items * lanes, terms)
         constants = type_constants(source[1], goal[1], wide) | {"TILE": tile, "LANES": lanes, "VEC": 1}
         values = (count, chunks, sizes[1:], strides)
         plan.launch(kernel, constants, (source[0], goal[0], partial), items, values, work=prod(sizes))

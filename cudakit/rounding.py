@@ -88,7 +88,7 @@ def _add_exponent(plan: Plan, source: Slot, x: Image, goal: Slot) -> None:
     size, stride = (tuple(values[i] for i in order) for values in (sizes, strides))
     count = prod(size)
     items = ceil_div(count, EXPONENT_LANES)
-    wide = is_wide((size, stride), ((count,), (1,)))
+    wide = is_wide([(size, stride)], count)
     constants, values = _constants(x.dtype, EXPONENT_LANES, wide=wide), (count, size, stride, (), 0, 0)
     plan.launch(LARGEST_EXPONENT, constants, (source, goal, NULL), items, values, work=count)
 

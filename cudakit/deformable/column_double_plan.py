@@ -119,7 +119,7 @@ def _add_launch(plan: Plan, d: Deformation, x: Image, columns: Columns, slots: D
     items = d.batch * d.offset_groups * together
     run = gcd(group, columns.block) if columns.block_stride else 0  # a vector does not reach into the next block
     form = Form(1, *choose_vector(group, d.dtype, items, target, run))
-    defined = constants(d, form, (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,)))
+    defined = constants(d, form, (x.extent, columns.extent(d)), items * form.lanes)
     if added and target.reproducible:
         defined["ROUNDED"] = rounded_parts(d.dtype, target, _terms(d))
     work = d.channels * d.batch * together * 2**d.n

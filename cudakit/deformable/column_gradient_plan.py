@@ -113,8 +113,7 @@ def _add_col2im(
     tiles = ceil_div(d.visited, form.tile)
     together = d.taps * ceil_div(tiles, spans)  # items of a span
     items = d.offset_groups * ceil_div(count, block) * d.batch * spans * together
-    layouts = [(x.shape, x.strides), (grad.shape, grad.strides), columns.span(d)]
-    defined = constants(d, form, *layouts, ((items * form.lanes,), (1,)))
+    defined = constants(d, form, (x.extent, grad.extent, columns.extent(d)), items * form.lanes)
     if slots.weight != NULL:
         defined["WEIGHTED"] = 1
     if slots.grad_input != NULL and accumulation.rounded_parts:

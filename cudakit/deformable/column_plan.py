@@ -3,6 +3,7 @@
 The columns may lie in either data format, or in groups of the convolution one after the other.
 """
 
+from collections.abc import Iterable
 from math import gcd
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from cudakit.deformable.geometry import (
     columns_strides,
     geometry_values,
 )
-from cudakit.layout import Image, cuda_block, cuda_lanes, cuda_vector, host_vector, is_wide, packed
+from cudakit.layout import Extent, Image, cuda_block, cuda_lanes, cuda_vector, host_vector, is_wide, packed
 from cudakit.plan import Plan, Slot, Target
 from cudakit.source import Kernel, type_constants
 from cudakit.staging import Staged
@@ -81,7 +82,7 @@ class Columns(NamedTuple):
         """The values of `LAYOUT_FIELDS`."""
         return self.strides, self.block, self.block_stride
 
-    def span(self, d: Deformation) -> tuple[Integers, Integers]:
+    def extent(self, d: Deformation) -> Extent:
         """Return (shape, strides)."""
         blocks = d.channels // self.block
         return (d.batch, blocks, self.block, d.taps, d.visited), (self.strides[0], self.block_stride, *self.strides[1:])
@@ -129,12 +130,15 @@ def wants_neighbours(d: Deformation, columns: Columns, target: Target) -> bool:
 
 
 def constants(
-    d: Deformation, form: Form, *layouts: tuple[Integers, Integers], large: bool = False
+    d: Deformation, form: Form, extents: Iterable[Extent], *counts: int, large: bool = False
 ) -> dict[str, str | int]:
-    """Return the prelude of a kernel; `layouts` are the arrays that it indexes besides offsets and masks."""
+    """Return the prelude of a kernel.
+
+    `extents` are those of the arrays that it indexes besides offsets and masks, `counts` what else its indices reach.
+    """
     offsets = d.batch * d.offset_channels * d.pixels
     far = 4 * max(d.reach, *d.space)  # `FAR` of `interpolate.cuh` lies beyond such places, and sums with it fit
-    wide = is_wide(*layouts, ((offsets,), (1,)), ((far,), (1,)))
+    wide = is_wide(extents, *counts, offsets, far)
     found = type_constants(d.dtype, d.coordinate_dtype, wide, large)
     found |= {"NDIM": d.n, "MODE": "LINEAR", "PADDING": "ZEROS"}
     found |= {"TILE": form.tile, "LANES": form.lanes, "VEC": form.vector}
@@ -159,8 +163,8 @@ def add_im2col(plan: Plan, d: Deformation, x: Image, columns: Columns, slots: Im
     items = places * ceil_div(pairs, block)
     width = channels_of(count, form, items, target)
     items *= ceil_div(count, width)
-    layouts = (x.shape, x.strides), columns.span(d), ((items * form.lanes,), (1,))
-    defined = constants(d, form, *layouts, large=target.bypasses_cache(slots.columns))
+    large = target.bypasses_cache(slots.columns)
+    defined = constants(d, form, (x.extent, columns.extent(d)), items * form.lanes, large=large)
     values = (block, width, *columns.fields, *geometry_values(d, x.strides))
     plan.launch(IM2COL, defined, slots, items, values, work=d.batch * d.channels * d.taps * d.visited)
 

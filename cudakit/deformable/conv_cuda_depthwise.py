@@ -163,7 +163,7 @@ class _DepthwiseCall:
         items = places * blocks * d.offset_groups
         x, y = self.inputs.layout, self.outputs.layout.with_batch(d.batch)
         sizes = (items * form.lanes, chunks * d.taps * d.channels)
-        defined = constants(d, form, (x.shape, x.strides), (y.shape, y.strides), *(((size,), (1,)) for size in sizes))
+        defined = constants(d, form, (x.extent, y.extent), *sizes)
         values = (blocks, chunks, int(opens), y.pixel_strides, *geometry_values(d, x.strides))
         work = d.batch * d.channels * d.taps * d.pixels
         self.plan.launch(kernel, defined, pointers, items, values, work=work)

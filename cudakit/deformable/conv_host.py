@@ -115,13 +115,12 @@ class HostConvolution(Convolution):
 
     def constants(self, layout: Image, chunk_channels: int) -> dict[str, str | int]:
         """Return the constants of the kernels, which read images in that layout."""
-        weights = (self.packed_size(chunk_channels) * 2,)  # or their parts
-        sizes = ((weights, (1,)), (self.output.shape, self.output.strides), (layout.shape, layout.strides))
+        weights = self.packed_size(chunk_channels) * 2  # or their parts
         even = not any(
             self.d.channels // groups % chunk_channels for groups in (self.d.offset_groups, self.joined_groups)
         )
         form = Form(HOST_TILE, 1, BLOCK, few(chunk_channels) if even else 0)
-        return constants(self.d, form, *sizes) | {
+        return constants(self.d, form, (self.output.extent, layout.extent), weights) | {
             "PIXELS": PIXELS,
             "BLOCK": BLOCK,
             "SPLIT": self.split.array_parts,

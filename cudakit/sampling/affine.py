@@ -160,7 +160,7 @@ def _add_launch(
     """Append a kernel whose items have so many `lanes`; `chunks` are those that sums are made of."""
     target = plan.target
     batch, space = options.batch, options.space
-    wide = is_wide(((batch * prod(space) * len(space) + items * lanes + 2,), (1,)))
+    wide = is_wide((), batch * prod(space) * len(space) + items * lanes + 2)
     tile = HOST_TILE if target.device == CPU else 1
     constants = type_constants(dtype, dtype, wide) | {"NDIM": len(space), "TILE": tile, "LANES": lanes, "VEC": 1}
     values = (chunks, int(options.align_corners), space)

@@ -108,8 +108,8 @@ def _add_launch(
     tiles = ceil_div(call.pixels, tile)
     items = x.shape[0] * tiles
     lanes, vector = (1, 1) if planar else choose_vector(x.shape[1], x.dtype, items, target)
-    layouts = (x.shape, x.strides), (output.shape, output.strides), ((items * max(lanes, n) * tile,), (1,))
-    constants = type_constants(x.dtype, call.grid_dtype, is_wide(*layouts))
+    wide = is_wide((x.extent, output.extent), items * max(lanes, n) * tile)
+    constants = type_constants(x.dtype, call.grid_dtype, wide)
     constants |= {"NDIM": n, "MODE": MODE_CONSTANTS[call.mode], "PADDING": call.padding_mode.upper()}
     constants |= {"TILE": tile, "LANES": lanes, "VEC": vector, "GROUP": even_group(x.shape[1]) if planar else 1}
     constants |= {"WINDOW": 0, "SLABS": 0, "NEAR": 0}

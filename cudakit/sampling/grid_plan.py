@@ -141,9 +141,8 @@ def add_sampling(
 def _is_wide(call: Sampling, output: Image, grad: Image | None, items: int) -> bool:
     """Whether some offset, or the number of an item, needs 64 bits."""
     x = call.input
-    grid = (x.shape[0] * call.pixels * len(x.space),)
-    images = [(image.shape, image.strides) for image in (x, output, grad) if image]
-    return is_wide(*images, (grid, (1,)), ((items,), (1,)))
+    images = [image.extent for image in (x, output, grad) if image]
+    return is_wide(images, x.shape[0] * call.pixels * len(x.space), items)
 
 
 def _constants(call: Sampling, form: Form, target: Target) -> dict[str, str | int]:
