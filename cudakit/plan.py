@@ -31,14 +31,14 @@ class Target(NamedTuple):
     threads: int
     reproducible: bool = False
 
+    @property
+    def clears(self) -> bool:
+        """Whether kernels that add to an array zero it themselves, each thread its own part (`CLEARS` in core.cuh)."""
+        return self.device == CPU
+
     def bypasses_cache(self, slot: "Slot") -> bool:
         """Whether what is written there goes past a CPU's caches (`LARGE` in host_shim.h)."""
         return self.device == CPU and slot.large
-
-
-def clears(target: Target) -> bool:
-    """Whether kernels that add to an array zero it themselves, each thread its own part (`CLEARS` in core.cuh)."""
-    return target.device == CPU
 
 
 class Output(NamedTuple):

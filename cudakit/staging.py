@@ -5,7 +5,7 @@ from math import prod
 
 from cudakit.array import CPU, itemsize
 from cudakit.layout import Image, add_copy, add_sums
-from cudakit.plan import NULL, Plan, Slot, Target, clears
+from cudakit.plan import NULL, Plan, Slot, Target
 
 COPY_BYTES = 4 << 20  # of a batch that is copied to another layout at a time, for a CPU's caches
 CUDA_COPY_BYTES = 64 << 20  # likewise, to keep a GPU busy
@@ -101,7 +101,7 @@ class Summed:
         fresh: bool = False,
     ) -> None:
         self._plan, self._goal, self._final, self._made = plan, goal, final, made
-        self._sums, self._zeroes = sums, (apart or fresh) and not clears(plan.target)
+        self._sums, self._zeroes = sums, (apart or fresh) and not plan.target.clears
         self._image = final.strides[0] * itemsize(final.dtype)
         self._bytes = made.strides[0] * itemsize(made.dtype) * sums
         self._space = plan.workspace(images * self._bytes) if apart and goal != NULL else NULL

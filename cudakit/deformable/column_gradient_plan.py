@@ -18,7 +18,7 @@ from cudakit.deformable.column_plan import (
 )
 from cudakit.deformable.geometry import GEOMETRY_FIELDS, Deformation, geometry_values
 from cudakit.layout import MOST_SUMS_BYTES, Image, packed
-from cudakit.plan import NULL, Plan, Slot, Target, clears
+from cudakit.plan import NULL, Plan, Slot, Target
 from cudakit.rounding import add_anchors, one_row, rounded_parts, sum_dtype
 from cudakit.source import Kernel
 from cudakit.staging import Staged, Summed, images_at_a_time
@@ -161,7 +161,7 @@ def plan_gradients(plan: Plan, d: Deformation, x: Image | None, columns: Columns
     layout = x if x is not None and not copied else grad._replace(dtype=d.dtype)
     most = images_at_a_time(final, target) if copied or (wanted and turned) else d.batch
     spans = _spans(d.with_batch(most), grad, target) if wanted else 1
-    accumulation = Accumulation(spans, clears(target), rounded_parts(d.dtype, target, corner_terms(d)))
+    accumulation = Accumulation(spans, target.clears, rounded_parts(d.dtype, target, corner_terms(d)))
     apart = wanted and (turned or accumulation.sums > 1)
     images = Staged(plan, x or layout, layout if copied else None, most)
     total = Summed(plan, slots.grad_input, final, grad, sums=accumulation.sums, apart=apart, images=most)

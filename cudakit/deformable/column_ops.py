@@ -20,7 +20,7 @@ from cudakit.deformable.geometry import Deformation, columns_shape, per_dimensio
 from cudakit.double_backward import check_directions, wanting
 from cudakit.layout import image, ordered, unreadable
 from cudakit.op import Op
-from cudakit.plan import NULL, Output, Plan, Target, clears
+from cudakit.plan import NULL, Output, Plan, Target
 
 COLUMN_NAMES = ("columns", "offset", "mask")
 COORDINATES = ("offset", "mask")
@@ -61,7 +61,7 @@ def _prepare_im2col(specs: tuple[Any, ...], options: DeformOptions, target: Targ
 def _input_gradient(d: Deformation, target: Target) -> Output:
     """Return the result that columns are added up into, zero where nothing will be written or a GPU adds to it."""
     final, grad = gradient_layouts(d, target, plain_columns(d))
-    added = grad == final and not clears(target) and not target.reproducible
+    added = grad == final and not target.clears and not target.reproducible
     return Output(d.shape(d.channels, d.space), d.dtype, zero=added or 0 in columns_shape(d))
 
 

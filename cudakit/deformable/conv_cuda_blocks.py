@@ -106,8 +106,8 @@ class BlockedCall:
         turned = packed(conv.output.shape, d.dtype, channels_last=True)
         turns = turns and d.batch > 1 and conv.output.strides != turned.strides
         image_bytes += turned.strides[0] * self.item_bytes * turns
-        self.weight_bytes = conv.weights * self.item_bytes
-        fixed = MOST_WORKSPACES * ALIGNMENT + fixed_bytes + self.weight_bytes
+        weight_bytes = conv.weights * self.item_bytes
+        fixed = MOST_WORKSPACES * ALIGNMENT + fixed_bytes + weight_bytes
         self.images, self.pixels = self._block_size(fixed, image_bytes)
         self.inputs = Staged(plan, x if reads else image, image if copied else None, self.images)
         self.outputs = Staged(plan, conv.output, turned if turns and self.images > 1 else None, self.images)

@@ -61,7 +61,7 @@ class HostConvolution(Convolution):
         )
 
     @property
-    def ways(self) -> Iterator["HostConvolution"]:
+    def packed_or_given(self) -> Iterator["HostConvolution"]:
         """The call with weights packed or as given, as far as either is worth trying.
 
         Packed weights are padded with zeros, most of all where groups are joined; given ones meet their own columns

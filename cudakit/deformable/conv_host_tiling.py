@@ -83,7 +83,7 @@ def tilings(conv: HostConvolution, images: int, threads: int) -> Iterator[Tiling
     """Yield those that are worth trying."""
     pixels = conv.d.pixels
     least = ceil_div(pixels, PIXELS)
-    for way in conv.ways:
+    for way in conv.packed_or_given:
         one = Tiling(way, images, threads, least)
         most_tiles = max(1, min(least + threads - 1, ceil_div(pixels, one.step)))
         for tiles in range(least, most_tiles + 1, 1 + (most_tiles - least) // MOST_TILINGS):

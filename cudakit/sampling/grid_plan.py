@@ -11,7 +11,7 @@ from typing import NamedTuple
 from cudakit.arithmetic import ceil_div
 from cudakit.array import CPU, itemsize
 from cudakit.layout import Image, cuda_block, is_wide, packed
-from cudakit.plan import NULL, Output, Plan, Slot, Target, clears
+from cudakit.plan import NULL, Output, Plan, Slot, Target
 from cudakit.rounding import add_anchors, rounded_parts, sum_dtype
 from cudakit.sampling.grid_ahead import is_near, next_lines
 from cudakit.sampling.grid_form import MODE_CONSTANTS, TAPS, Form, choose_form, row_window, shares_of
@@ -207,7 +207,7 @@ def plan_backward(
         return Plan(target, 3, copies=(1,))
     grad = layout._replace(dtype=sum_dtype(x.dtype, target))
     in_place = empty or (grad == final and not rounded_parts(x.dtype, target, call.terms))
-    zero_input = empty or (in_place and not clears(target))
+    zero_input = empty or (in_place and not target.clears)
     plan = Plan(target, 3, _zeroed(needs, (zero_input, zero_grid)))
     if empty or not (wants_input or wants_grid):
         return plan
