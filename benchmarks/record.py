@@ -69,7 +69,7 @@ def _output(*command: str) -> str:
 
 def machine(device: str) -> Result:
     """Return what the times depend on besides the sides' versions."""
-    from cudakit.host import compilers
+    from cudakit.compiler import commands
 
     return {
         **(gpu.describe() if device == "cuda" else {}),
@@ -77,7 +77,7 @@ def machine(device: str) -> Result:
         "cores": core_count(),
         "system": platform.system(),
         "python": platform.python_version(),
-        "compiler": (_output(*next(iter(compilers()), ("c++",)), "--version").splitlines() or ["no compiler"])[0],
+        "compiler": (_output(*next(iter(commands()), ("c++",)), "--version").splitlines() or ["no compiler"])[0],
         "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
     }
 

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 from cudakit.array import CPU, Device
 from cudakit.cpuinfo import core_count
-from cudakit.host import HostKernel, build, missing
+from cudakit.host import HostKernel, missing
+from cudakit.kernel_cache import build
 from cudakit.product import Product
 from cudakit.source import Kernel, render
 

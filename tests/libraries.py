@@ -4,14 +4,14 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-from cudakit import host
+from cudakit import compiler, kernel_cache
 
 TEXT = 'extern "C" __attribute__((visibility("default"))) int answer() { return ANSWER; }\n'
 
 
 def forget_surroundings() -> None:
     """Forget compiler and cache folder, for another environment."""
-    for function in (host._cache_dir, host.compiler, host.fingerprint):
+    for function in (kernel_cache._cache_dir, compiler.command, compiler.fingerprint):
         function.cache_clear()
 
 

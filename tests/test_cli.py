@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import cpuinfo, host
+from cudakit import compiler, cpuinfo
 from cudakit.__main__ import COMMANDS, main
 from cudakit.cli import info
 from cudakit.cli.command import check_writable
@@ -100,7 +100,7 @@ def test_info_imports_no_framework() -> None:
 def test_info_says_why_a_cache_is_temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way of a folder")
     monkeypatch.setenv("CUDAKIT_CACHE_DIR", str(tmp_path / "file"))
-    monkeypatch.setattr(info.host, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(info.kernel_cache, "cache_dir", lambda: tmp_path)
     assert info.caches()[0][1].endswith(f"; temporary, since {tmp_path / 'file'} cannot be written")
 
 
@@ -113,14 +113,14 @@ def test_x86_processors_have_family_and_model(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_info_works_without_anything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(host, "compilers", lambda: iter(()))
+    monkeypatch.setattr(compiler, "commands", lambda: iter(()))
     monkeypatch.setattr(info, "find_spec", lambda _: None)
     monkeypatch.setattr(info, "_installed", lambda _: ("", ""))
-    host.compiler.cache_clear()
+    compiler.command.cache_clear()
     try:
         assert main(["info"]) == 0
     finally:
-        host.compiler.cache_clear()
+        compiler.command.cache_clear()
     text = capsys.readouterr().out
     for extra in ("cpu", "cuda12", "torch", "jax"):
         assert f"pip install 'cudakit[{extra}]'" in text
@@ -131,11 +131,11 @@ def test_info_says_that_cxx_is_no_command(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CXX", command)
-    host.compiler.cache_clear()
+    compiler.command.cache_clear()
     try:
         assert main(["info"]) == 0
     finally:
-        host.compiler.cache_clear()
+        compiler.command.cache_clear()
     text = capsys.readouterr().out
     assert re.search(rf"^  C\+\+ compiler +\$CXX must be a command, got .*{re.escape(command)}.*: \w", text, re.M)
 
@@ -275,12 +275,12 @@ def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 def test_missing_compiler(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, demo_extra: None
 ) -> None:
-    monkeypatch.setattr(host, "compilers", lambda: iter(()))
-    host.compiler.cache_clear()
+    monkeypatch.setattr(compiler, "commands", lambda: iter(()))
+    compiler.command.cache_clear()
     try:
         line = mistake(capsys, "demo", "--device", "cpu", "--out", str(tmp_path / "out.png"))
     finally:
-        host.compiler.cache_clear()
+        compiler.command.cache_clear()
     assert "pip install 'cudakit[cpu]'" in line
 
 

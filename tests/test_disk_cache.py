@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cudakit import host
+from cudakit import compiler, host, kernel_cache
 from cudakit.errors import BackendUnavailable, CompileError
 from cudakit.launch import in_threads
 
@@ -19,18 +19,18 @@ from .processes import python
 
 
 def test_a_second_build_compiles_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = host.build(text_of(1))
-    monkeypatch.setattr(host.subprocess, "run", no_compile)
-    assert host.build(text_of(1)) == first
+    first = kernel_cache.build(text_of(1))
+    monkeypatch.setattr(compiler.subprocess, "run", no_compile)
+    assert kernel_cache.build(text_of(1)) == first
     assert answer(first) == 1
     assert list(cache.iterdir()) == [first]
 
 
 def test_another_text_or_other_flags_make_another_entry(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = {host.build(text_of(1)), host.build(text_of(2))}
-    monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-O1"))
+    entries = {kernel_cache.build(text_of(1)), kernel_cache.build(text_of(2))}
+    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-O1"))
     forget_surroundings()
-    entries.add(host.build(text_of(1)))
+    entries.add(kernel_cache.build(text_of(1)))
     assert len(entries) == 3
 
 
@@ -40,44 +40,45 @@ DAMAGES = {
     "cut by a byte": lambda content: content[:-1],
     "longer": lambda content: content + b"\0",
     "one bit flipped": lambda content: bytes([content[0] ^ 1]) + content[1:],
-    "digest only": lambda content: content[-host.DIGEST_SIZE :],
+    "digest only": lambda content: content[-kernel_cache.DIGEST_SIZE :],
     "zeros": lambda content: bytes(len(content)),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_entry_is_a_miss_and_repaired(cache: Path, damage: str) -> None:
-    entry = host.build(text_of(3))
+    entry = kernel_cache.build(text_of(3))
     good = entry.read_bytes()
     entry.write_bytes(DAMAGES[damage](good))
-    assert host.build(text_of(3)) == entry
-    content = entry.read_bytes()
-    assert host.hashlib.sha256(content[: -host.DIGEST_SIZE]).digest() == content[-host.DIGEST_SIZE :]
+    assert kernel_cache.build(text_of(3)) == entry
+    content, size = entry.read_bytes(), kernel_cache.DIGEST_SIZE
+    assert kernel_cache.hashlib.sha256(content[:-size]).digest() == content[-size:]
     assert answer(entry) == 3
 
 
 def test_a_folder_that_nothing_may_be_run_from_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "_compile", lambda text, target: target.write_bytes(b"what no system loads"))
+    foreign = b"what no system loads"
+    monkeypatch.setattr(kernel_cache, "compile_library", lambda text, target: target.write_bytes(foreign))
     with pytest.raises(BackendUnavailable, match=rf"cannot load {re.escape(str(cache))}/.*: .*; set CUDAKIT_CACHE_DIR"):
         host.load(text_of(5))
 
 
 def test_an_entry_of_another_system_is_made_anew(cache: Path) -> None:
-    entry = host.build(text_of(1))
+    entry = kernel_cache.build(text_of(1))
     foreign = b"what no system loads"
-    entry.write_bytes(foreign + host.hashlib.sha256(foreign).digest())
+    entry.write_bytes(foreign + kernel_cache.hashlib.sha256(foreign).digest())
     assert host.load(text_of(1)).answer() == 1
 
 
 def test_entries_may_be_read_by_whoever_shares_the_folder(cache: Path) -> None:
-    assert host.build(text_of(1)).stat().st_mode & 0o777 == 0o755
+    assert kernel_cache.build(text_of(1)).stat().st_mode & 0o777 == 0o755
 
 
 def test_a_cache_that_cannot_be_written_is_read(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = host.build(text_of(1))
-    monkeypatch.setattr(host, "cache_dir", lambda: tmp_path / "temporary")
-    monkeypatch.setattr(host.subprocess, "run", no_compile)
-    assert host.build(text_of(1)) == entry
+    entry = kernel_cache.build(text_of(1))
+    monkeypatch.setattr(kernel_cache, "cache_dir", lambda: tmp_path / "temporary")
+    monkeypatch.setattr(compiler.subprocess, "run", no_compile)
+    assert kernel_cache.build(text_of(1)) == entry
     assert text_of(1) not in host.missing([text_of(1)])
 
 
@@ -87,15 +88,15 @@ def test_a_folder_that_is_full_is_named(cache: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(CompileError, match=rf"cannot write {re.escape(str(cache))}/.*: No space left on device; set"):
-        host.build(text_of(1))
+        kernel_cache.build(text_of(1))
     assert list(cache.iterdir()) == []
 
 
 def test_a_relative_folder_stays_where_it_was(tmp_path: Path) -> None:
     code = (
-        "import os; from cudakit import host\n"
+        "import os; from cudakit import host, kernel_cache\n"
         f"first = host.load({text_of(1)!r}).answer(); os.chdir('/'); print(first, host.load({text_of(2)!r}).answer())\n"
-        "print(host.cache_dir())"
+        "print(kernel_cache.cache_dir())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -108,7 +109,7 @@ def test_a_relative_folder_stays_where_it_was(tmp_path: Path) -> None:
 
 
 def test_without_a_home_there_is_a_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "from cudakit import host; from cudakit.cli.info import caches; print(host.cache_dir().name, *caches()[0])"
+    code = "from cudakit.cli.info import caches, kernel_cache; print(kernel_cache.cache_dir().name, *caches()[0])"
     (line,) = python(code, CUDAKIT_CACHE_DIR="~no-such-user/kernels")
     assert re.match(r"cudakit-\w+ CPU .*; temporary: .*home", line)
 
@@ -116,7 +117,7 @@ def test_without_a_home_there_is_a_temporary_folder(monkeypatch: pytest.MonkeyPa
 def test_what_a_call_waits_for_is_built_at_the_same_time(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    meeting, real = tmp_path / "meeting", shlex.join(host.compiler())
+    meeting, real = tmp_path / "meeting", shlex.join(compiler.command())
     meeting.mkdir()
     waits = tmp_path / "waits"  # for the compilers of all three: the texts and the pool of threads
     waits.write_text(f'''#!/bin/sh
@@ -130,15 +131,15 @@ exit 1
     waits.chmod(0o755)
     monkeypatch.setenv("CXX", str(waits))
     forget_surroundings()
-    in_threads(host.build, host.missing([text_of(1), text_of(2), text_of(1)]), 3)
-    monkeypatch.setattr(host.subprocess, "run", no_compile)
-    assert [answer(host.build(text_of(number))) for number in (1, 2)] == [1, 2]
+    in_threads(kernel_cache.build, host.missing([text_of(1), text_of(2), text_of(1)]), 3)
+    monkeypatch.setattr(compiler.subprocess, "run", no_compile)
+    assert [answer(kernel_cache.build(text_of(number))) for number in (1, 2)] == [1, 2]
     assert host.missing([text_of(1), text_of(2)]) == []
 
 
 def test_an_error_in_one_of_several_sources_is_raised(cache: Path) -> None:
     with pytest.raises(CompileError, match="no such luck"):
-        in_threads(host.build, [text_of(1), "#error no such luck\n"], 2)
+        in_threads(kernel_cache.build, [text_of(1), "#error no such luck\n"], 2)
 
 
 def test_a_first_call_while_python_ends_compiles(tmp_path: Path) -> None:
@@ -166,8 +167,8 @@ def test_an_unwritable_cache_is_replaced_by_a_temporary_one(tmp_path: Path, vari
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     code = (
-        f"import ctypes; from cudakit import host; folder = host.cache_dir()\n"
-        f"print(ctypes.CDLL(str(host.build({text_of(4)!r}))).answer(), folder, folder.is_dir())"
+        f"import ctypes; from cudakit import kernel_cache; folder = kernel_cache.cache_dir()\n"
+        f"print(ctypes.CDLL(str(kernel_cache.build({text_of(4)!r}))).answer(), folder, folder.is_dir())"
     )
     (line,) = python(code, **environment, TMPDIR=temporary)
     number, folder, exists = line.split()
@@ -177,6 +178,6 @@ def test_an_unwritable_cache_is_replaced_by_a_temporary_one(tmp_path: Path, vari
 
 
 def test_a_cache_that_was_removed_is_made_anew(cache: Path) -> None:
-    assert answer(host.build(text_of(1))) == 1
+    assert answer(kernel_cache.build(text_of(1))) == 1
     shutil.rmtree(cache)
-    assert answer(host.build(text_of(2))) == 2
+    assert answer(kernel_cache.build(text_of(2))) == 2

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import host
+from cudakit import compiler
 from cudakit.array import CPU, Spec, contiguous_strides
 from cudakit.launch import Launch
 from cudakit.op import OPS
@@ -57,9 +57,9 @@ def test_every_way(
     x, grad_output = (arrays.make(rng.normal(size=shape), dtype) for _ in range(2))
     grid = arrays.make(rng.uniform(-1.1, 1.1, size=(2, *sizes, len(sizes))), dtype)
     results: list[list[Floats]] = []
-    flags = host.FLAGS
+    flags = compiler.FLAGS
     for way in WAYS:
-        monkeypatch.setattr(host, "FLAGS", (*flags, *way))
+        monkeypatch.setattr(compiler, "FLAGS", (*flags, *way))
         forget()
         values = cudakit.grid_sample(x, grid, mode, padding_mode, data_format=data_format)
         gradients = cudakit.grid_sample_backward(grad_output, x, grid, mode, padding_mode, data_format=data_format)
@@ -73,7 +73,7 @@ def test_every_way(
 
 def run_compiler(text: str, *options: str) -> str:
     """Return what the host's compiler prints."""
-    command = [*host.compiler(), *options, "-o-", "-"]
+    command = [*compiler.command(), *options, "-o-", "-"]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
 
 
@@ -90,5 +90,5 @@ def test_gcc_gathers_on_processors_that_it_does_not_know() -> None:
     op = OPS["grid_sample"]
     launch = op.plan(specs, op.options(("bilinear", "zeros", False, "channels_first")), CPU).steps[0].launch
     assert isinstance(launch, Launch)
-    options = [option for option in host.flags() if option not in ("-march=native", "-shared")]
+    options = [option for option in compiler.flags() if option not in ("-march=native", "-shared")]
     assert run_compiler(launch.kernel.text, *options, *unknown, "-S").count("vpgatherdq") >= 4

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cudakit import host
+from cudakit import compiler, kernel_cache
 from cudakit.cpuinfo import native_target
 from cudakit.errors import BackendUnavailable, CompileError
 from cudakit.op import OPS
@@ -27,7 +27,7 @@ from .specialisations import CALLS, HOST, specialisations
 SAMPLE = """
 import numpy as np
 import cudakit
-from cudakit import host
+from cudakit import compiler, kernel_cache
 rng = np.random.default_rng(3)
 for dtype, channels, mode in (("float16", 2, "bilinear"), ("float32", 20, "bicubic")):
     x = rng.normal(size=(2, channels, 6, 7)).astype(dtype)
@@ -35,16 +35,16 @@ for dtype, channels, mode in (("float16", 2, "bilinear"), ("float32", 20, "bicub
     y = cudakit.grid_sample(x, grid, mode)
     for array in (y, *cudakit.grid_sample_backward(y, x, grid, mode)):
         print(np.abs(array).sum(dtype=np.float64))
-print(host.compiler()[0], host.cache_dir(), sep="\\n")
+print(compiler.command()[0], kernel_cache.cache_dir(), sep="\\n")
 """
 
 
 def test_cxx_may_have_arguments(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = Path(host.compiler()[0]).name
+    name = Path(compiler.command()[0]).name
     monkeypatch.setenv("CXX", f"{name} -DANSWER=5 '-DUNUSED=a b'")
     forget_surroundings()
-    assert host.compiler()[1:] == ("-DANSWER=5", "-DUNUSED=a b")
-    assert answer(host.build(TEXT)) == 5
+    assert compiler.command()[1:] == ("-DANSWER=5", "-DUNUSED=a b")
+    assert answer(kernel_cache.build(TEXT)) == 5
 
 
 def test_cxx_may_run_the_compiler_through_another_command(
@@ -54,44 +54,45 @@ def test_cxx_may_run_the_compiler_through_another_command(
     script, used = tmp_path / "ccache", tmp_path / "used"
     script.write_text(f'#!/bin/sh\ntouch {used}\nexec "$@"\n')
     script.chmod(0o755)
-    monkeypatch.setenv("CXX", shlex.join(["ccache", *host.compiler()]))
+    monkeypatch.setenv("CXX", shlex.join(["ccache", *compiler.command()]))
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     forget_surroundings()
-    assert host.compiler()[0] == str(script)
-    assert answer(host.build(text_of(6))) == 6
+    assert compiler.command()[0] == str(script)
+    assert answer(kernel_cache.build(text_of(6))) == 6
     assert used.exists()
 
 
 def test_cxx_may_be_the_ziglang_wheel(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ziglang")
     monkeypatch.setenv("CXX", shlex.join([sys.executable, "-m", "ziglang", "c++"]))
-    assert host.compiler()[1:] == ("-m", "ziglang", "c++", "-nostdlib++")  # whose own library takes a minute to build
-    assert answer(host.build(text_of(7))) == 7
+    # Its own library takes a minute to build.
+    assert compiler.command()[1:] == ("-m", "ziglang", "c++", "-nostdlib++")
+    assert answer(kernel_cache.build(text_of(7))) == 7
 
 
 @pytest.mark.parametrize("empty", ["", "  "])
 def test_an_empty_cxx_is_none(cache: Path, monkeypatch: pytest.MonkeyPatch, empty: str) -> None:
     monkeypatch.delenv("CXX", raising=False)
-    expected = list(host.compilers())
+    expected = list(compiler.commands())
     monkeypatch.setenv("CXX", empty)
-    assert list(host.compilers()) == expected
+    assert list(compiler.commands()) == expected
 
 
 @pytest.mark.parametrize("command", ["no-such-compiler", "no-such-compiler --fast", "/no/such/compiler"])
 def test_a_cxx_that_is_not_there_is_not_replaced(cache: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     monkeypatch.setenv("CXX", command)
-    monkeypatch.setattr(host.subprocess, "run", no_compile)
-    remedy = f"install '{command.split()[0]}', or unset CXX and {host.REMEDY}"
+    monkeypatch.setattr(compiler.subprocess, "run", no_compile)
+    remedy = f"install '{command.split()[0]}', or unset CXX and {compiler.REMEDY}"
     message = f"$CXX must be a command, got '{command}': no such command was found; {remedy}"
     for _ in range(2):  # nothing else is taken the second time either
         with pytest.raises(BackendUnavailable, match=f"^{re.escape(message)}$"):
-            host.build(text_of(8))
+            kernel_cache.build(text_of(8))
 
 
 def test_an_error_in_the_source_shows_source_and_log(cache: Path) -> None:
     text = f'#line 7 "cuda_src/wrong.cu"\nint f() {{ return undeclared; }}\n{TEXT}'
     with pytest.raises(CompileError, match="undeclared") as raised:
-        host.build(text)
+        kernel_cache.build(text)
     assert raised.value.source == text
     assert "cuda_src/wrong.cu:7:" in raised.value.log
     assert list(cache.iterdir()) == []
@@ -106,7 +107,7 @@ def test_a_compiler_that_fails_shows_what_it_printed(
     monkeypatch.setenv("CXX", str(script))
     forget_surroundings()
     with pytest.raises(CompileError, match=r"compiler.* failed with status 3\nout of licences") as raised:
-        host.build(TEXT)
+        kernel_cache.build(TEXT)
     assert (raised.value.source, raised.value.log) == (TEXT, "out of licences\n")
     assert list(cache.iterdir()) == []
 
@@ -115,7 +116,7 @@ def test_a_compiler_that_makes_nothing_has_failed(cache: Path, monkeypatch: pyte
     monkeypatch.setenv("CXX", "true")
     forget_surroundings()
     with pytest.raises(CompileError, match=r"true .* failed with status 0"):
-        host.build(TEXT)
+        kernel_cache.build(TEXT)
     assert list(cache.iterdir()) == []
 
 
@@ -124,15 +125,15 @@ def test_without_a_compiler_the_error_names_the_install_command(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(host, "find_spec", lambda name: None)
+    monkeypatch.setattr(compiler, "find_spec", lambda name: None)
     with pytest.raises(BackendUnavailable, match=r"pip install 'cudakit\[cpu\]'"):
-        host.build(TEXT)
+        kernel_cache.build(TEXT)
 
 
 def test_the_ziglang_wheel_compiles_the_same_numbers(tmp_path: Path) -> None:
     if find_spec("ziglang") is None:
         pytest.skip("the ziglang wheel is not installed")
-    if host.compiler()[0] == sys.executable:
+    if compiler.command()[0] == sys.executable:
         pytest.skip("there is no other compiler to compare with")
     nothing = tmp_path / "bin"
     nothing.mkdir()
@@ -150,8 +151,8 @@ def test_every_compiler_multiplies_matrices_in_vectors(kernel: str, tmp_path: Pa
     example = next(example for example in specialisations(HOST) if example.types == (kernel, "float", "float"))
     text = render(example.kernel, dict(example.constants), host=True)
     environment, assembly = os.environ | {"ZIG_GLOBAL_CACHE_DIR": str(tmp_path)}, tmp_path / "kernel.s"
-    for command in host.compilers():
-        arguments = [*command, *host.flags(), "-S", "-o", str(assembly), "-"]
+    for command in compiler.commands():
+        arguments = [*command, *compiler.flags(), "-S", "-o", str(assembly), "-"]
         subprocess.run(arguments, input=text, text=True, check=True, env=environment)
         listing = assembly.read_text(errors="replace")
         name = r"^\w*multiply_blockILb\dELi(\d+)ELi(\d+)E\w*:"  # of vectors, and of rows
@@ -186,4 +187,4 @@ def test_a_compiler_that_is_no_command(
     text.chmod(0o755)
     monkeypatch.setenv("CXX", command.format(text))
     with pytest.raises(error, match=r"CXX|failed"):
-        host.build(text_of(3))
+        kernel_cache.build(text_of(3))

@@ -24,9 +24,9 @@ exec g++ "$@" -O0 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=all \\
 WRONG = """
 import ctypes, sys
 import numpy as np
-from cudakit import host
+from cudakit import kernel_cache
 text = 'extern "C" __attribute__((visibility("default"))) int wrong(const float* x, long long n) { %s }'
-wrong = ctypes.CDLL(str(host.build(text))).wrong
+wrong = ctypes.CDLL(str(kernel_cache.build(text))).wrong
 wrong.argtypes = (ctypes.c_void_p, ctypes.c_longlong)
 x = np.full(1000, 3e9, np.float32)
 wrong(x.ctypes.data, 999)

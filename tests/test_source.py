@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cudakit import host, source
+from cudakit import kernel_cache, source
 from cudakit.errors import CompileError
 from cudakit.source import Kernel, flatten, render
 from cudakit.structs import pack_scalars
@@ -92,7 +92,7 @@ def test_an_error_is_reported_where_it_stands(edited: Path, name: str) -> None:
     number = append(edited, name, "undeclared mistake;")
     text = render(SAMPLE.kernel, dict(SAMPLE.constants), host=True)
     with pytest.raises(CompileError) as raised:
-        host.build(text)
+        kernel_cache.build(text)
     assert f"cuda_src/{name}:{number}:" in raised.value.log
     assert raised.value.source == text
 
@@ -103,7 +103,7 @@ def test_editing_a_header_makes_another_library(edited: Path) -> None:
     append(edited, "core.cuh", "// another comment")
     after = render(example.kernel, dict(example.constants), host=True)
     assert before != after
-    assert host.build(before) != host.build(after)
+    assert kernel_cache.build(before) != kernel_cache.build(after)
 
 
 def test_the_prelude_comes_first() -> None:
@@ -120,7 +120,7 @@ def layout(kernel: Kernel, constants: dict[str, str | int]) -> list[int]:
         numbers += [f"__builtin_offsetof({kernel.params}, {name})", f"sizeof((({kernel.params}*)0)->{name})"]
     start = render(kernel, constants, host=True).removesuffix(f"ENTRY({kernel.name}, {kernel.params})\n")
     probe = f'extern "C" __attribute__((visibility("default"))) const long long layout[] = {{{", ".join(numbers)}}};\n'
-    library = ctypes.CDLL(str(host.build(start + probe)))
+    library = ctypes.CDLL(str(kernel_cache.build(start + probe)))
     return list((ctypes.c_longlong * len(numbers)).in_dll(library, "layout"))
 
 

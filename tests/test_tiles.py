@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import cudakit
-from cudakit import cpuinfo, host, launch
+from cudakit import compiler, cpuinfo, launch
 from cudakit.deformable import conv_host, conv_host_plan, conv_host_splitting
 
 from .conftest import Arrays
@@ -39,7 +39,7 @@ def forget() -> None:
     """Make every operator plan anew, for other kernels."""
     forget_plans()
     launch.lazy_kernel.cache_clear()
-    host.fingerprint.cache_clear()
+    compiler.fingerprint.cache_clear()
 
 
 def want(monkeypatch: pytest.MonkeyPatch, unit: str) -> None:
@@ -61,7 +61,7 @@ def use(request: pytest.FixtureRequest, arrays: Arrays, monkeypatch: pytest.Monk
     if arrays.device != "cpu":
         pytest.skip("a GPU has cuBLAS")
     if emulated:
-        monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, "-DEMULATE_UNITS"))
+        monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-DEMULATE_UNITS"))
     elif not getattr(cpuinfo, FINDERS[unit])():
         pytest.skip("the processor has none")
     want(monkeypatch, unit)
@@ -218,7 +218,7 @@ def test_a_compiler_that_does_not_know_them(
 ) -> None:
     if arrays.device != "cpu":
         pytest.skip("a GPU has cuBLAS")
-    monkeypatch.setattr(host, "FLAGS", (*host.FLAGS, f"-U{macro}"))
+    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, f"-U{macro}"))
     want(monkeypatch, unit)
     forget()
     try:

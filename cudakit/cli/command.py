@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cudakit.host import compiler
+from cudakit import compiler
 from cudakit.settings import get_num_threads
 
 PLAINLY = "cudakit.plainly"  # the name of `_plainly` among the error handlers of codecs
@@ -106,7 +106,7 @@ def choose_backend(device: str | None) -> Backend:
             return _cuda()
         except Exception:  # a broken CuPy raises whatever it likes, and nobody asked for it
             pass
-    compiler()  # raises where there is none, before any work is done
+    compiler.command()  # raises where there is none, before any work is done
     threads = get_num_threads()
     return Backend(np, lambda: None, f"the CPU, {threads} thread{'s'[: threads != 1]}")
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import cudakit
-from cudakit import host
+from cudakit import compiler, kernel_cache
 from cudakit.cli import matrix
 from cudakit.cpuinfo import has_amx, has_avx512_bf16, processor_name
 from cudakit.errors import BackendUnavailable
@@ -186,7 +186,7 @@ def cpu() -> str:
 def cpp_compiler() -> str:
     """Return the C++ compiler's command and version, or how to get one."""
     try:
-        command = host.compiler()
+        command = compiler.command()
     except BackendUnavailable as error:
         return str(error)
     # The ziglang wheel runs inside this Python, whose path says nothing.
@@ -230,9 +230,9 @@ def _describe(runtime: Any, index: int) -> str:
 
 def caches() -> list[tuple[str, str]]:
     """Return the folders of compiled kernels and how full they are."""
-    folder = host.cache_dir()
+    folder = kernel_cache.cache_dir()
     try:
-        chosen = host.chosen_cache_dir()
+        chosen = kernel_cache.chosen_cache_dir()
         remark = "" if folder == chosen else f"; temporary, since {chosen} cannot be written"
     except RuntimeError as error:
         remark = f"; temporary: {_first_line(error)}"

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cudakit.host import cache_dir
+from cudakit.kernel_cache import cache_dir
 
 from .cuda import runtime
 
