@@ -60,35 +60,37 @@ def _primitive(name: str, run: Callable[..., Results], types: Callable[..., Resu
 
 
 class _Operator:
-    """The primitive of an operator, and its rules."""
+    """The primitive of an operator, and its rules; and where it has no gradients that of its derivatives, the third."""
 
     def __init__(self, op: Op) -> None:
         self.op = op
-        self.primitive = _primitive(op.name, self.run, self.types, self.map)
-        ad.primitive_jvps[self.primitive] = self.push
+        self.primitive = _primitive(op.name, self.run, self.abstract_eval, self.batching_rule)
+        ad.primitive_jvps[self.primitive] = self.jvp_rule
         # Gradients are linear in those of the results; theirs, in their directions.
-        ad.primitive_transposes[self.primitive] = self.transpose if op.primal is None else self.pull
+        ad.primitive_transposes[self.primitive] = self.transpose_rule if op.primal is None else self.transpose_gradients
         if op.backward is None:
-            self.curvature = _primitive(f"{op.name}_jvp", self.refuse, self.curvature_types, self.map_curvature)
-            ad.primitive_jvps[self.curvature] = self.push_curvature
-            ad.primitive_transposes[self.curvature] = self.pull_curvature
+            self.third = _primitive(
+                f"{op.name}_jvp", self.refuse_third, self.third_abstract_eval, self.third_batching_rule
+            )
+            ad.primitive_jvps[self.third] = self.third_jvp_rule
+            ad.primitive_transposes[self.third] = self.third_transpose_rule
 
     def run(self, *given: Any, options: Any, absent: Names) -> Results:
         """Run it inside XLA."""
         return execute(self.op, options, _filled(self.op, absent, given))
 
-    def types(self, *given: Any, options: Any, absent: Names) -> Results:
+    def abstract_eval(self, *given: Any, options: Any, absent: Names) -> Results:
         """Return the types of the results, without checks."""
         specs = filled_specs(self.op, options, dense_specs(self.op, _filled(self.op, absent, given)))
         results = compact(self.op.outputs(specs, options))
         return [typed(given[0], result.shape, jax.numpy.dtype(result.dtype)) for result in results]
 
-    def map(self, given: Sequence[Any], axes: Sequence[Any], *, options: Any, absent: Names) -> Any:
+    def batching_rule(self, given: Sequence[Any], axes: Sequence[Any], *, options: Any, absent: Names) -> Any:
         """Run it with one axis more."""
         names = [name for name in self.op.arrays if name not in absent]
         return _mapped(self.op, names, partial(self.primitive.bind, absent=absent), given, axes, options)
 
-    def push(self, given: Sequence[Any], tangents: Sequence[Any], *, options: Any, absent: Names) -> Any:
+    def jvp_rule(self, given: Sequence[Any], tangents: Sequence[Any], *, options: Any, absent: Names) -> Any:
         """Return the results and their derivatives in a direction."""
         op, params = self.op, {"options": options, "absent": absent}
         arrays, along = (_filled(op, absent, x) for x in (given, _nonzero(tangents)))
@@ -99,13 +101,13 @@ class _Operator:
         if any(x is not None for x in along[:count]):
             saved = (*[arrays[i] for i in op.saved], None)
             found = jvp(apply, op, options, saved, (*along[:count], *none))
-        curved = self.curve(given, along[count:], **params)
-        changes = dict(enumerate(sum_present(found, curved)))  # none where it is zero
+        third = self.third_derivatives(given, along[count:], **params)
+        changes = dict(enumerate(sum_present(found, third)))  # none where it is zero
         places = [i for i, there in enumerate(op.present(options, absent)) if there]
         pairs = ((changes.get(i), result) for i, result in zip(places, results, strict=True))
         return results, [ad.Zero(jax.typeof(x).to_tangent_aval()) if change is None else change for change, x in pairs]
 
-    def transpose(self, grads: Sequence[Any], *given: Any, options: Any, absent: Names) -> Results:
+    def transpose_rule(self, grads: Sequence[Any], *given: Any, options: Any, absent: Names) -> Results:
         """Return the gradient by the one array that is not known, in which the result is linear."""
         op, arrays = self.op, _filled(self.op, absent, given)
         unknown = tuple(name for name, x in zip(op.arrays, arrays, strict=True) if ad.is_undefined_primal(x))
@@ -120,7 +122,7 @@ class _Operator:
         named = dict(zip(op.arrays, found, strict=True))
         return [named[name] for name in op.arrays if name not in absent]
 
-    def pull(self, grads: Sequence[Any], *given: Any, options: Any, absent: Names) -> Results:
+    def transpose_gradients(self, grads: Sequence[Any], *given: Any, options: Any, absent: Names) -> Results:
         """Return the gradients by the arrays in which the results are linear."""
         op, arrays = self.op, _filled(self.op, absent, given)
         unknown = [ad.is_undefined_primal(x) for x in arrays]
@@ -138,7 +140,7 @@ class _Operator:
         named = dict(zip(linear, found, strict=False))
         return [named.get(name) for name in op.arrays if name not in absent]
 
-    def curve(self, given: Sequence[Any], along: Arrays, *, options: Any, absent: Names) -> Arrays:
+    def third_derivatives(self, given: Sequence[Any], along: Arrays, *, options: Any, absent: Names) -> Arrays:
         """Return the change of gradients' gradients where their arrays change, directions aside: third derivatives.
 
         Of the first result, which is an operator's derivative, they are second ones, and these can be pulled back.
@@ -149,35 +151,37 @@ class _Operator:
         if not changing:
             return ()
         names, tangents = zip(*changing, strict=True)
-        found = self.curvature.bind(*tangents, *given, options=options, absent=absent, along=names)
+        found = self.third.bind(*tangents, *given, options=options, absent=absent, along=names)
         return _spread(op, options, absent, found)
 
-    def refuse(self, *_given: Any, options: Any, **_params: Any) -> Results:
-        """Refuse to compute what `curve` returns: only now is it known that anybody wants it."""
+    def refuse_third(self, *_given: Any, options: Any, **_params: Any) -> Results:
+        """Refuse to compute what `third_derivatives` returns: only now is it known that anybody wants it."""
         raise no_second_jvp(self.op, options)
 
-    def curvature_types(self, *given: Any, along: Names, **params: Any) -> Results:
-        """Return the types of what `curve` does."""
-        return self.types(*given[len(along) :], **params)
+    def third_abstract_eval(self, *given: Any, along: Names, **params: Any) -> Results:
+        """Return the types of what `third_derivatives` does."""
+        return self.abstract_eval(*given[len(along) :], **params)
 
-    def map_curvature(
+    def third_batching_rule(
         self, given: Sequence[Any], axes: Sequence[Any], *, options: Any, absent: Names, along: Names
     ) -> Any:
-        """Return what `curve` does with one axis more."""
+        """Return what `third_derivatives` does with one axis more."""
         names = [*along, *(name for name in self.op.arrays if name not in absent)]
-        bind = partial(self.curvature.bind, absent=absent, along=along)
+        bind = partial(self.third.bind, absent=absent, along=along)
         return _mapped(self.op, names, bind, given, axes, options)
 
-    def push_curvature(self, given: Sequence[Any], tangents: Sequence[Any], *, along: Names, **params: Any) -> Any:
-        """Return what `curve` does, and its change with the tangents, in which it is linear."""
+    def third_jvp_rule(self, given: Sequence[Any], tangents: Sequence[Any], *, along: Names, **params: Any) -> Any:
+        """Return what `third_derivatives` does, and its change with the tangents, in which it is linear."""
         count = len(along)
-        results = self.curvature.bind(*given, along=along, **params)
+        results = self.third.bind(*given, along=along, **params)
         if not all(isinstance(x, ad.Zero) for x in tangents[count:]):
             raise no_derivatives(self.op.name)
         new = [ad.instantiate_zeros(x) for x in tangents[:count]]
-        return results, self.curvature.bind(*new, *given[count:], along=along, **params)
+        return results, self.third.bind(*new, *given[count:], along=along, **params)
 
-    def pull_curvature(self, grads: Sequence[Any], *given: Any, options: Any, absent: Names, along: Names) -> Results:
+    def third_transpose_rule(
+        self, grads: Sequence[Any], *given: Any, options: Any, absent: Names, along: Names
+    ) -> Results:
         """Return the gradients of an operator's derivative by its arrays."""
         arrays, op = _filled(self.op, absent, given[len(along) :]), self.op
         by_results = _spread(op, options, absent, _nonzero(grads))
