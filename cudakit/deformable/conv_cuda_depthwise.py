@@ -35,7 +35,7 @@ from cudakit.source import Kernel
 from cudakit.staging import CUDA_COPY_BYTES, Staged
 from cudakit.workspace import ALIGNMENT
 
-WORKSPACES = 7  # at most
+MOST_WORKSPACES = 7  # of a call
 FEWEST_PIXELS = 4  # of a thread that adds up gradients of weights
 
 
@@ -103,13 +103,13 @@ class _DepthwiseCall:
         self.item_bytes = itemsize(d.dtype)
         last = packed(y.shape, d.dtype, channels_last=True)
         self.vector = cuda_vector(d.channels // d.offset_groups, d.dtype)
-        self.vectors = wants_neighbours(d, _as_columns(last), plan.target)
+        self.in_vectors = wants_neighbours(d, _as_columns(last), plan.target)
         apart = wants_copy(x, grad, neighbours=False)
-        image = packed(x.shape, d.dtype, channels_last=d.channels_last or self.vectors)
+        image = packed(x.shape, d.dtype, channels_last=d.channels_last or self.in_vectors)
         copied, turned = reads and (apart or self._scattered(x)), self._scattered(y)
         image_bytes += (image.strides[0] * copied + last.strides[0] * turned) * self.item_bytes
         weight_bytes = d.channels * d.taps * self.item_bytes
-        self.images = self._images(image_bytes, fixed_bytes + WORKSPACES * ALIGNMENT + weight_bytes)
+        self.images = self._images(image_bytes, fixed_bytes + MOST_WORKSPACES * ALIGNMENT + weight_bytes)
         self.inputs = Staged(plan, x if reads else image, image if copied else None, self.images)
         self.outputs = Staged(plan, y, last if turned else None, self.images)
         self.weight = plan.workspace(weight_bytes)
@@ -118,7 +118,7 @@ class _DepthwiseCall:
 
     def _scattered(self, one: Image) -> bool:
         """Whether channels should be read in vectors, and are not where that is possible."""
-        return self.vectors and not (one.strides[1] == 1 and one.in_vectors(self.vector))
+        return self.in_vectors and not (one.strides[1] == 1 and one.in_vectors(self.vector))
 
     def _images(self, image_bytes: int, fixed: int) -> int:
         """Return how many images are visited at a time."""
