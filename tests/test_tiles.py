@@ -61,7 +61,7 @@ def use(request: pytest.FixtureRequest, arrays: Arrays, monkeypatch: pytest.Monk
     if arrays.device != "cpu":
         pytest.skip("a GPU has cuBLAS")
     if emulated:
-        monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-DEMULATE_UNITS"))
+        monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-DEMULATE_UNITS", "-O1"))  # need not be fast
     elif not getattr(cpuinfo, FINDERS[unit])():
         pytest.skip("the processor has none")
     want(monkeypatch, unit)
