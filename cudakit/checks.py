@@ -18,8 +18,10 @@ def shown(value: object) -> str:
     """Return what to show of an option that is refused: not all of an array that came in its place."""
     try:
         text = " ".join(repr(value).split())
-    except ValueError:  # an int of more digits than Python prints
-        return f"{type(value).__name__} of too many digits"
+    except Exception as error:  # of a class of the caller's, or of an int of more digits than Python prints
+        many = type(error) is ValueError and "digits" in str(error)
+        fault = "of too many digits" if many else f"whose repr raises {type(error).__name__}"
+        return f"{type(value).__name__} {fault}"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 

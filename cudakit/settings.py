@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from operator import index
 
+from cudakit.checks import shown
 from cudakit.cpuinfo import core_count
 
 MOST_THREADS = 1024
@@ -65,7 +66,7 @@ def set_num_threads(threads: int) -> None:
     try:
         number = index(threads)
     except TypeError:
-        raise TypeError(f"set_num_threads: threads must be an int, got {threads!r}") from None
+        raise TypeError(f"set_num_threads: threads must be an int, got {shown(threads)}") from None
     if not 1 <= number <= MOST_THREADS:
         raise ValueError(f"set_num_threads: threads must be at least 1 and at most {MOST_THREADS}, got {number}")
     _threads = number
@@ -118,5 +119,5 @@ def use_deterministic_algorithms(mode: bool) -> None:
     """
     global _deterministic
     if not isinstance(mode, bool):
-        raise TypeError(f"use_deterministic_algorithms: mode must be a bool, got {mode!r}")
+        raise TypeError(f"use_deterministic_algorithms: mode must be a bool, got {shown(mode)}")
     _deterministic = mode

@@ -57,7 +57,9 @@ def checked(layers: Any, input_size: Any, at: Any) -> tuple[list[Step], Integers
     space = checks.integers("input_size", input_size, "be 1, 2 or 3 positive ints", length=(1, 2, 3), minimum=1)
     if not isinstance(layers, Sequence) or not layers:
         kind = TypeError if not isinstance(layers, Sequence) else ValueError
-        raise InvalidArgument("layers", "be a sequence of layers, from the input to the output", repr(layers), kind)
+        raise InvalidArgument(
+            "layers", "be a sequence of layers, from the input to the output", checks.shown(layers), kind
+        )
     steps: list[Step] = []
     for i, layer in enumerate(layers):
         try:

@@ -110,7 +110,7 @@ def _options(size: Any, align_corners: Any) -> AffineGridOptions:
     rule = "be the ints (N, C, H, W) or (N, C, D, H, W) with positive spatial sizes"
     sizes = checks.integers("size", size, rule, length=(4, 5), minimum=0)
     if 0 in sizes[2:]:
-        raise InvalidArgument("size", rule, sizes)
+        raise InvalidArgument("size", rule, checks.shown(sizes))
     checks.boolean("align_corners", align_corners)
     return AffineGridOptions(sizes[0], sizes[2:], align_corners)
 

@@ -1,0 +1,68 @@
+"""Arguments of classes that behave oddly: the error of the check must come, whatever they do when they are shown."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import cudakit
+from cudakit import fov
+
+X, GRID, OFFSET = (np.zeros(shape, np.float32) for shape in ((1, 1, 4, 4), (1, 4, 4, 2), (1, 2, 4, 4)))
+
+
+class Silent:
+    """What cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise KeyError("no repr")
+
+
+class Wordless:
+    """What shows itself as no text."""
+
+    def __repr__(self) -> Any:
+        return 3
+
+
+class Layers(list[Any]):
+    """An empty sequence that cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+REFUSALS: dict[str, tuple[Callable[[Any], object], type[Exception]]] = {
+    "grid_sample: input": (lambda odd: cudakit.grid_sample(odd, GRID), TypeError),
+    "grid_sample: mode": (lambda odd: cudakit.grid_sample(X, GRID, odd), ValueError),
+    "grid_sample: align_corners": (lambda odd: cudakit.grid_sample(X, GRID, align_corners=odd), TypeError),
+    "grid_sample_backward: needs": (lambda odd: cudakit.grid_sample_backward(X, X, GRID, needs=odd), TypeError),
+    "affine_grid: size": (lambda odd: cudakit.affine_grid(X[0], (1, 1, 4, odd)), TypeError),
+    "deform_im2col: kernel_size": (lambda odd: cudakit.deform_im2col(X, OFFSET, odd), TypeError),
+    "deform_conv2d: padding": (lambda odd: cudakit.deform_conv2d(X, OFFSET, X, padding=(odd, 1)), TypeError),
+    "deform_conv2d: workspace": (lambda odd: cudakit.deform_conv2d(X, OFFSET, X, workspace=odd), TypeError),
+    "set_num_threads: threads": (cudakit.set_num_threads, TypeError),
+    "use_deterministic_algorithms: mode": (cudakit.use_deterministic_algorithms, TypeError),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("odd", [Silent(), Wordless()], ids=["silent", "wordless"])
+def test_what_cannot_be_shown_is_named_by_its_type(refusal: str, odd: Any) -> None:
+    call, error = REFUSALS[refusal]
+    with pytest.raises(error, match=f"^{refusal} must .*, got .*({type(odd).__name__}|tuple)") as raised:
+        call(odd)
+    assert type(raised.value) is error
+
+
+def test_layers_that_cannot_be_shown_are_named_by_their_type() -> None:
+    with pytest.raises(
+        ValueError, match="^sampling_positions: layers must .*, got Layers whose repr raises RuntimeError$"
+    ):
+        fov.sampling_positions(Layers(), (9, 9), (0, 0))
+
+
+def test_a_size_of_zero_beside_too_many_digits() -> None:
+    with pytest.raises(ValueError, match="^affine_grid: size must be .*, got tuple of too many digits$"):
+        cudakit.affine_grid(X[0], (1, 1, 0, 10**5000))
