@@ -58,11 +58,11 @@ def test_what_cannot_be_shown_is_named_by_its_type(refusal: str, odd: Any) -> No
 
 def test_layers_that_cannot_be_shown_are_named_by_their_type() -> None:
     with pytest.raises(
-        ValueError, match="^sampling_positions: layers must .*, got Layers whose repr raises RuntimeError$"
+        ValueError, match=r"^sampling_positions: layers must .*, got Layers whose repr raises RuntimeError$"
     ):
         fov.sampling_positions(Layers(), (9, 9), (0, 0))
 
 
 def test_a_size_of_zero_beside_too_many_digits() -> None:
-    with pytest.raises(ValueError, match="^affine_grid: size must be .*, got tuple of too many digits$"):
+    with pytest.raises(ValueError, match=r"^affine_grid: size must be .*, got tuple of too many digits$"):
         cudakit.affine_grid(X[0], (1, 1, 0, 10**5000))
