@@ -140,7 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments:
         parser.print_help(sys.stderr)
         return MISUSED
-    args = parser.parse_args(arguments)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        Parser(prog=f"cudakit {args.command}").error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         status: int = args.run(args)
         if sys.stdout is not None:

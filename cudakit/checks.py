@@ -99,7 +99,7 @@ def coordinate_dtype(argument: str, spec: Spec, reference: str, dtype: str) -> N
         raise InvalidArgument(argument, rule, spec.dtype, TypeError)
 
 
-def shape(argument: str, spec: Spec, expected: Sequence[int | str]) -> None:
+def shape(argument: str, spec: Spec, expected: Sequence[int | str], reason: str = "") -> None:
     """Check an array's shape.
 
     Parameters
@@ -111,11 +111,13 @@ def shape(argument: str, spec: Spec, expected: Sequence[int | str]) -> None:
     expected : sequence of int or str
         A size for each dimension: a number that must be met, a name for a free size (``"H_out"``), or a name with its
         number (``"N=2"``).
+    reason : str
+        Where that comes from, if it needs to be said.
     """
     if len(expected) == len(spec.shape) and all(map(_fits, expected, spec.shape)):
         return
     wanted = ", ".join(map(str, expected))
-    raise InvalidArgument(argument, f"have shape ({wanted})", spec.shape)
+    raise InvalidArgument(argument, f"have shape ({wanted}){reason}", spec.shape)
 
 
 def _fits(expected: int | str, size: int) -> bool:

@@ -1,8 +1,8 @@
 """A disk cache of libraries compiled from kernels.
 
 An entry is the library followed by the SHA-256 of its bytes; whatever does not match is a miss and is compiled anew.
-Entries appear by `os.replace`, so that processes need no lock: at worst those that start together compile the same
-thing.
+Entries appear by `os.replace`, so that they are right without any lock. Those who want the same one take turns, lest
+each compile it.
 """
 
 import atexit
@@ -10,14 +10,18 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from cudakit.compiler import compile_library, fingerprint
 from cudakit.errors import CompileError
+from cudakit.turns import turn
 
 DIGEST_SIZE = hashlib.sha256().digest_size
+UNFINISHED = "unfinished-"  # libraries begin their names so until they are entries
+DAY = 86400.0  # seconds
 
 
 def cache_dir() -> Path:
@@ -78,14 +82,23 @@ def contains(text: str) -> bool:
 def build(text: str, *, anew: bool = False) -> Path:
     """Return a shared library made from `text`, unless `anew` from the disk cache where it is there."""
     entries = _entries(text)
-    intact = (entry for entry in entries if not anew and _intact(entry))
-    return next(intact, None) or _make(text, entries[0])
+    found = None if anew else _find(entries)
+    if found is None:
+        with turn(entries[0]):
+            found = (None if anew else _find(entries)) or _make(text, entries[0])
+    return found
+
+
+def _find(entries: list[Path]) -> Path | None:
+    """Return the first of these that is there, and intact."""
+    return next((entry for entry in entries if _intact(entry)), None)
 
 
 def _make(text: str, entry: Path) -> Path:
     """Compile an entry, and return it."""
+    _remove_leftovers(entry.parent)
     try:
-        handle, name = tempfile.mkstemp(suffix=".so", dir=entry.parent)
+        handle, name = tempfile.mkstemp(suffix=".so", prefix=UNFINISHED, dir=entry.parent)
         os.close(handle)
         made = Path(name)
         try:
@@ -100,6 +113,15 @@ def _make(text: str, entry: Path) -> Path:
         remedy = "set CUDAKIT_CACHE_DIR to a folder that has room and may be written"
         raise CompileError(f"cannot write {entry}: {error.strerror}; {remedy}", text, "") from None
     return entry
+
+
+@cache
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left in the folder, a day later."""
+    for path in (*folder.glob(f"{UNFINISHED}*"), *folder.glob("*.lock")):
+        with suppress(OSError):  # another process removes it, too
+            if path.stat().st_mtime < time.time() - DAY:
+                path.unlink()
 
 
 def _intact(entry: Path) -> bool:

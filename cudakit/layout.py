@@ -134,12 +134,17 @@ def ordered(batch: int, channels: int, space: tuple[int, ...], last: bool) -> tu
     return (batch, *space, channels) if last else (batch, channels, *space)
 
 
+def axes(n: int, last: bool) -> str:
+    """Return the names of an image batch's axes."""
+    space = ("D", "H", "W")[3 - n :]
+    return f"({', '.join(('N', *space, 'C') if last else ('N', 'C', *space))})"
+
+
 def checked_image(argument: str, spec: Spec, data_format: str, dimensions: Collection[int]) -> Image:
     """Check an image batch and return how it lies in memory."""
     last = data_format == "channels_last"
     checks.floating(argument, spec)
-    layout = "(N, S..., C)" if last else "(N, C, S...)"
-    checks.dimensions(argument, spec, [n + 2 for n in dimensions], layout)
+    checks.dimensions(argument, spec, [n + 2 for n in dimensions], " or ".join(axes(n, last) for n in dimensions))
     x = image(spec, last)
     if 0 in x.space:
         raise InvalidArgument(argument, "have no empty spatial dimension", f"shape {spec.shape}")

@@ -231,9 +231,17 @@ def test_demo_takes_any_photograph(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "<svg" in (tmp_path / "out.svg").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("arguments", [("frobnicate",), ("info", "--device"), ("demo", "--device", "tpu")])
-def test_usage_errors(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--help" in mistake(capsys, *arguments)
+@pytest.mark.parametrize(
+    ("arguments", "helper"),
+    [
+        (("frobnicate",), "cudakit"),
+        (("info", "--device"), "cudakit info"),
+        (("demo", "--device", "tpu"), "cudakit demo"),
+        (("bench", "--frobnicate"), "cudakit bench"),
+    ],
+)
+def test_usage_errors(arguments: tuple[str, ...], helper: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"(see {helper} --help)" in mistake(capsys, *arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""Arguments of classes that behave oddly: the error of the check must come, whatever they do when they are shown."""
+"""Odd arguments: the error of the check must come, whatever they do when they are shown, and say what was read."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -66,3 +67,25 @@ def test_layers_that_cannot_be_shown_are_named_by_their_type() -> None:
 def test_a_size_of_zero_beside_too_many_digits() -> None:
     with pytest.raises(ValueError, match=r"^affine_grid: size must be .*, got tuple of too many digits$"):
         cudakit.affine_grid(X[0], (1, 1, 0, 10**5000))
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid", "message"),
+    [
+        ((3, 8, 8), (8, 8, 2), "have shape (N=3, W_out, 1) for input (N, C, W) = (3, 8, 8), got (8, 8, 2)"),
+        ((2, 3, 8, 8), (2, 8, 8, 3), "have shape (N=2, H_out, W_out, 2) for input (N, C, H, W) = (2, 3, 8, 8), got"),
+        ((2, 3, 8, 8), (1, 8, 8, 2), "have shape (N=2, H_out, W_out, 2), got (1, 8, 8, 2)"),
+    ],
+)
+def test_a_grid_of_other_dimensions_is_told_how_the_input_was_read(
+    shape: tuple[int, ...], grid: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"grid_sample: grid must {message}")):
+        cudakit.grid_sample(np.ones(shape), np.ones(grid))
+
+
+@pytest.mark.parametrize(("data_format", "names"), [("channels_first", "N, C, H, W"), ("channels_last", "N, H, W, C")])
+def test_axes_have_names(data_format: str, names: str) -> None:
+    message = f"deform_conv2d: input must have 4 dimensions ({names}), got shape (3, 8, 8)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        cudakit.deform_conv2d(*(np.ones((3, 8, 8)),) * 2, np.ones((4, 3, 3, 3)), data_format=data_format)

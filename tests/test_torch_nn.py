@@ -205,6 +205,7 @@ def test_layers_are_traced_by_symbols() -> None:
         ({"stride": 0}, "stride must be a positive int"),
         ({"groups": 0}, "groups must be a positive int, got 0"),
         ({"in_channels": 4.0}, "in_channels must be a positive int, got 4.0"),
+        ({"bias": "yes"}, "bias must be True or False, got 'yes'"),
         ({"deform_groups": 0}, "deform_groups must be a positive int, got 0"),
         ({"deform_groups": 3}, "in_channels must be divisible by deform_groups=3, got 4"),
     ],

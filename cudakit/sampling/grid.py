@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from cudakit import checks
 from cudakit.array import Spec, is_contiguous
 from cudakit.double_backward import check_directions, wanting
-from cudakit.layout import DATA_FORMATS, Image, checked_image, image, ordered, packed, unreadable
+from cudakit.layout import DATA_FORMATS, Image, axes, checked_image, image, ordered, packed, unreadable
 from cudakit.op import Op
 from cudakit.plan import Output, Plan, Target
 from cudakit.sampling.grid_double_plan import plan_double_backward
@@ -152,7 +152,9 @@ def _sampling(input: Spec, grid: Spec, options: GridSampleOptions) -> tuple[Samp
     checks.coordinate_dtype("grid", grid, "input", input.dtype)
     n = len(x.space)
     names = ("D_out", "H_out", "W_out")[3 - n :]
-    checks.shape("grid", grid, (f"N={x.shape[0]}", *names, n))
+    other = grid.shape[-1:] != (n,)  # dimensions than those of the input, or those of one without a batch
+    read_as = f" for input {axes(n, options.data_format == 'channels_last')} = {input.shape}" if other else ""
+    checks.shape("grid", grid, (f"N={x.shape[0]}", *names, n), read_as)
     call = Sampling(x, prod(grid.shape[1:-1]), grid.dtype, options.mode, options.padding_mode, options.align_corners)
     return call, (*x.shape[:2], *grid.shape[1:-1])
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import cudakit
-from cudakit.checks import integers
+from cudakit.checks import boolean, integers
 from cudakit.deformable.geometry import numbers, per_dimension
 from cudakit.errors import InvalidArgument, raised_by
 
@@ -42,9 +42,11 @@ class DeformConvNd(nn.Module):
         self.stride = self._each("stride", stride)
         self.padding = self._each("padding", padding, minimum=0)
         self.dilation = self._each("dilation", dilation)
-        shape = (out_channels, in_channels // groups, *self.kernel_size)
+        with raised_by(type(self).__name__):
+            boolean("bias", bias)
+        shape = (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-        added = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
+        added = nn.Parameter(torch.empty(self.out_channels, device=device, dtype=dtype)) if bias else None
         self.register_parameter("bias", added)
         self.reset_parameters()
 
