@@ -1,6 +1,8 @@
 """64-bit index arithmetic: the same bits as 32-bit where both do, and right where only it can."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,3 +100,37 @@ def test_a_sample_a_hair_before_the_first_pixel_has_the_slope_there(device: str)
     line, grid = arrays.make([[[1, 5, 2, 4, 3]]]), arrays.make([[[-0.8]] * 3])  # in float32, -3e-8 pixels
     gradient = cudakit.grid_sample_backward(arrays.make([[[1, 1, 1]]]), line, grid, needs=("grid",)).grid
     np.testing.assert_allclose(arrays.back(gradient), 2.5)  # half of the size, of the first pixel alone
+
+
+SAFE = 2**31 - 2**22  # what a loop on a GPU may reach before its last step, over all threads that run at a time
+PROCESSORS = 512  # more than any GPU has
+
+
+@pytest.mark.parametrize(
+    ("extents", "counts", "wide"),
+    [
+        ((), (SAFE,), False),
+        ((), (SAFE + 1,), True),
+        ((), (1, SAFE + 1), True),
+        ([((SAFE,), (1,))], (), False),
+        ([((SAFE + 1,), (1,))], (), True),
+        ([((SAFE + 1,), (-1,))], (), True),
+        ([((2, 3), (SAFE - 3, 1))], (1,), False),
+        ([((2, 3), (SAFE - 2, 1))], (1,), True),
+        ([((2, 3), (SAFE - 2, -1))], (1,), True),
+        ([((5,), (1,)), ((2,), (SAFE,))], (), True),
+        ([((1, 5), (2**40, 1))], (), False),
+        ([((0, 5), (2**40, 1))], (0,), False),
+    ],
+)
+def test_when_indices_take_64_bits(extents: list[layout.Extent], counts: tuple[int, ...], wide: bool) -> None:
+    assert layout.is_wide(extents, *counts, 0) == wide
+
+
+def test_the_last_step_of_a_loop_fits_32_bits() -> None:
+    text = (Path(layout.__file__).parent / "cuda.py").read_text(encoding="utf-8")  # which needs CuPy to be imported
+    (blocks,), (threads,) = (
+        re.findall(rf"^{name} = (\d+)", text, re.M) for name in ("BLOCKS_PER_PROCESSOR", "THREADS")
+    )
+    last = SAFE - 1
+    assert last + PROCESSORS * int(blocks) * int(threads) < 2**31
