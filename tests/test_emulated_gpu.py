@@ -28,6 +28,7 @@ PARTS = [
         "deformable_double_backward",
     ),
     (
+        "affine",
         "sampling",
         "sampling_gradients",
         "sampling_special",
