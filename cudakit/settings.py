@@ -19,7 +19,8 @@ def get_num_threads() -> int:
     Returns
     -------
     int
-        What was set, else the cores that this process may run on.
+        What was set, else the cores that this process might run on when cudakit was imported: whoever binds it to fewer
+        later (``os.sched_setaffinity``) sets the number, too.
 
     Examples
     --------
