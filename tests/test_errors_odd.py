@@ -89,3 +89,9 @@ def test_axes_have_names(data_format: str, names: str) -> None:
     message = f"deform_conv2d: input must have 4 dimensions ({names}), got shape (3, 8, 8)"
     with pytest.raises(ValueError, match=re.escape(message)):
         cudakit.deform_conv2d(*(np.ones((3, 8, 8)),) * 2, np.ones((4, 3, 3, 3)), data_format=data_format)
+
+
+def test_a_kernel_of_other_dimensions_is_told_how_the_input_was_read() -> None:
+    message = "deform_im2col: kernel_size must be an int or 1 int for input (N, C, W) = (3, 8, 8), got (3, 3)"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        cudakit.deform_im2col(np.ones((3, 8, 8)), np.ones((18, 8, 8)), (3, 3))

@@ -16,7 +16,7 @@ from cudakit.deformable.geometry import (
     window,
 )
 from cudakit.errors import InvalidArgument
-from cudakit.layout import DATA_FORMATS, MOST_ELEMENTS, Image, checked_image, packed
+from cudakit.layout import DATA_FORMATS, MOST_ELEMENTS, Image, axes, checked_image, packed
 
 NAMES = ("input", "offset", "mask")
 
@@ -51,7 +51,8 @@ def read_options(
 def check_im2col(input: Spec, offset: Spec, mask: Spec | None, options: DeformOptions) -> tuple[Deformation, Image]:
     """Check the arrays of `deform_im2col`."""
     x = checked_image("input", input, options.data_format, (1, 2, 3))
-    kernel = per_dimension("kernel_size", options.kernel_size, len(x.space))
+    n, last = len(x.space), options.data_format == "channels_last"
+    kernel = per_dimension("kernel_size", options.kernel_size, n, f" for input {axes(n, last)} = {input.shape}")
     return deformation(x, offset, mask, kernel, options.moves, options.data_format), x
 
 

@@ -42,12 +42,12 @@ def numbers(argument: str, value: Any, *, minimum: int) -> Integers:
     return found
 
 
-def per_dimension(argument: str, values: Integers, n: int) -> Integers:
-    """Return one number for each of n dimensions."""
+def per_dimension(argument: str, values: Integers, n: int, reason: str = "") -> Integers:
+    """Return one number for each of n dimensions; `reason` tells where n comes from, if it needs to be told."""
     if len(values) == 1:
         return values * n
     if len(values) != n:
-        raise InvalidArgument(argument, f"be an int or {n} ints", values)
+        raise InvalidArgument(argument, f"be an int or {n} int{'s' * (n > 1)}{reason}", values)
     return values
 
 
